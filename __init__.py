@@ -1,0 +1,37 @@
+"""arstore: a content-addressed, encrypted store for weights, prefix KV and intermediates.
+
+with arstore.open_store("~/models") as store:
+    store.put("path/to/checkpoint", name="llama")
+    tensors = store.get("llama").tensors()
+"""
+
+from arstore.store.errors import (
+    BadInput,
+    Conflict,
+    Corrupt,
+    Fenced,
+    KeyRefused,
+    NoRoom,
+    NoStore,
+    NotFound,
+    StorageFailed,
+    StoreError,
+)
+from arstore.store.store import Store, create_store, open_store
+
+__version__ = "0.1.0"
+__all__ = [
+    "BadInput",
+    "Conflict",
+    "Corrupt",
+    "Fenced",
+    "KeyRefused",
+    "NoRoom",
+    "NoStore",
+    "NotFound",
+    "StorageFailed",
+    "Store",
+    "StoreError",
+    "create_store",
+    "open_store",
+]

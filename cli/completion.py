@@ -1,0 +1,22 @@
+"""`arstore completion`: shell completion, as typer makes it."""
+
+from typing import Annotated
+
+import typer
+
+from ..store.errors import BadInput
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(completion)
+
+
+def completion(
+    shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh, fish or powershell.")] = "bash",
+) -> None:
+    """Print a completion script: `source <(arstore completion bash)`."""
+    from typer._completion_shared import get_completion_script
+
+    if shell not in ("bash", "zsh", "fish", "powershell"):
+        raise BadInput(f"shell {shell!r}", "wanted bash, zsh, fish or powershell")
+    print(get_completion_script(prog_name="arstore", complete_var="_ARSTORE_COMPLETE", shell=shell))

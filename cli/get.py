@@ -1,0 +1,103 @@
+"""`arstore get`: read an artifact back."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..store.errors import BadInput
+from ..store.select import COLWISE, ROWWISE, Selection, Shard
+from .render import rate, size
+from .session import session_of
+
+_PLAN_MAX_BYTES = 1 << 20
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(get)
+
+
+def get(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="NAME, NAME@VERSION or an id.")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Where to write.")],
+    tensor: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Only tensors whose names match. Repeatable.")
+    ] = None,
+    layer: Annotated[
+        list[int] | None, typer.Option(metavar="L", help="Only tensors of this layer. Repeatable.")
+    ] = None,
+    slice_: Annotated[
+        list[str] | None,
+        typer.Option("--slice", metavar="TENSOR=A:B", help="Rows A to B of a tensor. Repeatable."),
+    ] = None,
+    shard: Annotated[str | None, typer.Option(metavar="RANK/WORLD[:AXIS]", help="One of WORLD equal parts.")] = None,
+    tp_plan: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON of name patterns to colwise or rowwise; with --shard."),
+    ] = None,
+) -> None:
+    """Write an artifact's files to DEST, byte-identical; with selectors, one safetensors file of those tensors."""
+    session = session_of(context)
+    selection = Selection(
+        globs=tuple(tensor or ()),
+        layers=tuple(layer or ()),
+        slices=tuple(map(parse_slice, slice_ or ())),
+        shard=parse_shard(shard) if shard else None,
+        plan=_read_plan(tp_plan),
+    )
+    if tp_plan and not shard:
+        raise BadInput("--tp-plan", "says how to split, not which part; add --shard RANK/WORLD")
+    with session.open() as store, session.progress("get") as progress:
+        artifact, written = store.get_to(name, dest, selection, progress)
+    summary, seconds = artifact.summary, session.seconds
+    values: dict[str, object] = {
+        "name": summary.name,
+        "version": summary.version,
+        "id": summary.id,
+        "files": written.files,
+        "bytes_out": written.bytes_out,
+        "bytes_read": written.bytes_read,
+        "seconds": seconds,
+    }
+    session.emit(
+        values,
+        lambda: (
+            f"{summary.name}@{summary.version}  {written.files} file{'s' * (written.files != 1)}, "
+            f"{size(written.bytes_out)} to {dest} in {seconds:.2f} s{rate(written.bytes_out, seconds)}"
+        ),
+    )
+
+
+def parse_slice(text: str) -> tuple[str, int, int]:
+    """Return (tensor, first row, end row) of `TENSOR=A:B`."""
+    name, equals, rows = text.rpartition("=")
+    start, colon, stop = rows.partition(":")
+    if not (name and equals and colon and start.isdecimal() and stop.isdecimal()):
+        raise BadInput(f"--slice {text}", "wanted TENSOR=A:B")
+    return name, int(start), int(stop)
+
+
+def parse_shard(text: str) -> Shard:
+    """Return the shard of `RANK/WORLD` or `RANK/WORLD:AXIS`."""
+    part, _, axis = text.partition(":")
+    rank, slash, world = part.partition("/")
+    if not (slash and rank.isdecimal() and world.isdecimal() and (axis or "0").isdecimal()):
+        raise BadInput(f"--shard {text}", "wanted RANK/WORLD or RANK/WORLD:AXIS")
+    if not int(rank) < int(world):
+        raise BadInput(f"--shard {text}", "ranks run from 0 to WORLD - 1")
+    return Shard(int(rank), int(world), int(axis or "0"))
+
+
+def _read_plan(path: Path | None) -> tuple[tuple[str, str], ...]:
+    if path is None:
+        return ()
+    try:
+        with path.open("rb") as file:
+            plan = json.loads(file.read(_PLAN_MAX_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"--tp-plan {path}", f"can't be read as JSON ({error})") from None
+    if not isinstance(plan, dict) or not all(style in (COLWISE, ROWWISE) for style in plan.values()):
+        raise BadInput(f"--tp-plan {path}", f"wanted an object of name patterns to {COLWISE} or {ROWWISE}")
+    return tuple(plan.items())

@@ -1,0 +1,66 @@
+"""`arstore init`: make a store."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..store.errors import BadInput
+from ..store.store import create_store
+from ..store.unlock import Secrets
+from .render import pairs
+from .session import Session, ask_passphrase, session_of
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(init)
+
+
+def init(
+    context: typer.Context,
+    no_encryption: Annotated[
+        bool, typer.Option("--no-encryption", help="Store in the clear; BLAKE3 still checks.")
+    ] = False,
+    key_file: Annotated[
+        Path | None, typer.Option(metavar="F", help="Use this key file; it is made if missing.")
+    ] = None,
+    passphrase: Annotated[
+        bool,
+        typer.Option("--passphrase", help="Open with a passphrase: asked for, or from ARSTORE_PASSPHRASE_FILE."),
+    ] = False,
+    root_file: Annotated[
+        Path | None,
+        typer.Option(metavar="R", help="Keep the root of the key tree here. Losing it loses everything."),
+    ] = None,
+) -> None:
+    """Make a store, encrypted with a fresh key file outside it unless told otherwise."""
+    session = session_of(context)
+    if no_encryption + bool(key_file) + passphrase > 1:
+        raise BadInput("flags", "--no-encryption, --key-file and --passphrase exclude each other")
+    secret = _passphrase(session) if passphrase else None
+    config = create_store(
+        session.root, encrypted=not no_encryption, passphrase=secret, key_file=key_file, root_file=root_file
+    )
+    values = {
+        "store": str(session.root),
+        "encrypted": config.encrypted,
+        "key_file": str(config.key_file) if config.key_file else None,
+        "root_file": str(config.root_file) if config.root_file else None,
+    }
+    session.emit(values, lambda: pairs([(name, value) for name, value in values.items() if value is not None]))
+    if config.key_file and not session.json:
+        session.say(f"back up {config.key_file}: without it nothing in this store can be read")
+
+
+def _passphrase(session: Session) -> bytes:
+    held = Secrets.from_environment().get("passphrase")
+    if held:
+        return held
+    first = ask_passphrase()
+    if first is None:
+        raise BadInput("--passphrase", "no terminal to ask on; set ARSTORE_PASSPHRASE_FILE")
+    print("again, to be sure", file=sys.stderr)
+    if ask_passphrase() != first:
+        raise BadInput("--passphrase", "the two do not match")
+    return first

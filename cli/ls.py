@@ -1,0 +1,61 @@
+"""`arstore ls`: list what is stored."""
+
+from typing import Annotated
+
+import typer
+
+from ..store.names import Found
+from .render import size, table
+from .session import session_of
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(ls)
+
+
+def ls(
+    context: typer.Context,
+    glob: Annotated[str | None, typer.Argument(metavar="GLOB", help="Only names that match.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only this kind.")] = None,
+) -> None:
+    """List names and versions."""
+    session = session_of(context)
+    with session.open() as store:
+        found = store.ls(glob, kind)
+    if session.json:
+        session.emit({"artifacts": [summary_values(one) for one in found]}, str)
+    else:
+        session.emit({}, lambda: _table(found) if found else "")
+    if not found and not session.json:
+        session.say("nothing here yet" if glob is None and kind is None else "nothing matches")
+
+
+def summary_values(found: Found) -> dict[str, object]:
+    """Return what JSON says of one version."""
+    one = found.summary
+    return {
+        "name": one.name,
+        "version": one.version,
+        "label": one.label,
+        "id": one.id,
+        "kind": one.kind,
+        "model": one.model,
+        "bytes": one.plain_bytes,
+        "created": one.created,
+        "pinned": one.pinned,
+    }
+
+
+def _table(found: list[Found]) -> str:
+    rows = [
+        (
+            f"{one.summary.name}@{one.summary.label or one.summary.version}",
+            one.summary.id[:16],
+            one.summary.kind,
+            size(one.summary.plain_bytes),
+            one.summary.created,
+            "pinned" if one.summary.pinned else "",
+        )
+        for one in found
+    ]
+    return table(("NAME", "ID", "KIND", "SIZE", "CREATED", ""), rows)

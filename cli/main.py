@@ -1,0 +1,133 @@
+"""The program: global flags, the commands, and the one table of exit codes."""
+
+import json
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..store.errors import (
+    BadInput,
+    Conflict,
+    Corrupt,
+    Fenced,
+    KeyRefused,
+    NoRoom,
+    NoStore,
+    NotFound,
+    StorageFailed,
+    StoreError,
+)
+from . import completion, get, init, ls, pin, put, rm, show, stats, tag, tenant, verify
+from .session import Session
+
+EXIT_CODES: dict[type[StoreError], int] = {
+    StorageFailed: 1,
+    BadInput: 2,
+    NotFound: 3,
+    NoStore: 10,
+    Fenced: 11,
+    KeyRefused: 12,
+    Corrupt: 13,
+    NoRoom: 14,
+    Conflict: 15,
+}
+_INTERNAL, _USAGE, _INTERRUPTED = 1, 2, 130
+_GLOBAL_FLAGS = {
+    "--json": False,
+    "--quiet": False,
+    "-q": False,
+    "--verbose": False,
+    "-v": False,
+    "--store": True,
+    "--tenant": True,
+}
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+for module in (init, put, get, ls, show, rm, pin, tag, verify, stats, tenant, completion):
+    module.register(app)
+
+
+@app.callback()
+def _globals(
+    context: typer.Context,
+    store: Annotated[Path | None, typer.Option(metavar="DIR", help="The store. [env: ARSTORE_STORE]")] = None,
+    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Whose part of it. [env: ARSTORE_TENANT]")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show a traceback when something fails.")] = False,
+) -> None:
+    """Keep weights, prefix KV and intermediates: each tensor once, encrypted, verified at every read."""
+    context.obj = Session(store, tenant, json, quiet, verbose)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    # A reader that has gone (`arstore ls | head`) ends us quietly, as it ends any other program in a pipe.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.exit(run(hoisted(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(words: list[str]) -> int:
+    """Run one command and return its exit code; every error becomes one line here."""
+    try:
+        return app(words, standalone_mode=False, prog_name="arstore") or 0
+    except StoreError as error:
+        return _fail(words, error.kind, str(error), error.hint, EXIT_CODES[type(error)])
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(words, "interrupted", "interrupted; the store is consistent", None, _INTERRUPTED)
+    except typer.Exit as done:
+        return done.exit_code
+    except Exception as error:
+        # Typer's own usage errors; their base class moves between modules from release to release.
+        if hasattr(error, "format_message"):
+            hint = f"run 'arstore {_command(words)}--help'".replace("  ", " ")
+            return _fail(words, "usage", str(error.format_message()).lower().rstrip("."), hint, _USAGE)
+        return _fail(
+            words,
+            "internal",
+            f"{type(error).__name__}: {error}",
+            "run it again with -v and report the traceback",
+            _INTERNAL,
+        )
+
+
+def hoisted(words: list[str]) -> list[str]:
+    """Return the words with the global flags in front, so that they may stand anywhere (`arstore ls --json`)."""
+    front: list[str] = []
+    rest: list[str] = []
+    at = 0
+    while at < len(words):
+        word = words[at]
+        if word == "--":
+            rest += words[at:]
+            break
+        name = word.partition("=")[0]
+        width = 2 if _GLOBAL_FLAGS.get(name) and "=" not in word else 1
+        (front if name in _GLOBAL_FLAGS else rest).extend(words[at : at + width])
+        at += width
+    return front + rest
+
+
+def _fail(words: list[str], kind: str, message: str, hint: str | None, code: int) -> int:
+    command = _command(words).strip()
+    line = f"{command}: {message}" if command else message
+    print(f"arstore: error: {line}".replace("\n", " "), file=sys.stderr)
+    if hint:
+        print(f"arstore: hint: {hint}", file=sys.stderr)
+    if "-v" in words or "--verbose" in words:
+        traceback.print_exc()
+    if "--json" in words:
+        print(json.dumps({"error": {"kind": kind, "message": line, "hint": hint, "exit_code": code}}))
+    return code
+
+
+def _command(words: list[str]) -> str:
+    """Return the command's name and a space, or nothing where none was given."""
+    at = 0
+    while at < len(words) and words[at].partition("=")[0] in _GLOBAL_FLAGS:
+        at += 2 if _GLOBAL_FLAGS[words[at].partition("=")[0]] and "=" not in words[at] else 1
+    return f"{words[at]} " if at < len(words) and not words[at].startswith("-") else ""

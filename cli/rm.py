@@ -1,0 +1,26 @@
+"""`arstore rm`: drop a name."""
+
+from typing import Annotated
+
+import typer
+
+from .session import session_of
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(rm)
+
+
+def rm(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="NAME (its newest version), NAME@VERSION or an id.")],
+    all_versions: Annotated[bool, typer.Option("--all-versions", help="Drop every version of the name.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be dropped.")] = False,
+) -> None:
+    """Drop a version of a name. What nothing else needs is freed by the next collection."""
+    session = session_of(context)
+    with session.open() as store:
+        dropped = store.rm(name, all_versions=all_versions, dry_run=dry_run)
+    removed = [{"name": one.summary.name, "version": one.summary.version, "id": one.summary.id} for one in dropped]
+    verb = "would drop" if dry_run else "dropped"
+    session.emit({"removed": removed, "dry_run": dry_run}, lambda: "\n".join(f"{verb} {one.text}" for one in dropped))

@@ -1,0 +1,70 @@
+"""`arstore show`: one artifact in full."""
+
+from typing import Annotated
+
+import typer
+
+from ..formats.manifest import Manifest
+from ..store.names import Found
+from .ls import summary_values
+from .render import pairs, size, table
+from .session import session_of
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(show)
+
+
+def show(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="NAME, NAME@VERSION or an id.")],
+) -> None:
+    """Show an artifact's identity, files, tensors and blobs, and where they are."""
+    session = session_of(context)
+    with session.open() as store:
+        found, manifest = store.show(name)
+    session.emit(_values(found, manifest), lambda: _text(found, manifest))
+
+
+def _values(found: Found, manifest: Manifest) -> dict[str, object]:
+    return {
+        **summary_values(found),
+        "identity": dict(manifest.identity),
+        "files": [
+            {"path": file.path, "bytes": file.size, "mode": f"{file.mode:04o}", "format": file.format}
+            for file in manifest.files
+        ],
+        "tensors": [
+            {
+                "name": tensor.span.name,
+                "dtype": tensor.span.dtype,
+                "shape": list(tensor.span.shape),
+                "bytes": tensor.span.length,
+                "file": manifest.files[tensor.file].path,
+            }
+            for tensor in manifest.tensors
+        ],
+        "blobs": [{"digest": blob.digest.hex(), "bytes": blob.length} for blob in manifest.blobs],
+        "tiers": {"local": {"blobs": len(manifest.blobs), "bytes": sum(blob.length for blob in manifest.blobs)}},
+    }
+
+
+def _text(found: Found, manifest: Manifest) -> str:
+    one = found.summary
+    head = [
+        ("name", f"{one.name}@{one.version}" + (f" ({one.label})" if one.label else "")),
+        ("id", one.id),
+        ("kind", one.kind),
+        ("size", f"{size(one.plain_bytes)} in {len(manifest.blobs)} blobs"),
+        ("created", one.created + (", pinned" if one.pinned else "")),
+        *manifest.identity,
+    ]
+    files = [(file.path, size(file.size), f"{file.mode:04o}", file.format) for file in manifest.files]
+    parts = [pairs(head), table(("FILE", "SIZE", "MODE", "FORMAT"), files)]
+    if manifest.tensors:
+        rows = [
+            (tensor.span.name, tensor.span.dtype, str(list(tensor.span.shape)), size(tensor.span.length))
+            for tensor in manifest.tensors
+        ]
+        parts.append(table(("TENSOR", "DTYPE", "SHAPE", "SIZE"), rows))
+    return "\n\n".join(parts)

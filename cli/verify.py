@@ -1,0 +1,58 @@
+"""`arstore verify`: read back and check."""
+
+from typing import Annotated
+
+import typer
+
+from ..store.errors import BadInput, Corrupt
+from ..store.scrub import Scrubbed
+from .render import rate, size
+from .session import session_of
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(verify)
+
+
+def verify(
+    context: typer.Context,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="What to check; everything if left out.")
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Check everything.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Hash the plaintext as well.")] = False,
+    tier: Annotated[str | None, typer.Option(help="The tier to read from.")] = None,
+) -> None:
+    """Read back and check every byte. Bad blobs are quarantined; exits 13 if there are any."""
+    session = session_of(context)
+    if tier not in (None, "local"):
+        raise BadInput(f"--tier {tier}", "this store has the tier local")
+    with session.open() as store, session.progress("verify") as progress:
+        result = store.verify(() if all_ else names or (), deep=deep, progress=progress)
+    seconds = session.seconds
+    values: dict[str, object] = {
+        "checked": result.checked,
+        "checked_bytes": result.checked_bytes,
+        "corrupt": [{"what": bad.what, "why": bad.why, "artifacts": list(bad.artifacts)} for bad in result.corrupt],
+        "healed": list(result.healed),
+        "seconds": seconds,
+    }
+    session.emit(values, lambda: _text(result, seconds))
+    if result.corrupt:
+        if not session.json:
+            raise Corrupt(
+                f"{len(result.corrupt)} of {result.checked}", "found bad, and quarantined", hint=_hint(result)
+            )
+        raise typer.Exit(13)
+
+
+def _text(result: Scrubbed, seconds: float) -> str:
+    lines = [f"bad: {bad.what}: {bad.why}; needed by {', '.join(bad.artifacts)}" for bad in result.corrupt]
+    speed = rate(result.checked_bytes, seconds)
+    lines.append(f"checked {result.checked} records, {size(result.checked_bytes)} in {seconds:.2f} s{speed}")
+    return "\n".join(lines)
+
+
+def _hint(result: Scrubbed) -> str:
+    names = sorted({name for bad in result.corrupt for name in bad.artifacts})
+    return f"put {', '.join(names[:8])} again from the source: that heals it"

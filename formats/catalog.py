@@ -1,0 +1,130 @@
+"""The values kept in LMDB, each closed by 8 bytes of keyed BLAKE3 over its key and itself.
+
+LMDB has no checksums of its own: a flipped bit in its file would otherwise be served as a place to read from.
+Nothing here is secret but the sealed summary of a version, which opens only with that version's own key.
+"""
+
+import struct
+from dataclasses import dataclass, replace
+
+from .digest import keyed_hash
+from .errors import FormatError
+from .frames import Binding
+from .record import KIND_BLOB, Header
+
+CHECK_BYTES = 8
+LIVE, QUARANTINED = 0, 1
+_PLACE = struct.Struct("<QQQQQ16sIBB")
+_BLOB = struct.Struct("<IB")
+_VERSION = struct.Struct("<BI")
+_SEGMENT = struct.Struct("<BQQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record lies and all that is needed to open it, short of its key."""
+
+    segment: int
+    offset: int
+    slot: int
+    plain_bytes: int
+    payload_bytes: int
+    instance: bytes
+    frame_bytes: int
+    codec: int
+    protection: int
+
+    def header(self, tenant: bytes, kind: int, commitment: bytes = bytes(32)) -> Header:
+        binding = Binding(tenant, self.instance, kind, self.codec, self.frame_bytes, self.plain_bytes)
+        return Header(binding, self.protection, self.payload_bytes, self.slot, commitment)
+
+    @property
+    def record_bytes(self) -> int:
+        return self.header(bytes(16), KIND_BLOB).record_bytes
+
+    def packed(self) -> bytes:
+        return _PLACE.pack(
+            self.segment, self.offset, self.slot, self.plain_bytes, self.payload_bytes, self.instance,
+            self.frame_bytes, self.codec, self.protection,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRow:
+    """One blob of this host: its place, how many versions need it, and whether it was found bad."""
+
+    place: Place
+    refs: int
+    state: int = LIVE
+
+    def referred(self, change: int) -> "BlobRow":
+        return replace(self, refs=self.refs + change)
+
+    def packed(self) -> bytes:
+        return self.place.packed() + _BLOB.pack(self.refs, self.state)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRow:
+    """One version of a name: its record's place, its pin, and its summary sealed under the record's key."""
+
+    place: Place
+    pinned: bool
+    summary: bytes
+
+    def packed(self) -> bytes:
+        return self.place.packed() + _VERSION.pack(self.pinned, len(self.summary)) + self.summary
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRow:
+    """One segment: its lifetime class, the bytes that commits stand on, and how many of them are live."""
+
+    lifetime: int
+    durable_bytes: int
+    live_bytes: int
+
+    def packed(self) -> bytes:
+        return _SEGMENT.pack(self.lifetime, self.durable_bytes, self.live_bytes)
+
+
+def place_of(segment: int, offset: int, header: Header) -> Place:
+    """Return the place of a record from where it was written and its header."""
+    bound = header.binding
+    return Place(
+        segment, offset, header.slot, bound.plain_bytes, header.payload_bytes, bound.instance,
+        bound.frame_bytes, bound.codec, header.protection,
+    )  # fmt: skip
+
+
+def close_row(check_key: bytes, key: bytes, packed: bytes) -> bytes:
+    """Return a row's value with its check."""
+    return packed + keyed_hash(check_key, key, packed, length=CHECK_BYTES)
+
+
+def open_row(check_key: bytes, key: bytes, value: bytes) -> bytes:
+    """Return a row's value without its check; raise FormatError if the check refuses."""
+    packed = value[:-CHECK_BYTES]
+    if keyed_hash(check_key, key, packed, length=CHECK_BYTES) != value[-CHECK_BYTES:]:
+        raise FormatError("catalog row fails its check")
+    return packed
+
+
+def parse_blob(packed: bytes) -> BlobRow:
+    refs, state = _BLOB.unpack_from(packed, _PLACE.size)
+    return BlobRow(_parse_place(packed), refs, state)
+
+
+def parse_version(packed: bytes) -> VersionRow:
+    pinned, length = _VERSION.unpack_from(packed, _PLACE.size)
+    start = _PLACE.size + _VERSION.size
+    return VersionRow(_parse_place(packed), bool(pinned), packed[start : start + length])
+
+
+def parse_segment(packed: bytes) -> SegmentRow:
+    return SegmentRow(*_SEGMENT.unpack(packed))
+
+
+def _parse_place(packed: bytes) -> Place:
+    segment, offset, slot, plain, payload, instance, frame, codec, protection = _PLACE.unpack_from(packed)
+    return Place(segment, offset, slot, plain, payload, instance, frame, codec, protection)

@@ -1,0 +1,199 @@
+"""Manifest: one artifact as identity, files, tensors and the blobs that hold them, in order.
+
+Canonical JSON (sorted keys, no spaces, UTF-8), so that equal artifacts have equal bytes and the keyed digest
+of those bytes is the artifact's id. A file is its blobs one after the other; a tensor is a byte range of a file.
+
+Valid iff: every path is relative, without `.`, `..`, empty or overlong parts, and used once; every blob number
+exists; blob lengths of a file add up to its size; every tensor lies inside its file.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NewType
+
+from .digest import Digest, digest_bytes, parse_digest
+from .errors import FormatError
+from .tensor import NAME_MAX_BYTES, TensorSpan
+
+ManifestId = NewType("ManifestId", bytes)
+
+MANIFEST_MAX_BYTES = 1 << 30
+KINDS = ("weights", "kv", "intermediate", "file")
+_FORMAT = 1
+_MODE_MASK = 0o777
+
+
+@dataclass(frozen=True, slots=True)
+class BlobName:
+    """The digest and length in bytes of one blob."""
+
+    digest: Digest
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One file of an artifact; `blobs` are numbers into the manifest's blob list."""
+
+    path: str
+    mode: int
+    size: int
+    format: str
+    blobs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One named tensor: the span it takes in file number `file`."""
+
+    file: int
+    span: TensorSpan
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything an artifact is. `single` says that a file was put, not a directory holding one file."""
+
+    kind: str
+    identity: tuple[tuple[str, str], ...]
+    single: bool
+    directories: tuple[tuple[str, int], ...]
+    files: tuple[StoredFile, ...]
+    tensors: tuple[Tensor, ...]
+    blobs: tuple[BlobName, ...]
+
+    @property
+    def plain_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    def packed(self) -> bytes:
+        """Return the canonical bytes."""
+        return canonical(
+            {
+                "format": _FORMAT,
+                "kind": self.kind,
+                "identity": dict(self.identity),
+                "single": self.single,
+                "directories": [list(directory) for directory in self.directories],
+                "files": [[f.path, f.mode, f.size, f.format, list(f.blobs)] for f in self.files],
+                "tensors": [_pack_tensor(tensor) for tensor in self.tensors],
+                "blobs": [[blob.digest.hex(), blob.length] for blob in self.blobs],
+            }
+        )
+
+    def id(self, digest_key: bytes) -> ManifestId:
+        """Return the id of the artifact for the tenant whose digest key this is."""
+        return ManifestId(digest_bytes(digest_key, self.packed()))
+
+    def pieces(self, file: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (blob number, first byte, end byte within the blob) that make up a byte range of a file."""
+        at = 0
+        for number in self.files[file].blobs:
+            length = self.blobs[number].length
+            if at + length > start and at < stop:
+                yield number, max(start - at, 0), min(stop - at, length)
+            at += length
+            if at >= stop:
+                return
+
+
+def canonical(value: object) -> bytes:
+    """Return the one JSON encoding of a value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def parse_json(packed: bytes) -> Any:
+    """Return the JSON value in `packed`; raise FormatError for anything malformed, deep or doubled."""
+    try:
+        return json.loads(packed, object_pairs_hook=_unique, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not valid JSON: {error}") from None
+
+
+def parse_manifest(value: Any) -> Manifest:
+    """Return the manifest held in a parsed JSON value; raise FormatError if any rule of this module is broken."""
+    try:
+        if value["format"] != _FORMAT:
+            raise FormatError(f"manifest format {value['format']!r} is not known, wanted {_FORMAT}")
+        manifest = Manifest(
+            kind=_text(value["kind"]),
+            identity=tuple(sorted((_text(name), _text(field)) for name, field in value["identity"].items())),
+            single=bool(value["single"]),
+            directories=tuple((check_path(path), _count(mode) & _MODE_MASK) for path, mode in value["directories"]),
+            files=tuple(
+                StoredFile(check_path(p), _count(m) & _MODE_MASK, _count(s), _text(f), tuple(map(_count, b)))
+                for p, m, s, f, b in value["files"]
+            ),
+            tensors=tuple(_parse_tensor(tensor) for tensor in value["tensors"]),
+            blobs=tuple(BlobName(parse_digest(digest), _count(length)) for digest, length in value["blobs"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"manifest is malformed: {error}") from None
+    _check(manifest)
+    return manifest
+
+
+def check_path(path: object) -> str:
+    """Return a path that stays inside whatever directory it is joined to; raise FormatError for any other."""
+    if not isinstance(path, str) or not path or len(path.encode("utf-8", "replace")) > NAME_MAX_BYTES:
+        raise FormatError(f"path {str(path)[:80]!r} is empty or longer than {NAME_MAX_BYTES} bytes")
+    parts = path.split("/")
+    if any(part in ("", ".", "..") or "\0" in part or len(part.encode()) > 255 for part in parts):
+        raise FormatError(f"path {path[:80]!r} would leave its directory or has an empty or overlong part")
+    return path
+
+
+def _check(manifest: Manifest) -> None:
+    paths = [file.path for file in manifest.files] + [path for path, _ in manifest.directories]
+    if len(set(paths)) != len(paths):
+        raise FormatError("manifest names a path twice")
+    if manifest.kind not in KINDS or (manifest.single and len(manifest.files) != 1):
+        raise FormatError("manifest is malformed: kind or file count")
+    for file in manifest.files:
+        if any(number >= len(manifest.blobs) for number in file.blobs):
+            raise FormatError(f"manifest: {file.path}: a blob number is out of range")
+        if sum(manifest.blobs[number].length for number in file.blobs) != file.size:
+            raise FormatError(f"manifest: {file.path}: blob lengths do not add up to the file's size")
+    for tensor in manifest.tensors:
+        span = tensor.span
+        if tensor.file >= len(manifest.files) or span.start + span.length > manifest.files[tensor.file].size:
+            raise FormatError(f"manifest: tensor {span.name[:80]!r} lies outside its file")
+
+
+def _pack_tensor(tensor: Tensor) -> list[Any]:
+    span = tensor.span
+    packed = [span.name, span.dtype, list(span.shape), tensor.file, span.start, span.length]
+    return packed if span.stride is None else [*packed, list(span.stride)]
+
+
+def _parse_tensor(value: Any) -> Tensor:
+    name, dtype, shape, file, start, length, *rest = value
+    stride = tuple(map(_count, rest[0])) if rest else None
+    span = TensorSpan(_text(name), _text(dtype), tuple(map(_count, shape)), _count(start), _count(length), stride)
+    return Tensor(_count(file), span)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise FormatError(f"manifest is malformed: {str(value)[:40]!r} is not a count")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise FormatError(f"manifest is malformed: {str(value)[:40]!r} is not text")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise FormatError("a key stands twice")
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise FormatError(f"{constant} is not a JSON number")

@@ -1,0 +1,93 @@
+"""`config.toml` of a store: what it is, in the clear. Written last at init: a store exists once this file does."""
+
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from .disk import Disk
+from .errors import NoStore, StorageFailed
+
+FORMAT = 1
+CONFIG_NAME = "config.toml"
+DEFAULT_TENANT = "default"
+_SIZE_MAX = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of one store. `key_file` is only where to look; the environment and flags go before it."""
+
+    store_id: bytes
+    encrypted: bool
+    key_file: Path | None = None
+    root_file: Path | None = None
+
+    def text(self) -> str:
+        lines = [
+            f"format = {FORMAT}",
+            f'store_id = "{self.store_id.hex()}"',
+            f"encrypted = {str(self.encrypted).lower()}",
+        ]
+        for name, path in (("key_file", self.key_file), ("root_file", self.root_file)):
+            if path is not None:
+                lines.append(f"{name} = {_quoted(str(path))}")
+        return "\n".join(lines) + "\n"
+
+
+def default_store() -> Path:
+    """Return `$ARSTORE_STORE`, or `$XDG_DATA_HOME/arstore`."""
+    given = os.environ.get("ARSTORE_STORE")
+    return Path(given) if given else _xdg("XDG_DATA_HOME", ".local/share") / "arstore"
+
+
+def default_tenant() -> str:
+    """Return `$ARSTORE_TENANT`, or `default`."""
+    return os.environ.get("ARSTORE_TENANT") or DEFAULT_TENANT
+
+
+def default_key_file(store_id: bytes) -> Path:
+    """Return where `init` keeps a store's key file unless told otherwise: outside the store."""
+    return _xdg("XDG_CONFIG_HOME", ".config") / "arstore" / "keys" / f"{store_id.hex()[:16]}.key"
+
+
+def write_config(root: Path, config: Config, disk: Disk) -> None:
+    """Make `root` a store, durably."""
+    disk.replace_file(root / CONFIG_NAME, config.text().encode(), 0o644)
+
+
+def read_config(root: Path) -> Config:
+    """Return a store's settings; raise NoStore if there is none at `root`."""
+    path = root / CONFIG_NAME
+    try:
+        with path.open("rb") as file:
+            values = tomllib.loads(file.read(_SIZE_MAX).decode())
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoStore(
+            str(root), "no store here", hint="make one with 'arstore init', or name one with --store"
+        ) from None
+    except OSError as error:
+        raise StorageFailed(str(path), (error.strerror or str(error)).lower()) from None
+    except ValueError as error:
+        raise StorageFailed(str(path), f"not a valid config: {error}") from None
+    try:
+        if values["format"] != FORMAT:
+            raise NoStore(str(root), f"store format {values['format']} is not known, wanted {FORMAT}")
+        store_id = bytes.fromhex(values["store_id"])
+        if len(store_id) != 16 or not isinstance(values["encrypted"], bool):
+            raise ValueError("store_id or encrypted")
+        paths = {n: Path(values[n]) if n in values else None for n in ("key_file", "root_file")}
+        return Config(store_id, values["encrypted"], **paths)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageFailed(str(path), f"not a valid config: {error}") from None
+
+
+def _xdg(variable: str, fallback: str) -> Path:
+    given = os.environ.get(variable)
+    return Path(given) if given else Path.home() / fallback
+
+
+def _quoted(text: str) -> str:
+    """Return a TOML basic string."""
+    escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08X}" for c in text)
+    return f'"{escaped}"'

@@ -1,0 +1,156 @@
+"""Every system call that changes a disk, and nothing else does: the seam where faults are injected.
+
+Invariant: after a failed sync nothing more is written through the same file, because the kernel may have dropped
+the pages it could not write and will report success the next time.
+"""
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import NoRoom, StorageFailed
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def disk_errors(where: object) -> Iterator[None]:
+    """Turn an OSError inside into NoRoom or StorageFailed, naming the place."""
+    try:
+        yield
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        if error.errno in _NO_ROOM:
+            raise NoRoom(str(where), why, hint="free some space, or run 'arstore gc'") from error
+        raise StorageFailed(str(where), why) from error
+
+
+class Disk:
+    """The real disk. Tests put a faulty one in its place."""
+
+    def make_dirs(self, path: Path, mode: int = 0o700) -> None:
+        """Make a directory and its missing parents; durable on return."""
+        missing = [p for p in (path, *path.parents) if not p.exists()]
+        for made in reversed(missing):
+            with disk_errors(made):
+                os.mkdir(made, mode)
+                self.sync_dir(made.parent)
+
+    def open(self, path: Path, *, create: bool = False, direct: bool = False, mode: int = 0o600) -> int:
+        """Open for reading and writing; past the page cache if `direct` and the file system can."""
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        with disk_errors(path):
+            if direct:
+                try:
+                    return os.open(path, flags | os.O_DIRECT, mode)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+            return os.open(path, flags, mode)
+
+    def write_at(self, fd: int, source: bytes | memoryview, offset: int) -> None:
+        """Write all of `source` at `offset`; not durable until `sync`."""
+        view = memoryview(source)
+        with disk_errors("write"):
+            while view:
+                written = os.pwrite(fd, view, offset)
+                view, offset = view[written:], offset + written
+
+    def sync(self, fd: int) -> None:
+        """Make what was written through `fd` durable."""
+        with disk_errors("sync"):
+            os.fdatasync(fd)
+
+    def sync_dir(self, path: Path) -> None:
+        """Make creations, renames and removals in a directory durable."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def truncate(self, fd: int, length: int) -> None:
+        with disk_errors("truncate"):
+            os.ftruncate(fd, length)
+
+    def replace_file(self, path: Path, content: bytes, mode: int = 0o600) -> None:
+        """Put `content` at `path` in one step: whole and durable on return, or not there at all."""
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        with disk_errors(path):
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            try:
+                self.write_at(fd, content, 0)
+                self.sync(fd)
+                os.replace(temporary, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+            finally:
+                os.close(fd)
+            self.sync_dir(path.parent)
+
+    def write_file_at(self, path: Path, source: bytes | memoryview, offset: int) -> None:
+        """Write all of `source` at `offset` of a file, made if it is not there; not durable."""
+        fd = self.open(path, create=True)
+        try:
+            self.write_at(fd, source, offset)
+        finally:
+            os.close(fd)
+
+    def make_private_dir(self, beside: Path) -> Path:
+        """Make an empty directory next to `beside`, on the same file system, that nobody else uses."""
+        path = beside.with_name(f".{beside.name[:200]}.arstore-{secrets.token_hex(6)}")
+        self.make_dirs(path.parent, 0o777)
+        with disk_errors(path):
+            os.mkdir(path, 0o700)
+        return path
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Put `source` in the place of `target` in one step."""
+        with disk_errors(target):
+            os.replace(source, target)
+
+    def set_mode(self, path: Path, mode: int) -> None:
+        with disk_errors(path):
+            os.chmod(path, mode)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file or a whole directory; nothing happens if it is not there."""
+        with disk_errors(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def try_lock(fd: int) -> bool:
+    """Take the exclusive lock of an open file without waiting; the kernel drops it when its process dies."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_lock(fd: int) -> None:
+    """Take the exclusive lock of an open file, waiting for it."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def make_buffer(length: int) -> mmap.mmap:
+    """Return private zeroed memory, page-aligned, in huge pages where the kernel has them.
+
+    First touch of 4 KiB pages runs at 2 GB/s, of huge pages at 11.
+    """
+    memory = mmap.mmap(-1, max(length, 1))
+    if length >= 2 << 20:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

@@ -1,0 +1,117 @@
+"""Fetch: verified bytes from records straight into their final buffers, on every core.
+
+Each task is some MiB of frames, run to completion by one thread: decrypting releases the GIL, so the threads
+share nothing but the list of tasks.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from ..formats.catalog import Place
+from ..formats.digest import Digest
+from ..formats.errors import FormatError
+from ..formats.record import KIND_BLOB
+from .records import OpenRecord, TenantKeys, corrupt
+from .segments import SegmentReader
+
+_TASK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Bytes [start, stop) of one blob, to be put into `out`."""
+
+    digest: Digest
+    place: Place
+    start: int
+    stop: int
+    out: memoryview
+
+
+class BadBlob(Exception):
+    """A blob's record failed its checks."""
+
+    def __init__(self, want: Want, why: object) -> None:
+        super().__init__(str(why))
+        self.digest = want.digest
+        self.error = corrupt(want.place, want.digest, why)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Frames [first, stop) of one want."""
+
+    want: Want
+    first: int
+    stop: int
+
+
+def workers_count() -> int:
+    """Return how many threads keep this machine's cores busy with frames."""
+    return max(2, min(len(os.sched_getaffinity(0)), 16))
+
+
+def fetch(segments: SegmentReader, keys: TenantKeys, wants: Iterable[Want]) -> int:
+    """Fill every want; return how many sealed bytes were read.
+
+    Raises BadBlob at the first record that fails: then buffers may hold verified bytes of others, never wrong ones.
+    """
+
+    def perform(task: list[_Run]) -> int:
+        return sum(_read_run(segments, keys, run) for run in task)
+
+    tasks = list(_tasks(wants))
+    if len(tasks) <= 1:
+        return sum(map(perform, tasks))
+    pool = ThreadPoolExecutor(workers_count())
+    try:
+        return sum(pool.map(perform, tasks))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_want(segments: SegmentReader, keys: TenantKeys, want: Want) -> int:
+    """Fill one want on this thread; return the sealed bytes read. Raises BadBlob."""
+    return sum(_read_run(segments, keys, run) for run in _runs(want))
+
+
+def _runs(want: Want) -> Iterator[_Run]:
+    frame_bytes = want.place.frame_bytes
+    step = max(_TASK_BYTES // frame_bytes, 1)
+    first, last = want.start // frame_bytes, (want.stop - 1) // frame_bytes
+    for frame in range(first, last + 1, step):
+        yield _Run(want, frame, min(frame + step, last + 1))
+
+
+def _tasks(wants: Iterable[Want]) -> Iterator[list[_Run]]:
+    task: list[_Run] = []
+    size = 0
+    for want in wants:
+        for run in _runs(want) if want.stop > want.start else ():
+            task.append(run)
+            size += (run.stop - run.first) * min(want.place.frame_bytes, want.place.plain_bytes)
+            if size >= _TASK_BYTES:
+                yield task
+                task, size = [], 0
+    if task:
+        yield task
+
+
+def _read_run(segments: SegmentReader, keys: TenantKeys, run: _Run) -> int:
+    want, frame_bytes = run.want, run.want.place.frame_bytes
+    try:
+        record = OpenRecord(segments, keys, want.place, KIND_BLOB)
+        record.will_need(run.first, run.stop)
+        if run.first == 0 and want.stop - want.start == want.place.plain_bytes:
+            record.check_ends(want.digest)
+        total = 0
+        for index in range(run.first, run.stop):
+            at = index * frame_bytes
+            start, stop = max(want.start - at, 0), min(want.stop - at, frame_bytes)
+            out = want.out[at + start - want.start : at + stop - want.start]
+            total += record.read(index, start, stop, out)
+    except FormatError as error:
+        raise BadBlob(want, error) from None
+    return total

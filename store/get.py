@@ -1,0 +1,178 @@
+"""Get: an artifact back on disk, as its files or as one safetensors file of selected tensors.
+
+Files appear whole or not at all: they are written under another name beside their place and renamed once every
+byte of the artifact has been checked.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..formats.errors import FormatError
+from ..formats.manifest import StoredFile
+from ..formats.safetensors import write_header
+from ..formats.tensor import DTYPE_BITS, dense_bytes
+from .artifact import Artifact
+from .disk import Disk, make_buffer
+from .errors import BadInput
+from .fetch import workers_count
+from .progress import Progress
+from .select import Part, Selection, select
+
+_BLOCK_BYTES = 64 << 20
+_TASK_BYTES = 16 << 20
+_WORKERS_MAX = 4  # each holds one blob of up to 64 MiB
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a get to disk did. `bytes_read` counts sealed bytes."""
+
+    files: int
+    bytes_out: int
+    bytes_read: int
+
+
+def write_files(artifact: Artifact, dest: Path, disk: Disk, progress: Progress) -> Written:
+    """Write the artifact's files, byte-identical, modes included, to `dest`.
+
+    An artifact that was put as a file becomes the file `dest`, or a file in it where it is a directory.
+    Raises Corrupt, with nothing new at `dest`, if a blob is bad.
+    """
+    files = artifact.manifest.files
+    into = dest.is_dir() if artifact.manifest.single else True
+    private = disk.make_private_dir(dest)
+    try:
+        _write_blobs(artifact, private, disk, progress)
+        for number, file in enumerate(files):
+            disk.set_mode(private / str(number), file.mode)
+        if not artifact.manifest.single:
+            disk.make_dirs(dest, 0o777)
+        for path, _ in artifact.manifest.directories:
+            disk.make_dirs(_inside(dest, path), 0o700)
+        for number, file in enumerate(files):
+            disk.rename(private / str(number), _inside(dest, file.path) if into else dest)
+        for path, mode in reversed(artifact.manifest.directories):
+            disk.set_mode(dest / path, mode)
+    finally:
+        disk.remove(private)
+    return Written(len(files), artifact.manifest.plain_bytes, artifact.bytes_read)
+
+
+def write_selected(artifact: Artifact, dest: Path, wanted: Selection, disk: Disk, progress: Progress) -> Written:
+    """Write the selected tensors as one safetensors file, reading only the frames they lie in."""
+    # Wider types first, as the safetensors library writes them, so that every tensor is aligned.
+    chosen = sorted(select(artifact.manifest, wanted), key=lambda part: -DTYPE_BITS.get(part.tensor.span.dtype, 0))
+    for part in chosen:
+        if part.tensor.span.dtype not in DTYPE_BITS or part.tensor.span.stride is not None:
+            raise BadInput(
+                part.name, f"{part.tensor.span.dtype} in its stored order has no place in a safetensors file"
+            )
+    try:
+        header = write_header([(part.name, part.tensor.span.dtype, part.shape) for part in chosen])
+    except FormatError as error:
+        raise BadInput("selection", str(error)) from None
+    if dest.is_dir():
+        dest = dest / f"{artifact.summary.name.rpartition('/')[2]}.safetensors"
+    total = len(header) + sum(dense_bytes(part.tensor.span.dtype, part.shape) for part in chosen)
+    private = disk.make_private_dir(dest)
+    try:
+        at = 0
+        for block in _with_first(memoryview(header), _blocks(artifact, chosen)):
+            disk.write_file_at(private / "selected", block, at)
+            at += len(block)
+            progress(len(block), total)
+        disk.set_mode(private / "selected", 0o644)
+        disk.rename(private / "selected", dest)
+    finally:
+        disk.remove(private)
+    return Written(1, at, artifact.bytes_read)
+
+
+def _write_blobs(artifact: Artifact, private: Path, disk: Disk, progress: Progress) -> None:
+    """Write every file under its number, on every core."""
+    blobs = artifact.manifest.blobs
+    places = artifact.places(range(len(blobs)))
+
+    def write(task: tuple[int, int, list[int]]) -> int:
+        number, offset, members = task
+        buffer = memoryview(make_buffer(sum(blobs[member].length for member in members)))
+        read, at = 0, 0
+        for member in members:
+            length = blobs[member].length
+            read += artifact.read_blob(member, places[member], buffer[at : at + length])
+            at += length
+        disk.write_file_at(private / str(number), buffer[:at], offset)
+        progress(at, artifact.manifest.plain_bytes)
+        return read
+
+    for number in range(len(artifact.manifest.files)):
+        disk.write_file_at(private / str(number), b"", 0)
+    pool = ThreadPoolExecutor(min(workers_count(), _WORKERS_MAX))
+    try:
+        artifact.bytes_read += sum(pool.map(write, _tasks(artifact)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _tasks(artifact: Artifact) -> Iterator[tuple[int, int, list[int]]]:
+    """Yield (file number, offset, blob numbers): runs of blobs that are written in one go."""
+    for number, file in enumerate(artifact.manifest.files):
+        yield from _file_tasks(artifact, number, file)
+
+
+def _file_tasks(artifact: Artifact, number: int, file: StoredFile) -> Iterator[tuple[int, int, list[int]]]:
+    offset, size, waiting = 0, 0, list[int]()
+    for blob in file.blobs:
+        waiting.append(blob)
+        size += artifact.manifest.blobs[blob].length
+        if size >= _TASK_BYTES:
+            yield number, offset, waiting
+            offset, size, waiting = offset + size, 0, []
+    if waiting:
+        yield number, offset, waiting
+
+
+def _blocks(artifact: Artifact, chosen: Iterable[Part]) -> Iterator[memoryview]:
+    """Yield the bytes of parts in order, in blocks of whole rows of about 64 MiB."""
+    buffer = memoryview(make_buffer(_BLOCK_BYTES))
+    for part in chosen:
+        row_bytes = part.row_bytes
+        if row_bytes > len(buffer):
+            buffer = memoryview(make_buffer(row_bytes))
+        step = max(_BLOCK_BYTES // max(row_bytes, 1), 1)
+        for row in range(part.start, part.stop, step):
+            rows = min(step, part.stop - row)
+            start = part.tensor.span.start + row * row_bytes
+            block = buffer[: rows * row_bytes]
+            artifact.fill([((part.tensor.file, start, start + len(block)), block)])
+            yield _inner(part, rows, block) if part.axis else block
+
+
+def _inner(part: Part, rows: int, block: memoryview) -> memoryview:
+    """Return the bytes of the selected range of an inner axis, from a block of whole rows."""
+    import numpy as np
+
+    span = part.tensor.span
+    shape = (rows, *span.shape[1:], DTYPE_BITS[span.dtype] // 8)
+    picked = [slice(None)] * len(shape)
+    picked[part.axis] = slice(part.inner_start, part.inner_stop)
+    array = np.frombuffer(block, dtype=np.uint8).reshape(shape)[tuple(picked)]
+    return np.ascontiguousarray(array).reshape(-1).data
+
+
+def _with_first(first: memoryview, rest: Iterator[memoryview]) -> Iterator[memoryview]:
+    yield first
+    yield from rest
+
+
+def _inside(dest: Path, path: str) -> Path:
+    """Return `dest/path`; raise BadInput if a link below `dest` would lead out of it."""
+    at = dest
+    for part in path.split("/")[:-1]:
+        at = at / part
+        if os.path.islink(at):
+            raise BadInput(str(at), "is a link; files would be written outside the destination")
+    return dest / path

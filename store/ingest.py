@@ -1,0 +1,200 @@
+"""Ingest: bytes of files become blobs in segments, each stored once.
+
+Each worker runs a group of blobs to completion: read, hash, look up, encode, seal, write. A group is read into
+private memory once, so that the digest and the ciphertext are of the same bytes whatever happens to the file.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from ..formats.catalog import LIVE, Place
+from ..formats.codec import SAMPLE_MAX_BYTES, Codec, choose
+from ..formats.digest import Digest, digest_bytes
+from ..formats.frames import WEIGHT_FRAME_BYTES
+from ..formats.record import KIND_BLOB
+from ..formats.tensor import TensorSpan, cut_span
+from .catalog import Catalog
+from .disk import make_buffer
+from .errors import NoRoom
+from .fetch import workers_count
+from .inputs import InputFile, Source
+from .keyring import Keyring
+from .progress import Progress
+from .records import Draft, TenantKeys, draft_record
+from .segments import SegmentWriter, staging_buffer
+
+_GROUP_BYTES = 16 << 20
+_RESERVE_MIN, _RESERVE_MAX = 16, 4096
+# A worker holds a group (up to one blob of 64 MiB) and its staging buffer: four stay under 300 MB.
+_WORKERS_MAX = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One blob to be: its length and, if it is a whole tensor's or part of one, the dtype."""
+
+    length: int
+    dtype: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Blobs that lie one after the other in a file, small enough to be worked on in one piece."""
+
+    source: Source
+    offset: int
+    cuts: tuple[Cut, ...]
+
+    @property
+    def length(self) -> int:
+        return sum(cut.length for cut in self.cuts)
+
+
+def cut_file(file: InputFile) -> Iterator[Cut]:
+    """Yield the blobs of a file in order: tensors by their own rule, what lies between them plainly."""
+    at = 0
+    for span in (*sorted(file.spans, key=lambda span: span.start), None):
+        start = span.start if span else file.source.size
+        if start < at:
+            continue  # shares bytes with a tensor before it, which are cut already
+        gap = TensorSpan("", "U8", (start - at,), at, start - at)
+        yield from (Cut(length, None) for length in cut_span(gap))
+        at = start
+        if span:
+            yield from (Cut(length, span.dtype) for length in cut_span(span))
+            at += span.length
+
+
+def group_cuts(source: Source, cuts: Iterable[Cut]) -> Iterator[Group]:
+    """Yield cuts of one file in groups of about 16 MiB, or one blob where it is larger."""
+    offset, size, waiting = 0, 0, list[Cut]()
+    for cut in cuts:
+        if waiting and size + cut.length > _GROUP_BYTES:
+            yield Group(source, offset, tuple(waiting))
+            offset, size, waiting = offset + size, 0, []
+        waiting.append(cut)
+        size += cut.length
+    if waiting:
+        yield Group(source, offset, tuple(waiting))
+
+
+class SlotSupply:
+    """Record keys that are durable already: first those left over, then reserved in growing batches."""
+
+    def __init__(self, keyring: Keyring, catalog: Catalog, tenant: int, encrypted: bool) -> None:
+        self._keyring, self._catalog, self._tenant, self._encrypted = keyring, catalog, tenant, encrypted
+        self._ready: list[tuple[int, bytes]] = []
+        self._batch = _RESERVE_MIN
+        self._asked_spare = False
+        self._guard = threading.Lock()
+
+    def take(self, count: int) -> list[tuple[int, bytes | None]]:
+        """Return `count` slots with their keys; slot 0 and no key where records are plain."""
+        if not self._encrypted:
+            return [(0, None)] * count
+        with self._guard:
+            if len(self._ready) < count and not self._asked_spare:
+                self._asked_spare = True
+                spare = self._catalog.take_spare(_RESERVE_MAX)
+                self._ready += [(slot, self._keyring.key(self._tenant, slot)) for slot in spare]
+            if (short := count - len(self._ready)) > 0:
+                self._ready += self._keyring.reserve(self._tenant, max(short, self._batch))
+                self._batch = min(2 * self._batch, _RESERVE_MAX)
+            taken, self._ready = self._ready[:count], self._ready[count:]
+        return list(taken)
+
+    def give_back(self) -> None:
+        """Leave what was not used to the next put."""
+        if self._ready:
+            self._catalog.give_spare([slot for slot, _ in self._ready])
+            self._ready = []
+
+
+@dataclass(slots=True)
+class Ingest:
+    """One run of storing blobs; `written` and `reused` say what became of them."""
+
+    catalog: Catalog
+    keys: TenantKeys
+    writer: SegmentWriter
+    slots: SlotSupply
+    codec: str
+    progress: Progress
+    room_bytes: int | None  # of the tenant's quota; None is no quota
+    written: dict[Digest, Place] = field(default_factory=dict)
+    reused: set[Digest] = field(default_factory=set)
+    _total_bytes: int = 0
+    _claimed: set[Digest] = field(default_factory=set)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+    _local: threading.local = field(default_factory=threading.local)
+
+    def run(self, groups: Sequence[Group]) -> list[list[Digest]]:
+        """Store what is missing of every group; return the digests of each, in order. Not durable yet."""
+        self._total_bytes = sum(group.length for group in groups)
+        workers = min(workers_count() + 1, _WORKERS_MAX, max(len(groups), 1))
+        pool = ThreadPoolExecutor(workers)
+        try:
+            return list(pool.map(self._store_group, groups))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the new records take on disk."""
+        return sum(place.record_bytes for place in self.written.values())
+
+    def _store_group(self, group: Group) -> list[Digest]:
+        plain = self._buffer(group.length)
+        group.source.read_into(group.offset, plain)
+        parts, at = [], 0
+        for cut in group.cuts:
+            parts.append(plain[at : at + cut.length])
+            at += cut.length
+        digests = [digest_bytes(self.keys.tenant.digest_key, part) for part in parts]
+        missing = self._missing(digests)
+        fresh = {digest: n for n, digest in enumerate(digests) if digest in missing}
+        if fresh:
+            self._write([(digest, parts[n], group.cuts[n].dtype) for digest, n in fresh.items()])
+        self.progress(group.length, self._total_bytes)
+        return digests
+
+    def _missing(self, digests: Sequence[Digest]) -> set[Digest]:
+        """Return those that neither the catalog nor another worker has; they are this worker's now."""
+        with self._guard:
+            mine = set(digests) - self._claimed
+            self._claimed |= mine
+        known = {digest for digest, row in self.catalog.find_blobs(mine).items() if row.state == LIVE}
+        with self._guard:
+            self.reused |= known
+        return mine - known
+
+    def _write(self, parts: list[tuple[Digest, memoryview, str | None]]) -> None:
+        drafts: list[Draft] = []
+        for (digest, plain, dtype), (slot, key) in zip(parts, self.slots.take(len(parts)), strict=True):
+            codec: Codec = choose(self.codec, dtype, plain[:SAMPLE_MAX_BYTES])
+            drafts.append(draft_record(self.keys, slot, key, KIND_BLOB, digest, plain, codec, WEIGHT_FRAME_BYTES))
+        total = sum(draft.record_bytes for draft in drafts)
+        with self._guard:
+            if self.room_bytes is not None:
+                self.room_bytes -= total
+                if self.room_bytes < 0:
+                    raise NoRoom("quota", "the tenant's quota would be exceeded")
+        extent = self.writer.extent(total).use(self._staging())
+        places = {draft.digest: draft.seal_into(extent) for draft in drafts}
+        extent.finish()
+        with self._guard:
+            self.written.update(places)
+
+    def _buffer(self, length: int) -> memoryview:
+        held: memoryview | None = getattr(self._local, "buffer", None)
+        if held is None or len(held) < length:
+            held = self._local.buffer = memoryview(make_buffer(max(length, _GROUP_BYTES)))
+        return held[:length]
+
+    def _staging(self) -> memoryview:
+        held: memoryview | None = getattr(self._local, "staging", None)
+        if held is None:
+            held = self._local.staging = staging_buffer()
+        return held

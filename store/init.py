@@ -1,0 +1,70 @@
+"""Init: make a store. The config is written last, so that a store that was half made is simply made again."""
+
+import secrets
+from dataclasses import replace
+from pathlib import Path
+
+from ..formats.frames import KEY_BYTES
+from .config import CONFIG_NAME, DEFAULT_TENANT, Config, default_key_file, read_config, write_config
+from .disk import Disk
+from .errors import BadInput, Conflict
+from .keyring import ROOT_NAME, Keyring, create_keyring
+from .unlock import STANZAS_NAME, Secrets, check_passphrase, new_key_file, write_stanza
+
+KEYS_DIR, SEGMENTS_DIR, CATALOG_DIR = "keys", "segments", "catalog"
+
+
+def root_path(root: Path, config: Config) -> Path:
+    """Return where the root of a store's key tree lies."""
+    return config.root_file or root / KEYS_DIR / ROOT_NAME
+
+
+def init_store(
+    root: Path, disk: Disk, held: Secrets, *, encrypted: bool = True, passphrase: bytes | None = None,
+    root_file: Path | None = None,
+) -> Config:  # fmt: skip
+    """Make a store at `root`, durably, and return its settings; an existing one of the same kind is left as it is.
+
+    Opens with a key file (made if it does not exist) unless a passphrase or a key command is given.
+    Raises Conflict if a store of another kind is there, BadInput if the directory holds something else.
+    """
+    if (root / CONFIG_NAME).exists():
+        config = read_config(root)
+        if config.encrypted != encrypted or (root_file and config.root_file != root_file.absolute()):
+            raise Conflict(str(root), "a store made with other settings is here already")
+        return config
+    _check_empty(root)
+    keys = root / KEYS_DIR
+    for directory in (root, keys, root / SEGMENTS_DIR, root / CATALOG_DIR):
+        disk.make_dirs(directory)
+    disk.remove(keys / STANZAS_NAME)  # of an init that was cut short
+    config = Config(secrets.token_bytes(16), encrypted, None, root_file.absolute() if root_file else None)
+    master = secrets.token_bytes(KEY_BYTES)
+    if not encrypted:
+        write_stanza(keys, disk, "open", b"", master, config.store_id)
+    elif passphrase is not None:
+        write_stanza(keys, disk, "passphrase", check_passphrase(passphrase), master, config.store_id)
+    elif held.key_file is None and (command := held.get("command")):
+        write_stanza(keys, disk, "command", command, master, config.store_id)
+    else:
+        key_file = (held.key_file or default_key_file(config.store_id)).absolute()
+        if key_file.is_relative_to(root.absolute()):
+            raise BadInput(str(key_file), "a key file inside the store protects nothing; keep it elsewhere")
+        write_stanza(keys, disk, "key-file", new_key_file(key_file, disk), master, config.store_id)
+        config = replace(config, key_file=key_file)
+    create_keyring(keys, root_path(root, config), master, config.store_id, disk)
+    keyring = Keyring(keys, root_path(root, config), master, config.store_id, disk)
+    try:
+        keyring.add_tenant(DEFAULT_TENANT, open_keys=not encrypted)
+    finally:
+        keyring.close()
+    write_config(root, config, disk)
+    return config
+
+
+def _check_empty(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise BadInput(str(root), "is not a directory")
+    ours = {KEYS_DIR, SEGMENTS_DIR, CATALOG_DIR}
+    if root.exists() and any(path.name not in ours and not path.name.startswith(".config") for path in root.iterdir()):
+        raise BadInput(str(root), "the directory is not empty and holds no store")

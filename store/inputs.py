@@ -1,0 +1,219 @@
+"""What a user hands to `put`: files on disk or tensors in memory, as sources of bytes and tables of tensors."""
+
+import fnmatch
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ..formats.errors import FormatError
+from ..formats.manifest import check_path
+from ..formats.sniff import read_table
+from ..formats.tensor import DTYPE_BITS, TensorSpan
+from .errors import BadInput, NotFound, StorageFailed
+
+if TYPE_CHECKING:
+    import torch
+
+FILES_MAX_COUNT = 1_000_000
+
+
+class Source(Protocol):
+    """The bytes of one file, wherever they are."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+    def read_into(self, offset: int, out: memoryview) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One file to be stored: where it goes in the artifact, its bytes, and the tensors that were found in it."""
+
+    path: str
+    mode: int
+    source: Source
+    format: str
+    spans: tuple[TensorSpan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """One artifact to be: `single` where a file was given and not a directory."""
+
+    single: bool
+    directories: tuple[tuple[str, int], ...]
+    files: tuple[InputFile, ...]
+
+
+class FileSource:
+    """A regular file, opened for each read and held to be the same file, unchanged, every time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _input_errors(path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            found = os.fstat(fd)
+        finally:
+            os.close(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise BadInput(str(path), "not a regular file or directory")
+        self.mode = stat.S_IMODE(found.st_mode) & 0o777
+        self._seen = _fingerprint(found)
+
+    @property
+    def size(self) -> int:
+        return self._seen[0]
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`; raise FormatError if the file is shorter."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise FormatError(f"ends at byte {self.size}, wanted {length} bytes from {offset}")
+        out = bytearray(length)
+        self.read_into(offset, memoryview(out))
+        return bytes(out)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` from `offset`; raise StorageFailed if the file is not the one that was seen first."""
+        with _input_errors(self._path):
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while out:
+                    got = os.preadv(fd, [out], offset)
+                    if not got:
+                        break
+                    out, offset = out[got:], offset + got
+                unchanged = _fingerprint(os.fstat(fd)) == self._seen
+            finally:
+                os.close(fd)
+        if out or not unchanged:
+            raise StorageFailed(
+                str(self._path), "changed while it was read", hint="run the put again when it is at rest"
+            )
+
+
+class MemorySource:
+    """Pieces of memory, one after the other, as one file."""
+
+    def __init__(self, pieces: Sequence[memoryview]) -> None:
+        self._pieces = pieces
+        self.size = sum(len(piece) for piece in pieces)
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise FormatError(f"ends at byte {self.size}, wanted {length} bytes from {offset}")
+        out = bytearray(length)
+        self.read_into(offset, memoryview(out))
+        return bytes(out)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        at = 0
+        for piece in self._pieces:
+            start, stop = max(offset - at, 0), min(offset + len(out) - at, len(piece))
+            if start < stop:
+                out[at + start - offset : at + stop - offset] = piece[start:stop]
+            at += len(piece)
+
+
+def inputs_from_path(path: Path, opaque: Sequence[str], *, look_inside: bool) -> Inputs:
+    """Return what is at `path`, every tensor table read and checked before a byte is stored.
+
+    Links to files are followed, as Hugging Face's cache needs; links to directories are refused. Files that match a
+    glob in `opaque`, and all files unless `look_inside`, are taken as bytes.
+    Raises NotFound if nothing is there, BadInput for anything that can't be stored or breaks its format.
+    """
+    if not path.exists():
+        raise NotFound(str(path), "no such file or directory")
+    if not path.is_dir():
+        return Inputs(True, (), (_input_file(path, path.name, opaque, look_inside),))
+    directories: list[tuple[str, int]] = []
+    files: list[InputFile] = []
+    for folder, names in _walk(path):
+        inside = folder.relative_to(path).as_posix()
+        if inside != ".":
+            directories.append((_checked(inside), stat.S_IMODE(folder.stat().st_mode) & 0o777))
+        for name in names:
+            relative = name if inside == "." else f"{inside}/{name}"
+            files.append(_input_file(folder / name, relative, opaque, look_inside))
+            if len(files) > FILES_MAX_COUNT:
+                raise BadInput(str(path), f"more than {FILES_MAX_COUNT} files")
+    return Inputs(False, tuple(directories), tuple(files))
+
+
+def inputs_from_tensors(tensors: Mapping[str, "torch.Tensor"]) -> Inputs:
+    """Return tensors in host memory as one safetensors file; raise BadInput for what the format can't hold."""
+    from ..formats.safetensors import read_table as read_safetensors
+    from ..formats.safetensors import write_header
+    from .tensors import dtype_name, tensor_bytes
+
+    named = sorted(tensors.items(), key=lambda pair: (-DTYPE_BITS[dtype_name(pair[1])], pair[0]))
+    try:
+        header = write_header([(name, dtype_name(tensor), tuple(tensor.shape)) for name, tensor in named])
+        source = MemorySource([memoryview(header), *(tensor_bytes(tensor) for _, tensor in named)])
+        spans = read_safetensors(source)
+    except FormatError as error:
+        raise BadInput("tensors", str(error)) from None
+    return Inputs(True, (), (InputFile("tensors.safetensors", 0o644, source, "safetensors", spans),))
+
+
+def _input_file(path: Path, relative: str, opaque: Sequence[str], look_inside: bool) -> InputFile:
+    source = FileSource(path)
+    form: str = "bytes"
+    spans: tuple[TensorSpan, ...] = ()
+    if look_inside and not any(fnmatch.fnmatchcase(relative, glob) for glob in opaque):
+        try:
+            form, spans = read_table(relative, source)
+        except FormatError as error:
+            hint = f"to store it as bytes, unread, add --opaque '{relative}'"
+            raise BadInput(str(path), str(error), hint=hint) from None
+    return InputFile(_checked(relative), source.mode, source, form, spans)
+
+
+def _walk(top: Path) -> list[tuple[Path, list[str]]]:
+    """Return every directory with the names of its files, sorted, so that equal trees give equal artifacts."""
+    found: list[tuple[Path, list[str]]] = []
+
+    def failed(error: OSError) -> None:
+        raise StorageFailed(str(error.filename), (error.strerror or str(error)).lower())
+
+    for folder, subfolders, names in os.walk(top, onerror=failed):
+        subfolders.sort()
+        for name in subfolders:
+            if (Path(folder) / name).is_symlink():
+                raise BadInput(str(Path(folder) / name), "a link to a directory; put the directory itself")
+        found.append((Path(folder), sorted(names)))
+    return found
+
+
+def _checked(relative: str) -> str:
+    try:
+        relative.encode()
+        return check_path(relative)
+    except (FormatError, UnicodeEncodeError):
+        raise BadInput(ascii(relative), "a path must be UTF-8, each part at most 255 bytes") from None
+
+
+def _fingerprint(found: os.stat_result) -> tuple[int, int, int, int]:
+    return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev
+
+
+class _input_errors:
+    """Turn an OSError while reading a user's file into one line that names it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise NotFound(str(self._path), "no such file or directory") from None
+        if isinstance(error, OSError):
+            raise StorageFailed(str(self._path), (error.strerror or str(error)).lower()) from None

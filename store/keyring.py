@@ -1,0 +1,220 @@
+"""The keyring: tenants and the random key of every record, in a key tree under one root.
+
+Commit: changed pages to free positions, sync; the new root into the root slot that is not current, sync; the old
+root effaced in place, sync. A crash before the new root leaves the old tree whole; a crash after it leaves two
+readable roots, of which the higher epoch counts and the lower is effaced at the next open.
+A key is durable here before a byte that it seals reaches a segment.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from ..formats.digest import derive
+from ..formats.errors import FormatError
+from ..formats.frames import KEY_BYTES
+from ..formats.keypage import (
+    LEAF_SLOTS,
+    PAGE_BYTES,
+    TENANT_NAME_MAX_BYTES,
+    Root,
+    Tenant,
+    open_root,
+    parse_tenant,
+    seal_root,
+    slot_key,
+)
+from .disk import Disk, disk_errors, wait_lock
+from .errors import BadInput, Conflict, Corrupt, KeyRefused, StorageFailed
+from .keytree import NONE, Shadow, find_leaf, leaf_refs, reached, read_page
+
+PAGES_NAME, ROOT_NAME, LOCK_NAME = "pages", "root", "lock"
+_RETRIES = 50
+T = TypeVar("T")
+
+
+def create_keyring(directory: Path, root_path: Path, master: bytes, store_id: bytes, disk: Disk) -> None:
+    """Make an empty key tree, durably. Nothing happens where one is already."""
+    disk.make_dirs(root_path.parent)
+    if not (directory / PAGES_NAME).exists():
+        os.close(disk.open(directory / PAGES_NAME, create=True))
+        os.close(disk.open(directory / LOCK_NAME, create=True))
+        disk.sync_dir(directory)
+    if not root_path.exists():
+        slot = seal_root(master, store_id, Root(1, NONE, 0), secrets.token_bytes(12))
+        disk.replace_file(root_path, secrets.token_bytes(PAGE_BYTES) + slot, 0o600)
+
+
+class Keyring:
+    """Opened keys of one store. Threads may share it; a process that forks must open its own."""
+
+    def __init__(self, directory: Path, root_path: Path, master: bytes, store_id: bytes, disk: Disk) -> None:
+        self._master, self._store_id, self._disk = master, store_id, disk
+        self._root_path = root_path
+        with disk_errors(directory):
+            self._pages = disk.open(directory / PAGES_NAME)
+            self._lock = disk.open(directory / LOCK_NAME)
+        self._root_fd = disk.open(root_path)
+        self._leaves: dict[tuple[int, int], bytes] = {}
+        self._guard = threading.RLock()
+        self._failed = False
+        self._root = self._read_root()
+
+    def close(self) -> None:
+        for fd in (self._pages, self._lock, self._root_fd):
+            os.close(fd)
+
+    @property
+    def epoch(self) -> int:
+        return self._root.epoch
+
+    def tenants(self) -> dict[int, Tenant]:
+        """Return every tenant by its number."""
+
+        def read() -> dict[int, Tenant]:
+            leaves = leaf_refs(self._pages, self._root.directory)
+            return {number: parse_tenant(read_page(self._pages, ref)) for number, ref in leaves.items()}
+
+        return self._steady(read)
+
+    def tenant(self, name: str) -> tuple[int, Tenant]:
+        """Return a tenant and its number; raise KeyRefused if there is none of that name."""
+        for number, tenant in self.tenants().items():
+            if tenant.name == name:
+                return number, tenant
+        raise KeyRefused(f"tenant {name}", "not known here", hint=f"make it with 'arstore tenant add {name}'")
+
+    def add_tenant(self, name: str, *, open_keys: bool, quota_bytes: int = 0) -> int:
+        """Make a tenant with keys of its own, durably, and return its number; raise Conflict if the name is taken.
+
+        `open_keys` derives its keys from the store id, for stores without encryption, so that segments alone
+        are enough to rebuild such a store.
+        """
+        if not name or len(name.encode()) > TENANT_NAME_MAX_BYTES or not all(c.isalnum() or c in "._-" for c in name):
+            raise BadInput(f"tenant {name!r}", "a name is letters, digits, '.', '_' and '-', at most 128 bytes")
+        seed = derive(self._store_id + name.encode(), "open tenant", 80) if open_keys else secrets.token_bytes(80)
+        with self._commit() as shadow:
+            if any(tenant.name == name for tenant in self.tenants().values()):
+                raise Conflict(f"tenant {name}", "exists already")
+            number = self._root.next_tenant
+            tenant = Tenant(seed[:16], name, seed[16:48], seed[48:], quota_bytes, 1, NONE)
+            directory = shadow.update(self._root.directory, {number: tenant.packed()})
+            self._root = Root(self._root.epoch + 1, directory, number + 1)
+        return number
+
+    def reserve(self, number: int, count: int) -> list[tuple[int, bytes]]:
+        """Make `count` fresh random record keys of a tenant durable, and return them with their slots."""
+        with self._commit() as shadow:
+            tenant = self._tenant_at(number)
+            first = tenant.next_slot
+            made = [(slot, secrets.token_bytes(KEY_BYTES)) for slot in range(first, first + count)]
+            leaves: dict[int, bytearray] = {}
+            for slot, key in made:
+                leaf = slot // LEAF_SLOTS
+                if leaf not in leaves:
+                    body = find_leaf(self._pages, tenant.keys, leaf) if tenant.keys.position else None
+                    leaves[leaf] = bytearray(body or bytes(LEAF_SLOTS * KEY_BYTES))
+                start = slot % LEAF_SLOTS * KEY_BYTES
+                leaves[leaf][start : start + KEY_BYTES] = key
+            keys = shadow.update(tenant.keys, {leaf: bytes(body) for leaf, body in leaves.items()})
+            grown = tenant.grown(keys, first + count)
+            directory = shadow.update(self._root.directory, {number: grown.packed()})
+            self._root = Root(self._root.epoch + 1, directory, self._root.next_tenant)
+        return made
+
+    def key(self, number: int, slot: int) -> bytes:
+        """Return the key in a slot; raise Corrupt if it was destroyed or never made."""
+        leaf = (number, slot // LEAF_SLOTS)
+        with self._guard:
+            body = self._leaves.get(leaf)
+            key = slot_key(body, slot) if body else None
+            if key is None:
+                self._refresh()
+                body = self._steady(lambda: find_leaf(self._pages, self._tenant_at(number).keys, leaf[1]))
+                key = slot_key(body, slot) if body else None
+                if key is None or body is None:
+                    raise Corrupt(f"keys: slot {slot}", "the key is gone: erased, or the key tree was replaced")
+                self._leaves[leaf] = body
+        return key
+
+    def _tenant_at(self, number: int) -> Tenant:
+        body = find_leaf(self._pages, self._root.directory, number)
+        if body is None:
+            raise KeyRefused(f"tenant number {number}", "was removed")
+        return parse_tenant(body)
+
+    @contextlib.contextmanager
+    def _commit(self) -> Iterator[Shadow]:
+        """Hold the keyring alone, let the body set the new root, and make it the one root there is."""
+        if self._failed:
+            raise StorageFailed(str(self._root_path), "a write failed before; nothing is written until it is reopened")
+        with self._guard:
+            wait_lock(self._lock)
+            try:
+                self._refresh()
+                before = self._root
+                shadow = Shadow(self._pages, self._used(), self._disk)
+                try:
+                    yield shadow
+                    shadow.flush()
+                    self._write_root(self._root)
+                except StorageFailed:
+                    self._failed = True
+                    raise
+                except BaseException:
+                    self._root = before
+                    raise
+                self._leaves.clear()
+            finally:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _used(self) -> set[int]:
+        used = reached(self._pages, self._root.directory)
+        for ref in leaf_refs(self._pages, self._root.directory).values():
+            used |= reached(self._pages, parse_tenant(read_page(self._pages, ref)).keys)
+        return used
+
+    def _write_root(self, root: Root) -> None:
+        sealed = seal_root(self._master, self._store_id, root, secrets.token_bytes(12))
+        self._disk.write_at(self._root_fd, sealed, root.epoch % 2 * PAGE_BYTES)
+        self._disk.sync(self._root_fd)
+        self._efface(root.epoch - 1)
+
+    def _efface(self, epoch: int) -> None:
+        self._disk.write_at(self._root_fd, secrets.token_bytes(PAGE_BYTES), epoch % 2 * PAGE_BYTES)
+        self._disk.sync(self._root_fd)
+
+    def _refresh(self) -> None:
+        root = self._read_root()
+        if root.epoch != self._root.epoch:
+            self._root = root
+            self._leaves.clear()
+
+    def _read_root(self) -> Root:
+        # Read again if neither opens: a commit may have moved the root from the second slot to the first between.
+        for _ in range(_RETRIES):
+            both = os.pread(self._root_fd, 2 * PAGE_BYTES, 0)
+            found: list[Root] = []
+            for start in (0, PAGE_BYTES):
+                with contextlib.suppress(FormatError):
+                    found.append(open_root(self._master, self._store_id, both[start : start + PAGE_BYTES]))
+            if found:
+                return max(found, key=lambda root: root.epoch)
+        raise Corrupt(str(self._root_path), "no root of the key tree opens")
+
+    def _steady(self, read: Callable[[], T]) -> T:
+        """Return what `read` gives from one root: a writer may reuse pages of the root that a reader still holds."""
+        for _ in range(_RETRIES):
+            root = self._root
+            try:
+                return read()
+            except FormatError as error:
+                self._refresh()
+                if self._root.epoch == root.epoch:
+                    raise Corrupt("keys", str(error)) from None
+        raise Corrupt("keys", "the key tree kept changing")

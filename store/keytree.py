@@ -1,0 +1,126 @@
+"""A radix tree of sealed key pages in one file, updated by shadow writes only.
+
+Invariant: a page that the durable root can reach is never overwritten. `Shadow` writes changed pages to positions
+that the root does not reach and returns a new reference; nothing counts until a root that holds it is durable.
+"""
+
+import os
+import secrets
+from collections import defaultdict
+
+from ..formats.errors import FormatError
+from ..formats.frames import KEY_BYTES
+from ..formats.keypage import (
+    DEPTH_MAX,
+    FAN_OUT,
+    PAGE_BYTES,
+    PageRef,
+    open_page,
+    pack_children,
+    parse_children,
+    seal_page,
+)
+from .disk import Disk
+
+NONE = PageRef()
+
+
+def read_page(fd: int, ref: PageRef) -> bytes:
+    """Return the body of the page at `ref`; raise FormatError if the page there is another version."""
+    return open_page(ref.key, os.pread(fd, PAGE_BYTES, ref.position * PAGE_BYTES))
+
+
+def find_leaf(fd: int, root: PageRef, number: int) -> bytes | None:
+    """Return the body of leaf `number`, or None where the tree has none."""
+    ref = root
+    if not ref.position or number >= FAN_OUT**ref.depth:
+        return None
+    while ref.depth:
+        child, number = divmod(number, FAN_OUT ** (ref.depth - 1))
+        found = parse_children(read_page(fd, ref), ref.depth).get(child)
+        if found is None:
+            return None
+        ref = found
+    return read_page(fd, ref)
+
+
+def leaf_refs(fd: int, root: PageRef) -> dict[int, PageRef]:
+    """Return every leaf by number, reading inner pages only."""
+    if not root.position:
+        return {}
+    if not root.depth:
+        return {0: root}
+    span = FAN_OUT ** (root.depth - 1)
+    found = {}
+    for child, ref in parse_children(read_page(fd, root), root.depth).items():
+        found.update({child * span + number: leaf for number, leaf in leaf_refs(fd, ref).items()})
+    return found
+
+
+def reached(fd: int, root: PageRef) -> set[int]:
+    """Return the positions of every page under `root`, leaves included, reading inner pages only."""
+    if not root.position:
+        return set()
+    positions = {root.position}
+    if root.depth:
+        for ref in parse_children(read_page(fd, root), root.depth).values():
+            positions |= {ref.position} if not ref.depth else reached(fd, ref)
+    return positions
+
+
+class Shadow:
+    """New page versions on their way to becoming the tree."""
+
+    def __init__(self, fd: int, used: set[int], disk: Disk) -> None:
+        self._fd, self._disk = fd, disk
+        self._used = used | {0}  # position 0 means "none" in a reference
+        self._next = 0
+        self._dirty: list[tuple[int, bytes]] = []
+
+    def update(self, root: PageRef, leaves: dict[int, bytes | None]) -> PageRef:
+        """Return the root of a tree in which the given leaves stand as given; None removes one."""
+        while max(leaves) >= FAN_OUT**root.depth or (root.position == 0 and root.depth == 0 and max(leaves) > 0):
+            if root.depth == DEPTH_MAX:
+                raise FormatError("key tree is full")
+            root = (
+                self._write(pack_children({0: root}), root.depth + 1) if root.position else PageRef(0, root.depth + 1)
+            )
+        return self._update(root, leaves)
+
+    def flush(self) -> None:
+        """Write the new pages and make them durable."""
+        for position, page in sorted(self._dirty):
+            self._disk.write_at(self._fd, page, position * PAGE_BYTES)
+        self._dirty.clear()
+        self._disk.sync(self._fd)
+
+    def _update(self, ref: PageRef, leaves: dict[int, bytes | None]) -> PageRef:
+        if not ref.depth:
+            body = leaves[0]
+            return NONE if body is None else self._write(body, 0)
+        children = parse_children(self._read(ref), ref.depth) if ref.position else {}
+        span = FAN_OUT ** (ref.depth - 1)
+        below: dict[int, dict[int, bytes | None]] = defaultdict(dict)
+        for number, body in leaves.items():
+            below[number // span][number % span] = body
+        for child, part in below.items():
+            changed = self._update(children.get(child, PageRef(0, ref.depth - 1)), part)
+            if changed.position:
+                children[child] = changed
+            else:
+                children.pop(child, None)
+        return self._write(pack_children(children), ref.depth) if children else PageRef(0, 0)
+
+    def _read(self, ref: PageRef) -> bytes:
+        for position, page in self._dirty:
+            if position == ref.position:
+                return open_page(ref.key, page)
+        return read_page(self._fd, ref)
+
+    def _write(self, body: bytes, depth: int) -> PageRef:
+        while self._next in self._used:
+            self._next += 1
+        self._used.add(self._next)
+        key = secrets.token_bytes(KEY_BYTES)
+        self._dirty.append((self._next, seal_page(key, body)))
+        return PageRef(self._next, depth, key)

@@ -1,0 +1,177 @@
+"""Put: inputs to one committed version. Blobs first, then the version record, one sync, one commit."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from ..formats.catalog import Place, VersionRow
+from ..formats.codec import Codec
+from ..formats.digest import Digest, digest_bytes
+from ..formats.identity import Identity
+from ..formats.manifest import BlobName, Manifest, StoredFile, Tensor
+from ..formats.record import KIND_VERSION
+from .catalog import BlobGone, Catalog, NewVersion, Superseded
+from .errors import Conflict, NoRoom, StoreError
+from .ingest import Group, Ingest, SlotSupply, cut_file, group_cuts
+from .inputs import Inputs
+from .names import Names, Ref, Summary
+from .progress import Progress
+from .records import TenantKeys, draft_record
+from .segments import SegmentWriter, staging_buffer
+
+_VERSION_FRAME_BYTES = 1 << 20
+_ATTEMPTS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a put did."""
+
+    summary: Summary
+    bytes_in: int
+    bytes_stored: int
+    blobs_new: int
+    blobs_reused: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutParts:
+    """The mechanisms a put works with."""
+
+    catalog: Catalog
+    keys: TenantKeys
+    names: Names
+    open_writer: Callable[[str], SegmentWriter]
+    now: Callable[[], datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How the artifact is to be kept."""
+
+    ref: Ref
+    kind: str
+    identity: Identity
+    codec: str = "auto"
+    pinned: bool = False
+
+
+def put_inputs(parts: PutParts, inputs: Inputs, wish: Wish, progress: Progress) -> Stored:
+    """Store an artifact and make it the newest version of its name; durable on return.
+
+    Raises Conflict if the label is taken by other content, NoRoom if disk or quota is full.
+    If it fails or is killed nothing is visible; blobs that were whole are reused by the next put.
+    """
+    return _until_committed(parts, wish, progress, lambda ingest: _ingest(ingest, inputs, wish))
+
+
+def commit_manifest(parts: PutParts, manifest: Manifest, wish: Wish) -> Stored:
+    """Give a manifest whose blobs are all stored a further name; durable on return. This is `tag`."""
+    return _until_committed(parts, wish, lambda *_: None, lambda _: manifest)
+
+
+def _until_committed(parts: PutParts, wish: Wish, progress: Progress, make: Callable[[Ingest], Manifest]) -> Stored:
+    quota = parts.keys.tenant.quota_bytes
+    slots = SlotSupply(parts.keys.keyring, parts.catalog, parts.keys.number, parts.keys.encrypted)
+    for _ in range(_ATTEMPTS):
+        writer = parts.open_writer(wish.kind)
+        room = quota - parts.catalog.usage_bytes() if quota else None
+        ingest = Ingest(parts.catalog, parts.keys, writer, slots, wish.codec, progress, room)
+        with contextlib.closing(writer), _kept_for_next_time(parts.catalog, ingest, slots):
+            manifest = make(ingest)
+            try:
+                return _commit(parts, ingest, manifest, wish)
+            except BlobGone:
+                parts.catalog.adopt(dict(ingest.written), writer.sync())
+    raise Conflict(wish.ref.name, "blobs it needs kept being collected; try again")
+
+
+def _ingest(ingest: Ingest, inputs: Inputs, wish: Wish) -> Manifest:
+    """Store the blobs of every file and return the manifest that names them."""
+    groups: list[Group] = []
+    counts: list[int] = []
+    cuts = [list(cut_file(file)) for file in inputs.files]
+    for file, cut in zip(inputs.files, cuts, strict=True):
+        found = list(group_cuts(file.source, cut))
+        groups += found
+        counts.append(len(found))
+    digests = iter(ingest.run(groups))
+    numbers: dict[BlobName, int] = {}
+    files: list[StoredFile] = []
+    for file, cut, count in zip(inputs.files, cuts, counts, strict=True):
+        of_file = [digest for _ in range(count) for digest in next(digests)]
+        blobs = [BlobName(digest, one.length) for digest, one in zip(of_file, cut, strict=True)]
+        used = tuple(numbers.setdefault(blob, len(numbers)) for blob in blobs)
+        files.append(StoredFile(file.path, file.mode, file.source.size, file.format, used))
+    tensors = (Tensor(n, span) for n, file in enumerate(inputs.files) for span in file.spans)
+    return Manifest(
+        wish.kind,
+        wish.identity,
+        inputs.single,
+        inputs.directories,
+        tuple(files),
+        tuple(tensors),
+        tuple(numbers),
+    )
+
+
+def _commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish) -> Stored:
+    """Write the version record, sync once, commit; again with the next number while other writers are first."""
+    manifest_id = manifest.id(parts.keys.tenant.digest_key)
+    needs = frozenset(blob.digest for blob in manifest.blobs)
+    for _ in range(_ATTEMPTS):
+        there = parts.names.check_free(wish.ref, manifest_id)
+        if there:
+            return Stored(there.summary, manifest.plain_bytes, 0, 0, len(needs))
+        version = parts.catalog.last_version(wish.ref.name) + 1
+        created = parts.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+        summary = Summary(
+            wish.ref.name, version, wish.ref.label, manifest_id.hex(), wish.kind, dict(wish.identity).get("model"),
+            manifest.plain_bytes, created, wish.pinned,
+        )  # fmt: skip
+        place, key = _write_version(ingest, manifest, summary)
+        row = VersionRow(place, wish.pinned, summary.sealed(key))
+        durable = ingest.writer.sync()
+        quota = parts.keys.tenant.quota_bytes
+        with contextlib.suppress(Superseded):
+            parts.catalog.commit(NewVersion(wish.ref.name, version, row, needs, ingest.written, durable, quota))
+            stored = ingest.stored_bytes + place.record_bytes
+            return Stored(summary, manifest.plain_bytes, stored, len(ingest.written), len(ingest.reused))
+    raise Conflict(wish.ref.name, "other writers kept adding versions; try again")
+
+
+def _write_version(ingest: Ingest, manifest: Manifest, summary: Summary) -> tuple[Place, bytes | None]:
+    body: Mapping[str, object] = {
+        "name": summary.name,
+        "version": summary.version,
+        "label": summary.label,
+        "created": summary.created,
+        "manifest": json.loads(manifest.packed()),
+    }
+    packed = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+    [(slot, key)] = ingest.slots.take(1)
+    digest: Digest = digest_bytes(ingest.keys.tenant.digest_key, packed)
+    draft = draft_record(
+        ingest.keys, slot, key, KIND_VERSION, digest, memoryview(packed), Codec.ZSTD, _VERSION_FRAME_BYTES
+    )
+    extent = ingest.writer.extent(draft.record_bytes).use(staging_buffer())
+    place = draft.seal_into(extent)
+    extent.finish()
+    return place, key
+
+
+@contextlib.contextmanager
+def _kept_for_next_time(catalog: Catalog, ingest: Ingest, slots: SlotSupply) -> Iterator[None]:
+    """If the put fails, keep the blobs that were written whole; where there is no room for them, let them go."""
+    try:
+        yield
+    except NoRoom:
+        raise
+    except BaseException:
+        with contextlib.suppress(StoreError):
+            catalog.adopt(dict(ingest.written), ingest.writer.sync())
+            slots.give_back()
+        raise
+    slots.give_back()

@@ -1,0 +1,198 @@
+"""Segments: append-only files of records, one writer each, read through maps.
+
+Invariant: bytes [0, durable_bytes) of a segment, as the catalog has them, survived a sync. What lies past them is
+the tail of a writer that is still at work (its lock is held) or was killed (it is free: see recover.py).
+"""
+
+import os
+import threading
+from dataclasses import dataclass
+from mmap import MADV_WILLNEED, PROT_READ, mmap
+from pathlib import Path
+
+from ..formats.errors import FormatError
+from ..formats.record import ALIGN_BYTES, SegmentHeader, padded, parse_segment_header
+from .catalog import Catalog
+from .disk import Disk, disk_errors, make_buffer, try_lock
+from .errors import Corrupt
+
+SEGMENT_MAX_BYTES = 1 << 30
+LIFETIMES = {"weights": 1, "kv": 2, "intermediate": 3, "file": 4}
+# A frame is at most 4 MiB here; two of them, and what the alignment leaves over, make one write.
+_STAGING_BYTES = (8 << 20) + (64 << 10)
+
+
+def segment_path(directory: Path, segment: int) -> Path:
+    return directory / f"{segment:016x}.seg"
+
+
+class SegmentReader:
+    """Maps of segment files, shared by threads. A map is checked against the file's length before it is read."""
+
+    def __init__(self, directory: Path, store_id: bytes) -> None:
+        self._directory, self._store_id = directory, store_id
+        self._maps: dict[int, mmap] = {}
+        self._guard = threading.Lock()
+
+    def view(self, segment: int, offset: int, length: int) -> memoryview:
+        """Return `length` bytes of a segment without copying; raise Corrupt if the file does not reach so far."""
+        with self._guard:
+            mapped = self._maps.get(segment)
+            if mapped is None or offset + length > len(mapped):
+                mapped = self._maps[segment] = self._map(segment, offset + length)
+        return memoryview(mapped)[offset : offset + length]
+
+    def will_need(self, segment: int, offset: int, length: int) -> None:
+        """Ask the kernel to start reading a range."""
+        mapped = self._maps.get(segment)
+        if mapped is not None and offset + length <= len(mapped):
+            mapped.madvise(MADV_WILLNEED, offset // ALIGN_BYTES * ALIGN_BYTES, length)
+
+    def close(self) -> None:
+        self._maps.clear()
+
+    def _map(self, segment: int, wanted: int) -> mmap:
+        path = segment_path(self._directory, segment)
+        try:
+            with path.open("rb") as file, disk_errors(path):
+                size = os.fstat(file.fileno()).st_size
+                if size < wanted:
+                    raise Corrupt(str(path), f"cut short: {size} bytes, wanted at least {wanted}")
+                header = parse_segment_header(file.read(ALIGN_BYTES))
+                if header.store_id != self._store_id or header.segment_id != segment:
+                    raise Corrupt(str(path), f"holds segment {header.segment_id} of another place")
+                return mmap(file.fileno(), size, prot=PROT_READ)
+        except FileNotFoundError:
+            raise Corrupt(str(path), "the segment file is missing") from None
+        except FormatError as error:
+            raise Corrupt(str(path), str(error)) from None
+
+
+@dataclass(slots=True)
+class _Owned:
+    """A segment this process writes to: end is where the next extent begins."""
+
+    fd: int
+    end: int
+
+
+class SegmentWriter:
+    """The one writer of the segments it holds. Threads reserve extents and write them at the same time."""
+
+    def __init__(self, directory: Path, store_id: bytes, lifetime: int, catalog: Catalog, disk: Disk) -> None:
+        self._directory, self._store_id, self._lifetime = directory, store_id, lifetime
+        self._catalog, self._disk = catalog, disk
+        self._owned: dict[int, _Owned] = {}
+        self._guard = threading.Lock()
+
+    def extent(self, length: int) -> "Extent":
+        """Reserve `length` bytes (a multiple of 4,096) of a segment that this writer owns."""
+        with self._guard:
+            segment, owned = self._roomy(length)
+            offset, owned.end = owned.end, owned.end + length
+        return Extent(segment, owned.fd, offset, length, self._disk)
+
+    def sync(self) -> dict[int, int]:
+        """Make every finished extent durable; return the durable length of each segment written."""
+        with self._guard:
+            for owned in self._owned.values():
+                self._disk.sync(owned.fd)
+            return {segment: owned.end for segment, owned in self._owned.items()}
+
+    def close(self) -> None:
+        """Let the segments go, cutting what no commit stands on."""
+        durable = self._catalog.segments()
+        for segment, owned in self._owned.items():
+            if owned.end > (length := max(durable[segment].durable_bytes, ALIGN_BYTES)):
+                self._disk.truncate(owned.fd, length)
+            os.close(owned.fd)
+        self._owned.clear()
+
+    def _roomy(self, length: int) -> tuple[int, _Owned]:
+        for segment, owned in self._owned.items():
+            if owned.end + length <= SEGMENT_MAX_BYTES:
+                return segment, owned
+        return self._claim(length) or self._create()
+
+    def _claim(self, length: int) -> tuple[int, _Owned] | None:
+        """Take over a segment with room that nobody writes to and that has no tail to recover."""
+        for segment, row in self._catalog.segments().items():
+            if row.lifetime != self._lifetime or segment in self._owned:
+                continue
+            if not ALIGN_BYTES <= row.durable_bytes <= SEGMENT_MAX_BYTES - length:
+                continue
+            path = segment_path(self._directory, segment)
+            if not path.exists():
+                continue
+            fd = self._disk.open(path, direct=True)
+            # The row is read again under the lock: its last writer may have committed since.
+            if try_lock(fd) and os.fstat(fd).st_size == self._catalog.segments()[segment].durable_bytes:
+                owned = self._owned[segment] = _Owned(fd, os.fstat(fd).st_size)
+                return segment, owned
+            os.close(fd)
+        return None
+
+    def _create(self) -> tuple[int, _Owned]:
+        segment = self._catalog.new_segment(self._lifetime)
+        path = segment_path(self._directory, segment)
+        fd = self._disk.open(path, create=True, direct=True)
+        if not try_lock(fd):
+            raise AssertionError("a fresh segment id was in use")
+        page = make_buffer(ALIGN_BYTES)
+        page[:] = SegmentHeader(self._store_id, segment, self._lifetime).packed()
+        self._disk.write_at(fd, memoryview(page), 0)
+        self._disk.sync_dir(self._directory)
+        owned = self._owned[segment] = _Owned(fd, ALIGN_BYTES)
+        return segment, owned
+
+
+class Extent:
+    """A reserved run of a segment, filled from front to back through an aligned staging buffer."""
+
+    def __init__(self, segment: int, fd: int, offset: int, length: int, disk: Disk) -> None:
+        self.segment, self._fd, self._disk = segment, fd, disk
+        self._end = offset + length
+        self._flushed = offset
+        self._staging: memoryview | None = None
+        self._filled = 0
+
+    @property
+    def position(self) -> int:
+        """Where in the segment the next byte goes."""
+        return self._flushed + self._filled
+
+    def use(self, staging: memoryview) -> "Extent":
+        """Write through `staging` (from `staging_buffer`), which no other thread may use meanwhile."""
+        self._staging = staging
+        return self
+
+    def window(self, length: int) -> memoryview:
+        """Return the next `length` bytes to fill in; they count as written."""
+        assert self._staging is not None
+        if self._filled + length > len(self._staging):
+            self._flush()
+        start, self._filled = self._filled, self._filled + length
+        return self._staging[start : self._filled]
+
+    def pad(self) -> None:
+        """Fill with zeros up to the next multiple of 4,096."""
+        short = padded(self.position) - self.position
+        self.window(short)[:] = bytes(short)
+
+    def finish(self) -> None:
+        """Write what is left; the whole extent must have been filled."""
+        self._flush()
+        assert self.position == self._end, "an extent was filled to another length than it was reserved for"
+
+    def _flush(self) -> None:
+        assert self._staging is not None
+        whole = self._filled // ALIGN_BYTES * ALIGN_BYTES
+        self._disk.write_at(self._fd, self._staging[:whole], self._flushed)
+        rest = self._filled - whole
+        self._staging[:rest] = bytes(self._staging[whole : self._filled])
+        self._flushed, self._filled = self._flushed + whole, rest
+
+
+def staging_buffer() -> memoryview:
+    """Return an aligned buffer that one thread's extents are written through."""
+    return memoryview(make_buffer(_STAGING_BYTES))

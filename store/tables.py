@@ -1,0 +1,142 @@
+"""Tables: named LMDB databases whose every value is closed by a check, in one environment a process and store."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+
+from ..formats.catalog import close_row, open_row
+from ..formats.errors import FormatError
+from .errors import Corrupt, NoRoom, StorageFailed
+
+T = TypeVar("T")
+# Only address space: the file grows as it fills. Doubled when full.
+_MAP_BYTES = 16 << 30
+_REBUILD = "run 'arstore repair --rebuild-catalog'"
+
+# LMDB allows one environment a process and file; two stores opened on one directory (two tenants, say) share it.
+_environments: dict[Path, tuple[lmdb.Environment, int]] = {}
+_environments_guard = threading.Lock()
+
+
+class Tables:
+    """Transactions over checked rows."""
+
+    def __init__(self, path: Path, names: tuple[str, ...], check_key: bytes) -> None:
+        self._path, self._check_key = path, check_key
+        self._pid = os.getpid()
+        self._env = _open_environment(path)
+        with _lmdb_errors(path):
+            self._tables = {name: self._env.open_db(name.encode()) for name in names}
+
+    def close(self) -> None:
+        _close_environment(self._path)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator["Rows"]:
+        """Give one consistent view of all tables."""
+        with _lmdb_errors(self._path):
+            self._check_process()
+            try:
+                txn = self._env.begin()
+            except lmdb.MapResizedError:
+                self._env.set_mapsize(0)  # another process grew the map
+                txn = self._env.begin()
+            with txn:
+                yield Rows(txn, self._tables, self._check_key)
+
+    def write(self, change: Callable[["Rows"], T]) -> T:
+        """Perform `change` in one transaction, durable on return; it may run again if the map had to grow."""
+        with _lmdb_errors(self._path):
+            self._check_process()
+            while True:
+                try:
+                    with self._env.begin(write=True) as txn:
+                        return change(Rows(txn, self._tables, self._check_key))
+                except lmdb.MapFullError:
+                    self._env.set_mapsize(2 * self._env.info()["map_size"])
+                except lmdb.MapResizedError:
+                    self._env.set_mapsize(0)
+
+    def _check_process(self) -> None:
+        # LMDB's locks are the process's; a forked child that uses them corrupts the parent's.
+        if os.getpid() != self._pid:
+            raise StorageFailed(str(self._path), "opened before a fork; open the store again in the child")
+
+
+class Rows:
+    """The rows that one transaction sees."""
+
+    def __init__(self, txn: lmdb.Transaction, tables: Mapping[str, Any], check_key: bytes) -> None:
+        self._txn, self._tables, self._check_key = txn, tables, check_key
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """Return a row's value, or None; raise Corrupt if its check refuses."""
+        value = self._txn.get(key, db=self._tables[table])
+        return self._open(key, bytes(value)) if value is not None else None
+
+    def put(self, table: str, key: bytes, packed: bytes) -> None:
+        self._txn.put(key, close_row(self._check_key, key, packed), db=self._tables[table])
+
+    def delete(self, table: str, key: bytes) -> None:
+        self._txn.delete(key, db=self._tables[table])
+
+    def scan(self, table: str, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield keys that start with `prefix`, in order, with their values."""
+        cursor = self._txn.cursor(db=self._tables[table])
+        if cursor.set_range(prefix):
+            for found, value in cursor:
+                key = bytes(found)
+                if not key.startswith(prefix):
+                    return
+                yield key, self._open(key, bytes(value))
+
+    def _open(self, key: bytes, value: bytes) -> bytes:
+        try:
+            return open_row(self._check_key, key, value)
+        except FormatError as error:
+            raise Corrupt("catalog", str(error), hint=_REBUILD) from None
+
+
+@contextlib.contextmanager
+def _lmdb_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (
+        lmdb.CorruptedError,
+        lmdb.InvalidError,
+        lmdb.PageNotFoundError,
+        lmdb.VersionMismatchError,
+    ) as error:
+        raise Corrupt(str(path), str(error), hint=_REBUILD) from error
+    except lmdb.Error as error:
+        if "No space" in str(error):
+            raise NoRoom(str(path), "no space left on device", hint="free some space, or run 'arstore gc'") from error
+        raise StorageFailed(str(path), str(error)) from error
+
+
+def _open_environment(path: Path) -> lmdb.Environment:
+    key = path.resolve()
+    with _environments_guard, _lmdb_errors(path):
+        if key in _environments:
+            env, users = _environments[key]
+        else:
+            env = lmdb.open(str(path), map_size=_MAP_BYTES, max_dbs=16, max_readers=1024, mode=0o600)
+            users = 0
+            env.reader_check()  # slots of killed readers would hold old pages for ever
+        _environments[key] = env, users + 1
+    return env
+
+
+def _close_environment(path: Path) -> None:
+    key = path.resolve()
+    with _environments_guard:
+        env, users = _environments.pop(key)
+        if users > 1:
+            _environments[key] = env, users - 1
+        else:
+            env.close()

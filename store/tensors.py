@@ -1,0 +1,67 @@
+"""Torch tensors over verified bytes in host memory, and back. The only room besides formats/ that knows torch."""
+
+from typing import TYPE_CHECKING
+
+from ..formats.tensor import TensorSpan
+from .errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+
+# By safetensors' names. Types that torch has no scalar for are handed out as raw bytes (uint8).
+_TORCH_NAMES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "I16": "int16",
+    "U16": "uint16", "F16": "float16", "BF16": "bfloat16", "I32": "int32", "U32": "uint32", "F32": "float32",
+    "C64": "complex64", "F64": "float64", "I64": "int64", "U64": "uint64", "C128": "complex128",
+}  # fmt: skip
+
+
+def tensor_from(buffer: memoryview, span: TensorSpan) -> "torch.Tensor":
+    """Return a tensor over `buffer` (the span's bytes) without copying.
+
+    Block-quantised and sub-byte types come as one dimension of raw bytes.
+    """
+    import torch
+
+    name = _TORCH_NAMES.get(span.dtype)
+    # Packed pairs: the last axis holds two 4-bit floats a byte.
+    if span.dtype == "F4" and span.shape and span.shape[-1] % 2 == 0 and hasattr(torch, "float4_e2m1fn_x2"):
+        raw = _over(buffer, torch.uint8).view(torch.float4_e2m1fn_x2)
+        return raw.reshape(*span.shape[:-1], span.shape[-1] // 2)
+    if name is None:
+        return _over(buffer, torch.uint8)
+    dtype: torch.dtype = getattr(torch, name)
+    if not span.length:
+        return torch.empty(span.shape, dtype=dtype)
+    flat = _over(buffer, torch.uint8).view(dtype) if dtype is torch.bool else _over(buffer, dtype)
+    if span.stride is not None:
+        return flat.as_strided(span.shape, span.stride)
+    return flat.reshape(span.shape)
+
+
+def dtype_name(tensor: "torch.Tensor") -> str:
+    """Return safetensors' name of a tensor's dtype; raise BadInput if it has none."""
+    wanted = str(tensor.dtype).removeprefix("torch.")
+    for name, torch_name in _TORCH_NAMES.items():
+        if torch_name == wanted:
+            return name
+    raise BadInput("tensors", f"dtype {tensor.dtype} has no safetensors name")
+
+
+def tensor_bytes(tensor: "torch.Tensor") -> memoryview:
+    """Return the row-major bytes of a tensor in host memory, copied only where it is strided or elsewhere."""
+    import torch
+
+    if not tensor.numel():
+        return memoryview(b"")
+    if tensor.layout is not torch.strided:
+        raise BadInput("tensors", f"a tensor is {tensor.layout}, wanted dense")
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def _over(buffer: memoryview, dtype: "torch.dtype") -> "torch.Tensor":
+    import torch
+
+    return torch.frombuffer(buffer, dtype=dtype)

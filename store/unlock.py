@@ -1,0 +1,177 @@
+"""From what a person holds to the store's master key.
+
+`keys/stanzas.json` holds the master key once for each way in (key file, passphrase, command), each sealed under
+a key derived from that secret and a random salt. The secret itself is never stored. A command comes only from
+the environment: text inside a store is data, and data is never run.
+"""
+
+import json
+import os
+import secrets
+import shlex
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..formats.digest import derive
+from ..formats.errors import FormatError
+from ..formats.frames import KEY_BYTES, seal, unseal
+from .disk import Disk
+from .errors import BadInput, Corrupt, KeyRefused
+
+STANZAS_NAME = "stanzas.json"
+_SECRET_MAX_BYTES = 1 << 20
+_STANZAS_MAX = 64
+# RFC 9106's second recommendation: 64 MiB, 3 passes, 4 lanes; 0.12 s on a 2-core machine.
+_ARGON2 = {"memory_kib": 64 << 10, "iterations": 3, "lanes": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """Where the caller's secrets are. None means not given."""
+
+    key_file: Path | None = None
+    passphrase_file: Path | None = None
+    command: str | None = None
+    passphrase: bytes | None = None
+
+    @classmethod
+    def from_environment(cls) -> "Secrets":
+        key_file, passphrase_file = (
+            os.environ.get("ARSTORE_KEY_FILE"),
+            os.environ.get("ARSTORE_PASSPHRASE_FILE"),
+        )
+        return cls(
+            Path(key_file) if key_file else None,
+            Path(passphrase_file) if passphrase_file else None,
+            os.environ.get("ARSTORE_KEY_COMMAND") or None,
+        )
+
+    def get(self, kind: str) -> bytes | None:
+        """Return the secret of one kind, or None where the caller gave none; raise KeyRefused if it can't be had."""
+        if kind == "key-file":
+            return _read(self.key_file) if self.key_file else None
+        if kind == "passphrase":
+            return self.passphrase or (_read(self.passphrase_file) if self.passphrase_file else None)
+        return _run(self.command) if kind == "command" and self.command else None
+
+
+def new_key_file(path: Path, disk: Disk) -> bytes:
+    """Make a key file of 32 random bytes in hex, mode 0600, and return its secret; an existing one is used as it is."""
+    if path.exists():
+        return _read(path)
+    secret = secrets.token_hex(KEY_BYTES).encode()
+    disk.make_dirs(path.parent)
+    disk.replace_file(path, secret + b"\n", 0o600)
+    return secret
+
+
+def write_stanza(directory: Path, disk: Disk, kind: str, secret: bytes, master: bytes, store_id: bytes) -> None:
+    """Add one way in to the master key, durably."""
+    stanzas = _read_stanzas(directory) if (directory / STANZAS_NAME).exists() else []
+    stanza: dict[str, Any] = {"kind": kind, "salt": secrets.token_hex(16)}
+    if kind == "passphrase":
+        stanza |= _ARGON2
+    if kind == "open":
+        stanza["master"] = master.hex()
+    else:
+        sealed = seal(_stanza_key(stanza, secret), _context(store_id), master, secrets.token_bytes(12))
+        stanza["sealed"] = sealed.hex()
+    content = json.dumps({"format": 1, "stanzas": [*stanzas, stanza]}, indent=1)
+    disk.replace_file(directory / STANZAS_NAME, content.encode())
+
+
+def open_master(directory: Path, held: Secrets, store_id: bytes, ask: Callable[[], bytes | None]) -> bytes:
+    """Return the store's master key; raise KeyRefused if no secret that is held opens it.
+
+    `ask` is called last, for a passphrase, and may return None.
+    """
+    stanzas = _read_stanzas(directory)
+    missing: KeyRefused | None = None
+    tried = 0
+    for kind in ("open", "key-file", "command", "passphrase"):
+        ways = [stanza for stanza in stanzas if stanza["kind"] == kind]
+        if not ways:
+            continue
+        try:
+            secret = b"" if kind == "open" else held.get(kind) or (ask() if kind == "passphrase" else None)
+        except KeyRefused as refused:
+            missing = refused
+            continue
+        for stanza in ways if secret is not None else ():
+            tried += 1
+            try:
+                if kind == "open":
+                    return bytes.fromhex(stanza["master"])
+                return unseal(_stanza_key(stanza, secret or b""), _context(store_id), bytes.fromhex(stanza["sealed"]))
+            except (FormatError, KeyError, ValueError):
+                continue
+    if missing and not tried:
+        raise missing
+    kinds = ", ".join(sorted({stanza["kind"] for stanza in stanzas}))
+    hint = f"this store opens with: {kinds}; set ARSTORE_KEY_FILE, ARSTORE_PASSPHRASE_FILE or ARSTORE_KEY_COMMAND"
+    raise KeyRefused("key", "the key given does not open this store" if tried else "no key was given", hint=hint)
+
+
+def _stanza_key(stanza: dict[str, Any], secret: bytes) -> bytes:
+    salt = bytes.fromhex(stanza["salt"])
+    if stanza["kind"] != "passphrase":
+        return derive(salt + secret, "stanza key")
+    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+    memory, iterations, lanes = (int(stanza[name]) for name in _ARGON2)
+    # Read from disk: an attacker must not be able to make opening cost all memory.
+    if not (8 * lanes <= memory <= 4 << 20 and 1 <= iterations <= 100 and 1 <= lanes <= 64):
+        raise FormatError("passphrase parameters exceed the limits")
+    kdf = Argon2id(salt=salt, length=KEY_BYTES, iterations=iterations, lanes=lanes, memory_cost=memory)
+    return kdf.derive(secret)
+
+
+def _read_stanzas(directory: Path) -> list[dict[str, Any]]:
+    path = directory / STANZAS_NAME
+    try:
+        with path.open("rb") as file:
+            stanzas = json.loads(file.read(_SECRET_MAX_BYTES))["stanzas"]
+        if not 0 < len(stanzas) <= _STANZAS_MAX or not all(isinstance(s["kind"], str) for s in stanzas):
+            raise ValueError("stanzas")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Corrupt(str(path), f"the key stanzas can't be read ({type(error).__name__})") from None
+    return list(stanzas)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_SECRET_MAX_BYTES + 1)
+    except OSError as error:
+        raise KeyRefused(str(path), (error.strerror or str(error)).lower()) from None
+    if len(content) > _SECRET_MAX_BYTES:
+        raise KeyRefused(str(path), f"larger than {_SECRET_MAX_BYTES} bytes: not a key or passphrase file")
+    secret = content.rstrip(b"\r\n")
+    if not secret:
+        raise KeyRefused(str(path), "the file is empty")
+    return secret
+
+
+def _run(command: str) -> bytes:
+    try:
+        done = subprocess.run(shlex.split(command), capture_output=True, timeout=60, check=False)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        raise KeyRefused("ARSTORE_KEY_COMMAND", f"could not be run ({error})") from None
+    secret = done.stdout.rstrip(b"\r\n")
+    if done.returncode or not secret:
+        raise KeyRefused("ARSTORE_KEY_COMMAND", f"ended with exit code {done.returncode} and {len(secret)} bytes")
+    return secret
+
+
+def _context(store_id: bytes) -> str:
+    return f"master key {store_id.hex()}"
+
+
+def check_passphrase(passphrase: bytes) -> bytes:
+    """Return the passphrase; raise BadInput if it is too short to protect anything."""
+    if len(passphrase) < 8:
+        raise BadInput("passphrase", "shorter than 8 characters")
+    return passphrase
