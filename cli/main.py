@@ -22,7 +22,7 @@ from ..store.errors import (
     StoreError,
 )
 from . import completion, get, init, ls, pin, put, rm, show, stats, tag, tenant, verify
-from .session import Session
+from .session import Reported, Session
 
 EXIT_CODES: dict[type[StoreError], int] = {
     StorageFailed: 1,
@@ -77,6 +77,9 @@ def run(words: list[str]) -> int:
         return app(words, standalone_mode=False, prog_name="arstore") or 0
     except StoreError as error:
         return _fail(words, error.kind, str(error), error.hint, EXIT_CODES[type(error)])
+    except Reported as reported:
+        error = reported.error
+        return _fail(words, error.kind, str(error), error.hint, EXIT_CODES[type(error)], reported.values)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(words, "interrupted", "interrupted; the store is consistent", None, _INTERRUPTED)
     except typer.Exit as done:
@@ -112,7 +115,9 @@ def hoisted(words: list[str]) -> list[str]:
     return front + rest
 
 
-def _fail(words: list[str], kind: str, message: str, hint: str | None, code: int) -> int:
+def _fail(
+    words: list[str], kind: str, message: str, hint: str | None, code: int, values: dict[str, object] | None = None
+) -> int:
     command = _command(words).strip()
     line = f"{command}: {message}" if command else message
     print(f"arstore: error: {line}".replace("\n", " "), file=sys.stderr)
@@ -121,7 +126,7 @@ def _fail(words: list[str], kind: str, message: str, hint: str | None, code: int
     if "-v" in words or "--verbose" in words:
         traceback.print_exc()
     if "--json" in words:
-        print(json.dumps({"error": {"kind": kind, "message": line, "hint": hint, "exit_code": code}}))
+        print(json.dumps({**(values or {}), "error": {"kind": kind, "message": line, "hint": hint, "exit_code": code}}))
     return code
 
 

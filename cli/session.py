@@ -12,8 +12,17 @@ from pathlib import Path
 import typer
 
 from ..store.config import default_store
+from ..store.errors import StoreError
 from ..store.progress import Progress
 from ..store.store import Store, open_store
+
+
+class Reported(Exception):
+    """An error that comes with a result: text went out already, JSON is to hold both."""
+
+    def __init__(self, error: StoreError, values: dict[str, object]) -> None:
+        super().__init__(str(error))
+        self.error, self.values = error, values
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import typer
 from ..store.errors import BadInput, Corrupt
 from ..store.scrub import Scrubbed
 from .render import rate, size
-from .session import session_of
+from .session import Reported, session_of
 
 
 def register(app: typer.Typer) -> None:

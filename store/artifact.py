@@ -114,8 +114,6 @@ class Artifact:
         except BadBlob as bad:
             self._parts.catalog.quarantine(bad.digest)
             raise self._named(bad.error) from None
-        except Corrupt as error:
-            raise self._named(error) from None
 
     def _named(self, error: Corrupt) -> Corrupt:
         hint = f"put {self.summary.name} again from its source to heal it; 'arstore verify' lists what else is bad"

@@ -104,10 +104,14 @@ class Disk:
         finally:
             os.close(fd)
 
-    def make_private_dir(self, beside: Path) -> Path:
-        """Make an empty directory next to `beside`, on the same file system, that nobody else uses."""
-        path = beside.with_name(f".{beside.name[:200]}.arstore-{secrets.token_hex(6)}")
-        self.make_dirs(path.parent, 0o777)
+    def make_private_dir(self, dest: Path) -> Path:
+        """Make an empty directory that nobody else uses, from which a rename to or into `dest` is one step.
+
+        It lies in `dest` if that is a directory (which may be a mount of its own), else beside it.
+        """
+        parent = dest if dest.is_dir() else dest.parent
+        path = parent / f".arstore-{secrets.token_hex(8)}"
+        self.make_dirs(parent, 0o777)
         with disk_errors(path):
             os.mkdir(path, 0o700)
         return path

@@ -13,6 +13,7 @@ from ..formats.catalog import Place
 from ..formats.digest import Digest
 from ..formats.errors import FormatError
 from ..formats.record import KIND_BLOB
+from .errors import Corrupt
 from .records import OpenRecord, TenantKeys, corrupt
 from .segments import SegmentReader
 
@@ -33,10 +34,9 @@ class Want:
 class BadBlob(Exception):
     """A blob's record failed its checks."""
 
-    def __init__(self, want: Want, why: object) -> None:
-        super().__init__(str(why))
-        self.digest = want.digest
-        self.error = corrupt(want.place, want.digest, why)
+    def __init__(self, want: Want, error: Corrupt) -> None:
+        super().__init__(str(error))
+        self.digest, self.error = want.digest, error
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,5 +113,7 @@ def _read_run(segments: SegmentReader, keys: TenantKeys, run: _Run) -> int:
             out = want.out[at + start - want.start : at + stop - want.start]
             total += record.read(index, start, stop, out)
     except FormatError as error:
+        raise BadBlob(want, corrupt(want.place, want.digest, error)) from None
+    except Corrupt as error:
         raise BadBlob(want, error) from None
     return total

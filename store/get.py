@@ -43,6 +43,8 @@ def write_files(artifact: Artifact, dest: Path, disk: Disk, progress: Progress) 
     """
     files = artifact.manifest.files
     into = dest.is_dir() if artifact.manifest.single else True
+    if not artifact.manifest.single and dest.exists() and not dest.is_dir():
+        raise BadInput(str(dest), "is a file; the artifact is a directory")
     private = disk.make_private_dir(dest)
     try:
         _write_blobs(artifact, private, disk, progress)

@@ -209,12 +209,13 @@ class Keyring:
 
     def _steady(self, read: Callable[[], T]) -> T:
         """Return what `read` gives from one root: a writer may reuse pages of the root that a reader still holds."""
-        for _ in range(_RETRIES):
-            root = self._root
-            try:
-                return read()
-            except FormatError as error:
-                self._refresh()
-                if self._root.epoch == root.epoch:
-                    raise Corrupt("keys", str(error)) from None
+        with self._guard:
+            for _ in range(_RETRIES):
+                root = self._root
+                try:
+                    return read()
+                except FormatError as error:
+                    self._refresh()
+                    if self._root.epoch == root.epoch:
+                        raise Corrupt("keys", str(error)) from None
         raise Corrupt("keys", "the key tree kept changing")

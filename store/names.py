@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..formats.catalog import VersionRow
-from ..formats.digest import digest_bytes
+from ..formats.digest import Digest, digest_bytes
 from ..formats.errors import FormatError
 from ..formats.frames import seal, unseal
 from ..formats.manifest import Manifest, ManifestId, parse_json, parse_manifest
@@ -150,9 +150,15 @@ class Names:
         if not doomed:
             raise NotFound(text, "no such name")
         for found in doomed if not dry_run else ():
-            needed = frozenset(blob.digest for blob in self.manifest(found).blobs)
-            self._catalog.drop(found.summary.name, found.summary.version, needed)
+            self._catalog.drop(found.summary.name, found.summary.version, self._needed(found))
         return doomed
+
+    def _needed(self, found: Found) -> frozenset[Digest]:
+        """Return the blobs a version needs; none where its record is unreadable, for a bad version must be removable."""
+        try:
+            return frozenset(blob.digest for blob in self.manifest(found).blobs)
+        except Corrupt:
+            return frozenset()
 
     def check_free(self, ref: Ref, manifest_id: ManifestId) -> Found | None:
         """Return the version that already has this label and content, None if the label is free; else Conflict."""

@@ -14,7 +14,7 @@ from ..formats.errors import FormatError
 from ..formats.record import ALIGN_BYTES, SegmentHeader, padded, parse_segment_header
 from .catalog import Catalog
 from .disk import Disk, disk_errors, make_buffer, try_lock
-from .errors import Corrupt
+from .errors import Corrupt, StorageFailed
 
 SEGMENT_MAX_BYTES = 1 << 30
 LIFETIMES = {"weights": 1, "kv": 2, "intermediate": 3, "file": 4}
@@ -83,6 +83,7 @@ class SegmentWriter:
         self._directory, self._store_id, self._lifetime = directory, store_id, lifetime
         self._catalog, self._disk = catalog, disk
         self._owned: dict[int, _Owned] = {}
+        self._failed = False
         self._guard = threading.Lock()
 
     def extent(self, length: int) -> "Extent":
@@ -95,8 +96,12 @@ class SegmentWriter:
     def sync(self) -> dict[int, int]:
         """Make every finished extent durable; return the durable length of each segment written."""
         with self._guard:
+            if self._failed:
+                raise StorageFailed("sync", "failed before; what was written since is not trusted")
+            self._failed = True  # until every sync has succeeded: a second try would report a success that is none
             for owned in self._owned.values():
                 self._disk.sync(owned.fd)
+            self._failed = False
             return {segment: owned.end for segment, owned in self._owned.items()}
 
     def close(self) -> None:

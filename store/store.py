@@ -118,10 +118,10 @@ class Store:
         self, name: str, dest: str | Path, selection: Selection | None = None, progress: Progress = _silent
     ) -> tuple[Artifact, Written]:
         """Write a version's files, or one file of the selected tensors, to `dest`."""
-        artifact = self.get(name)
+        artifact, dest = self.get(name), Path(dest).absolute()
         if selection:
-            return artifact, write_selected(artifact, Path(dest), selection, self._disk, progress)
-        return artifact, write_files(artifact, Path(dest), self._disk, progress)
+            return artifact, write_selected(artifact, dest, selection, self._disk, progress)
+        return artifact, write_files(artifact, dest, self._disk, progress)
 
     def ls(self, glob: str | None = None, kind: str | None = None) -> list[Found]:
         """Return the versions whose names match a glob, by name and version."""
