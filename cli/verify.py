@@ -37,13 +37,11 @@ def verify(
         "healed": list(result.healed),
         "seconds": seconds,
     }
-    session.emit(values, lambda: _text(result, seconds))
+    if not (result.corrupt and session.json):
+        session.emit(values, lambda: _text(result, seconds))
     if result.corrupt:
-        if not session.json:
-            raise Corrupt(
-                f"{len(result.corrupt)} of {result.checked}", "found bad, and quarantined", hint=_hint(result)
-            )
-        raise typer.Exit(13)
+        where = f"{len(result.corrupt)} of {result.checked} records"
+        raise Reported(Corrupt(where, "found bad, and quarantined", hint=_hint(result)), values)
 
 
 def _text(result: Scrubbed, seconds: float) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from .digest import keyed_hash
 from .errors import FormatError
-from .frames import Binding
+from .frames import FRAME_MAX_BYTES, Binding
 from .record import KIND_BLOB, Header
 
 CHECK_BYTES = 8
@@ -111,20 +111,32 @@ def open_row(check_key: bytes, key: bytes, value: bytes) -> bytes:
 
 
 def parse_blob(packed: bytes) -> BlobRow:
+    place = _parse_place(packed, _BLOB.size)
     refs, state = _BLOB.unpack_from(packed, _PLACE.size)
-    return BlobRow(_parse_place(packed), refs, state)
+    if len(packed) != _PLACE.size + _BLOB.size or state not in (LIVE, QUARANTINED):
+        raise FormatError("blob row holds something this version does not know")
+    return BlobRow(place, refs, state)
 
 
 def parse_version(packed: bytes) -> VersionRow:
+    place = _parse_place(packed, _VERSION.size)
     pinned, length = _VERSION.unpack_from(packed, _PLACE.size)
-    start = _PLACE.size + _VERSION.size
-    return VersionRow(_parse_place(packed), bool(pinned), packed[start : start + length])
+    summary = packed[_PLACE.size + _VERSION.size :]
+    if len(summary) != length or pinned > 1:
+        raise FormatError("version row holds something this version does not know")
+    return VersionRow(place, bool(pinned), summary)
 
 
 def parse_segment(packed: bytes) -> SegmentRow:
+    if len(packed) != _SEGMENT.size:
+        raise FormatError(f"segment row is {len(packed)} bytes, wanted {_SEGMENT.size}")
     return SegmentRow(*_SEGMENT.unpack(packed))
 
 
-def _parse_place(packed: bytes) -> Place:
-    segment, offset, slot, plain, payload, instance, frame, codec, protection = _PLACE.unpack_from(packed)
-    return Place(segment, offset, slot, plain, payload, instance, frame, codec, protection)
+def _parse_place(packed: bytes, more_bytes: int) -> Place:
+    if len(packed) < _PLACE.size + more_bytes:
+        raise FormatError("catalog row is cut short")
+    place = Place(*_PLACE.unpack_from(packed))
+    if not 0 < place.frame_bytes <= FRAME_MAX_BYTES:
+        raise FormatError("catalog row exceeds the limits")
+    return place

@@ -1,5 +1,6 @@
 """Digest: the 32-byte name of immutable bytes, keyed BLAKE3 so that names never compare across tenants."""
 
+import contextlib
 from typing import NewType
 
 from blake3 import blake3
@@ -20,11 +21,11 @@ def digest_bytes(key: bytes, plain: bytes | bytearray | memoryview) -> Digest:
 
 def parse_digest(text: object) -> Digest:
     """Return the digest written as 64 lower-case hex digits; raise FormatError for anything else."""
-    if isinstance(text, str) and len(text) == 2 * DIGEST_BYTES and text == text.lower():
-        try:
-            return Digest(bytes.fromhex(text))
-        except ValueError:
-            pass
+    if isinstance(text, str) and len(text) == 2 * DIGEST_BYTES:
+        with contextlib.suppress(ValueError):
+            # fromhex takes capitals and skips blanks: a digest has one text, the one that it gives back.
+            if (digest := bytes.fromhex(text)).hex() == text:
+                return Digest(digest)
     raise FormatError(f"{str(text)[:80]!r} is not a digest of {2 * DIGEST_BYTES} hex digits")
 
 

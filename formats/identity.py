@@ -32,8 +32,12 @@ def make_identity(fields: Mapping[str, object]) -> Identity:
             continue
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise FormatError(f"identity field {name!r} holds {type(value).__name__}, wanted text or a whole number")
-        text = str(value)
-        if not text or "\0" in text or len(text.encode()) > VALUE_MAX_BYTES:
+        try:
+            text = str(value)
+            length = len(text.encode())
+        except ValueError:  # a number of thousands of digits, a lone surrogate
+            raise FormatError(f"identity field {name!r} holds no text that UTF-8 can write") from None
+        if not text or "\0" in text or length > VALUE_MAX_BYTES:
             raise FormatError(f"identity field {name!r} is empty, holds a NUL or exceeds {VALUE_MAX_BYTES} bytes")
         given[name] = _positions(text) if name == "positions" else text
     return tuple(sorted(given.items()))

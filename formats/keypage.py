@@ -78,7 +78,11 @@ def parse_tenant(body: bytes) -> Tenant:
     (id_, digest_key, index_key, quota, next_slot, position, depth, key, length, name) = _TENANT.unpack_from(body)
     if length > TENANT_NAME_MAX_BYTES or depth > DEPTH_MAX:
         raise FormatError("tenant page exceeds the limits")
-    return Tenant(id_, name[:length].decode(), digest_key, index_key, quota, next_slot, PageRef(position, depth, key))
+    try:
+        text = name[:length].decode()
+    except UnicodeDecodeError:
+        raise FormatError("tenant page holds a name that is not utf-8") from None
+    return Tenant(id_, text, digest_key, index_key, quota, next_slot, PageRef(position, depth, key))
 
 
 def seal_page(key: bytes, body: bytes) -> bytes:
@@ -87,7 +91,9 @@ def seal_page(key: bytes, body: bytes) -> bytes:
 
 
 def open_page(key: bytes, sealed: bytes) -> bytes:
-    """Return the body of a page; raise FormatError if the key is not this version's."""
+    """Return the 4,080 bytes of a page's body; raise FormatError if the key is not this version's."""
+    if len(sealed) != PAGE_BYTES:
+        raise FormatError("key page is cut short")
     try:
         return AESGCM(key).decrypt(bytes(12), sealed, b"arstore key page")
     except (InvalidTag, ValueError):
@@ -129,6 +135,8 @@ def seal_root(master: bytes, store_id: bytes, root: Root, nonce: bytes) -> bytes
 def open_root(master: bytes, store_id: bytes, sealed: bytes) -> Root:
     """Return the root in a slot; raise FormatError if it was effaced or the master key is another."""
     plain = unseal(master, f"key root {store_id.hex()}", sealed[:_ROOT_BYTES])
+    if len(plain) != _ROOT.size:
+        raise FormatError("key root is cut short")
     epoch, position, depth, key, next_tenant = _ROOT.unpack(plain)
     if depth > DEPTH_MAX:
         raise FormatError("key root exceeds the limits")

@@ -4,7 +4,8 @@ Canonical JSON (sorted keys, no spaces, UTF-8), so that equal artifacts have equ
 of those bytes is the artifact's id. A file is its blobs one after the other; a tensor is a byte range of a file.
 
 Valid iff: every path is relative, without `.`, `..`, empty or overlong parts, and used once; every blob number
-exists; blob lengths of a file add up to its size; every tensor lies inside its file.
+exists; a blob has 1 byte to 64 MiB; blob lengths of a file add up to its size; every tensor lies inside its file;
+and there is nothing in it, key, bit or identity field, that packing it again would not write.
 """
 
 import json
@@ -14,7 +15,8 @@ from typing import Any, NewType
 
 from .digest import Digest, digest_bytes, parse_digest
 from .errors import FormatError
-from .tensor import NAME_MAX_BYTES, TensorSpan
+from .identity import make_identity
+from .tensor import BLOB_MAX_BYTES, NAME_MAX_BYTES, TensorSpan
 
 ManifestId = NewType("ManifestId", bytes)
 
@@ -69,18 +71,20 @@ class Manifest:
 
     def packed(self) -> bytes:
         """Return the canonical bytes."""
-        return canonical(
-            {
-                "format": _FORMAT,
-                "kind": self.kind,
-                "identity": dict(self.identity),
-                "single": self.single,
-                "directories": [list(directory) for directory in self.directories],
-                "files": [[f.path, f.mode, f.size, f.format, list(f.blobs)] for f in self.files],
-                "tensors": [_pack_tensor(tensor) for tensor in self.tensors],
-                "blobs": [[blob.digest.hex(), blob.length] for blob in self.blobs],
-            }
-        )
+        return canonical(self.fields())
+
+    def fields(self) -> dict[str, Any]:
+        """Return what is packed."""
+        return {
+            "format": _FORMAT,
+            "kind": self.kind,
+            "identity": dict(self.identity),
+            "single": self.single,
+            "directories": [list(directory) for directory in self.directories],
+            "files": [[f.path, f.mode, f.size, f.format, list(f.blobs)] for f in self.files],
+            "tensors": [_pack_tensor(tensor) for tensor in self.tensors],
+            "blobs": [[blob.digest.hex(), blob.length] for blob in self.blobs],
+        }
 
     def id(self, digest_key: bytes) -> ManifestId:
         """Return the id of the artifact for the tenant whose digest key this is."""
@@ -106,7 +110,7 @@ def canonical(value: object) -> bytes:
 def parse_json(packed: bytes) -> Any:
     """Return the JSON value in `packed`; raise FormatError for anything malformed, deep or doubled."""
     try:
-        return json.loads(packed, object_pairs_hook=_unique, parse_constant=_refuse)
+        return json.loads(packed.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"not valid JSON: {error}") from None
 
@@ -118,8 +122,8 @@ def parse_manifest(value: Any) -> Manifest:
             raise FormatError(f"manifest format {value['format']!r} is not known, wanted {_FORMAT}")
         manifest = Manifest(
             kind=_text(value["kind"]),
-            identity=tuple(sorted((_text(name), _text(field)) for name, field in value["identity"].items())),
-            single=bool(value["single"]),
+            identity=make_identity(value["identity"]),
+            single=value["single"] is True,
             directories=tuple((check_path(path), _count(mode) & _MODE_MASK) for path, mode in value["directories"]),
             files=tuple(
                 StoredFile(check_path(p), _count(m) & _MODE_MASK, _count(s), _text(f), tuple(map(_count, b)))
@@ -132,6 +136,8 @@ def parse_manifest(value: Any) -> Manifest:
         if isinstance(error, FormatError):
             raise
         raise FormatError(f"manifest is malformed: {error}") from None
+    if manifest.fields() != value or type(value["single"]) is not bool:
+        raise FormatError("manifest holds something this version does not know")
     _check(manifest)
     return manifest
 
@@ -141,6 +147,8 @@ def check_path(path: object) -> str:
     if not isinstance(path, str) or not path or len(path.encode("utf-8", "replace")) > NAME_MAX_BYTES:
         raise FormatError(f"path {str(path)[:80]!r} is empty or longer than {NAME_MAX_BYTES} bytes")
     parts = path.split("/")
+    if path.encode("utf-8", "replace").decode() != path:
+        raise FormatError(f"path {path[:80]!r} has no UTF-8")
     if any(part in ("", ".", "..") or "\0" in part or len(part.encode()) > 255 for part in parts):
         raise FormatError(f"path {path[:80]!r} would leave its directory or has an empty or overlong part")
     return path
@@ -157,6 +165,8 @@ def _check(manifest: Manifest) -> None:
             raise FormatError(f"manifest: {file.path}: a blob number is out of range")
         if sum(manifest.blobs[number].length for number in file.blobs) != file.size:
             raise FormatError(f"manifest: {file.path}: blob lengths do not add up to the file's size")
+    if not all(0 < blob.length <= BLOB_MAX_BYTES for blob in manifest.blobs):
+        raise FormatError(f"manifest: a blob is empty or exceeds {BLOB_MAX_BYTES} bytes")
     for tensor in manifest.tensors:
         span = tensor.span
         if tensor.file >= len(manifest.files) or span.start + span.length > manifest.files[tensor.file].size:
@@ -185,6 +195,7 @@ def _count(value: Any) -> int:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise FormatError(f"manifest is malformed: {str(value)[:40]!r} is not text")
+    value.encode()  # a lone surrogate has no UTF-8: a ValueError, which the caller turns into FormatError
     return value
 
 

@@ -4,13 +4,12 @@ Invariant: a file of no tensor format is "bytes" with an empty table, never an e
 of one and breaks its rules is refused. Pickles that are not checkpoints are never looked into.
 """
 
-from . import gguf, numpy_file, safetensors, torch_file, zip_members
 from .tensor import Source, TensorSpan
 
 _TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 _PICKLE_ENDINGS = (".pkl", ".pickle")
 # The version stands behind the magic, so that a text which starts with "GGUF" stays a text.
-_GGUF_STARTS = tuple(gguf.MAGIC + version.to_bytes(4, "little") for version in (2, 3))
+_GGUF_STARTS = tuple(b"GGUF" + version.to_bytes(4, "little") for version in (2, 3))
 
 
 def read_table(path_name: str, source: Source) -> tuple[str, tuple[TensorSpan, ...]]:
@@ -19,6 +18,8 @@ def read_table(path_name: str, source: Source) -> tuple[str, tuple[TensorSpan, .
     Raises FormatError if the file is of a tensor format and malformed, or a torch file that weights-only
     loading would not take.
     """
+    from . import gguf, numpy_file, safetensors, zip_members  # only puts need them, and every command waits for imports
+
     name = path_name.lower()
     if name.endswith(".safetensors"):
         return "safetensors", safetensors.read_table(source)
@@ -35,6 +36,8 @@ def read_table(path_name: str, source: Source) -> tuple[str, tuple[TensorSpan, .
 
 def _read_torch(source: Source) -> tuple[str, tuple[TensorSpan, ...]]:
     """Read a file that is named as torch names its own; a `.bin` may as well be raw bytes."""
+    from . import torch_file, zip_members
+
     if torch_file.looks_pickled(source):
         return "torch", torch_file.read_table(source)
     if zip_members.looks_zipped(source):

@@ -10,7 +10,7 @@ sizes and names are made of them; every other value is None.
 import pickletools
 
 from .errors import FormatError
-from .torch_values import ALLOWED, Global, Mapping, StoredTensor, call, open_storage
+from .torch_values import ALLOWED, Global, Mapping, Storage, StoredTensor, call, open_storage
 
 PICKLE_MAX_BYTES = 256 << 20
 # A tensor takes about thirty opcodes; every opcode builds at most one object, so this bounds the memory.
@@ -57,6 +57,7 @@ class _Machine:
         self.stack: list[object] = []
         self._below: list[list[object]] = []
         self._memo: dict[object, object] = {}
+        self._storages: dict[str, Storage] = {}
 
     def step(self, name: str, argument: object) -> None:
         """Apply one opcode; raise FormatError if it or its operands are not allowed."""
@@ -83,7 +84,7 @@ class _Machine:
             arguments = self.stack.pop()
             self.stack.append(call(self.stack.pop(), arguments))
         elif name == "BINPERSID":
-            self.stack.append(open_storage(self.stack.pop()))
+            self._push_storage(open_storage(self.stack.pop()))
         elif name not in ("PROTO", "FRAME", "STOP"):
             raise FormatError(f"torch pickle uses {name.lower()}, which weights-only loading does not allow")
 
@@ -92,10 +93,8 @@ class _Machine:
         return above
 
     def _make_tuple(self, length: int | None) -> None:
-        if length is None:
-            parts = self._pop_mark()
-        else:
-            parts = [self.stack.pop() for _ in range(length)][::-1]
+        # Taken before `append` is looked up: to pop a mark is to change stacks.
+        parts = self._pop_mark() if length is None else [self.stack.pop() for _ in range(length)][::-1]
         self.stack.append(tuple(parts))
 
     def _fill(self, name: str) -> None:
@@ -114,6 +113,13 @@ class _Machine:
             raise FormatError("torch pickle replaces the state of a tensor that is built already")
         elif name not in ("BUILD", "ADDITEMS"):  # attributes and members of sets: they name no tensor
             raise FormatError("torch pickle is malformed: it fills what is not a container of that kind")
+
+    def _push_storage(self, storage: Storage) -> None:
+        """Push a storage; one key must always mean one storage, save that an empty one may be seen as any type."""
+        first = self._storages.setdefault(storage.key, storage)
+        if first != storage and (first.count or storage.count):
+            raise FormatError(f"torch pickle tells two dtypes or sizes of storage {storage.key[:80]!r}")
+        self.stack.append(storage)
 
     def _push_name(self, argument: object) -> None:
         """Push the stand-in of a named class or function."""

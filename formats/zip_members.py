@@ -26,8 +26,8 @@ _END_64 = struct.Struct("<4sQ2H2I4Q")
 _COMMENT_MAX_BYTES = 0xFFFF
 _EXTRA_64 = 1
 _STORED = 0
-# Encrypted, strongly encrypted, masked names: the bytes in the file are not the bytes of the member.
-_HIDDEN_FLAGS = 0x0001 | 0x0040 | 0x2000
+# Encrypted, patched, strongly encrypted, masked: the bytes in the file are not the bytes of the member.
+_HIDDEN_FLAGS = 0x0001 | 0x0020 | 0x0040 | 0x2000
 _UTF8_FLAG = 0x0800
 
 

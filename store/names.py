@@ -154,7 +154,7 @@ class Names:
         return doomed
 
     def _needed(self, found: Found) -> frozenset[Digest]:
-        """Return the blobs a version needs; none where its record is unreadable, for a bad version must be removable."""
+        """Return the blobs a version needs; none where its record is bad, for a bad version must be removable."""
         try:
             return frozenset(blob.digest for blob in self.manifest(found).blobs)
         except Corrupt:
@@ -183,7 +183,7 @@ class Names:
         key = self._keys.key(row.place)
         try:
             packed = row.summary if key is None else unseal(key, _SUMMARY, row.summary)
-            name, label, id_, kind, model, size, created = json.loads(packed)
-        except (FormatError, ValueError) as error:
+            name, label, id_, kind, model, size, created = parse_json(packed)
+        except (FormatError, ValueError, TypeError) as error:
             raise Corrupt("catalog", f"a version summary does not open ({error})") from None
         return Found(Summary(name, version, label, id_, kind, model, size, created, row.pinned), row)

@@ -162,7 +162,7 @@ class OpenRecord:
         self.frames.open_into(index, sealed, opened)
         if bound.codec != Codec.STORED:
             whole = out if stop - start == length else memoryview(bytearray(length))
-            decode(Codec(bound.codec), opened, whole)
+            decode(bound.codec, opened, whole)
             opened = whole
         if opened is not out:
             out[:] = opened[start:stop]

@@ -111,6 +111,7 @@ def _lmdb_errors(path: Path) -> Iterator[None]:
         lmdb.InvalidError,
         lmdb.PageNotFoundError,
         lmdb.VersionMismatchError,
+        FormatError,
     ) as error:
         raise Corrupt(str(path), str(error), hint=_REBUILD) from error
     except lmdb.Error as error:

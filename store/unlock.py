@@ -22,6 +22,7 @@ from .disk import Disk
 from .errors import BadInput, Corrupt, KeyRefused
 
 STANZAS_NAME = "stanzas.json"
+_FORMAT = 1
 _SECRET_MAX_BYTES = 1 << 20
 _STANZAS_MAX = 64
 # RFC 9106's second recommendation: 64 MiB, 3 passes, 4 lanes; 0.12 s on a 2-core machine.
@@ -79,7 +80,7 @@ def write_stanza(directory: Path, disk: Disk, kind: str, secret: bytes, master: 
     else:
         sealed = seal(_stanza_key(stanza, secret), _context(store_id), master, secrets.token_bytes(12))
         stanza["sealed"] = sealed.hex()
-    content = json.dumps({"format": 1, "stanzas": [*stanzas, stanza]}, indent=1)
+    content = json.dumps({"format": _FORMAT, "stanzas": [*stanzas, stanza]}, indent=1)
     disk.replace_file(directory / STANZAS_NAME, content.encode())
 
 
@@ -106,7 +107,7 @@ def open_master(directory: Path, held: Secrets, store_id: bytes, ask: Callable[[
                 if kind == "open":
                     return bytes.fromhex(stanza["master"])
                 return unseal(_stanza_key(stanza, secret or b""), _context(store_id), bytes.fromhex(stanza["sealed"]))
-            except (FormatError, KeyError, ValueError):
+            except (FormatError, KeyError, ValueError, TypeError, OverflowError):
                 continue
     if missing and not tried:
         raise missing
@@ -133,8 +134,10 @@ def _read_stanzas(directory: Path) -> list[dict[str, Any]]:
     path = directory / STANZAS_NAME
     try:
         with path.open("rb") as file:
-            stanzas = json.loads(file.read(_SECRET_MAX_BYTES))["stanzas"]
-        if not 0 < len(stanzas) <= _STANZAS_MAX or not all(isinstance(s["kind"], str) for s in stanzas):
+            content = json.loads(file.read(_SECRET_MAX_BYTES))
+        stanzas = content["stanzas"]
+        known = content["format"] == _FORMAT and all(isinstance(stanza["kind"], str) for stanza in stanzas)
+        if not known or not 0 < len(stanzas) <= _STANZAS_MAX:
             raise ValueError("stanzas")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Corrupt(str(path), f"the key stanzas can't be read ({type(error).__name__})") from None
