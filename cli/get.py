@@ -1,6 +1,7 @@
 """`arstore get`: read an artifact back."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -44,10 +45,10 @@ def get(
         globs=tuple(tensor or ()),
         layers=tuple(layer or ()),
         slices=tuple(map(parse_slice, slice_ or ())),
-        shard=parse_shard(shard) if shard else None,
+        shard=parse_shard(shard) if shard is not None else None,
         plan=_read_plan(tp_plan),
     )
-    if tp_plan and not shard:
+    if tp_plan and shard is None:
         raise BadInput("--tp-plan", "says how to split, not which part; add --shard RANK/WORLD")
     with session.open() as store, session.progress("get") as progress:
         artifact, written = store.get_to(name, dest, selection, progress)
@@ -72,22 +73,20 @@ def get(
 
 def parse_slice(text: str) -> tuple[str, int, int]:
     """Return (tensor, first row, end row) of `TENSOR=A:B`."""
-    name, equals, rows = text.rpartition("=")
-    start, colon, stop = rows.partition(":")
-    if not (name and equals and colon and start.isdecimal() and stop.isdecimal()):
-        raise BadInput(f"--slice {text}", "wanted TENSOR=A:B")
-    return name, int(start), int(stop)
+    found = re.fullmatch(r"(.+)=([0-9]{1,18}):([0-9]{1,18})", text, re.DOTALL)
+    if not found:
+        raise BadInput(f"--slice {text[:200]}", "wanted TENSOR=A:B")
+    return found[1], int(found[2]), int(found[3])
 
 
 def parse_shard(text: str) -> Shard:
     """Return the shard of `RANK/WORLD` or `RANK/WORLD:AXIS`."""
-    part, _, axis = text.partition(":")
-    rank, slash, world = part.partition("/")
-    if not (slash and rank.isdecimal() and world.isdecimal() and (axis or "0").isdecimal()):
-        raise BadInput(f"--shard {text}", "wanted RANK/WORLD or RANK/WORLD:AXIS")
-    if not int(rank) < int(world):
+    found = re.fullmatch(r"([0-9]{1,18})/([0-9]{1,18})(?::([0-9]{1,18}))?", text)
+    if not found:
+        raise BadInput(f"--shard {text[:200]}", "wanted RANK/WORLD or RANK/WORLD:AXIS")
+    if not int(found[1]) < int(found[2]):
         raise BadInput(f"--shard {text}", "ranks run from 0 to WORLD - 1")
-    return Shard(int(rank), int(world), int(axis or "0"))
+    return Shard(int(found[1]), int(found[2]), int(found[3] or "0"))
 
 
 def _read_plan(path: Path | None) -> tuple[tuple[str, str], ...]:

@@ -2,8 +2,8 @@
 
 Invariant: a frame opens only at its own place. Its nonce counts (STREAM: Hoang, Reyhanitabar, Rogaway, Vizár,
 CRYPTO 2015) and its associated data bind tenant, instance, kind, codec, frame size and total length, so that
-truncation, reordering, swapping and substitution all fail the tag. Every record has a fresh random key:
-the counter never repeats under a key.
+truncation, reordering, swapping and substitution all fail the tag. Every record has a fresh random key, made
+the record's alone by its random instance id: the counter never repeats under a key.
 
 A sealed frame is `len(encoded) + 16` bytes: ciphertext, then the tag. Without encryption the bytes stay
 plain and the tag is a BLAKE3 of the frame and the same bindings.
@@ -82,7 +82,9 @@ class SealedFrames:
     """AES-256-GCM frames under one record's own key."""
 
     def __init__(self, key: bytes, binding: Binding) -> None:
-        keys = derive(key, "record keys", 32 + 32 + 32 + 7)
+        # The instance is part of it because a copied or restored store hands out its spare record keys once more:
+        # one key over two records would give both the same key stream.
+        keys = derive(key + binding.instance, "record keys", 32 + 32 + 32 + 7)
         self._aead = AESGCM(keys[:32])
         # GCM does not commit to its key: two keys can open one ciphertext. Comparing this first shuts that door.
         self.commitment = keys[32:64]

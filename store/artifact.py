@@ -104,6 +104,9 @@ class Artifact:
                 raise self._named(Corrupt(f"blob {digest.hex()[:16]}", "is not in the catalog"))
             if row.state == QUARANTINED:
                 raise self._named(corrupt(row.place, digest, "is in quarantine, found bad before"))
+        for number, digest in digests.items():
+            if rows[digest].place.plain_bytes != self.manifest.blobs[number].length:
+                raise self._named(corrupt(rows[digest].place, digest, "has another length than the manifest says"))
         return {number: rows[digest].place for number, digest in digests.items()}
 
     @contextmanager

@@ -69,11 +69,12 @@ class Disk:
 
     def sync_dir(self, path: Path) -> None:
         """Make creations, renames and removals in a directory durable."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        with disk_errors(path):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def truncate(self, fd: int, length: int) -> None:
         with disk_errors("truncate"):

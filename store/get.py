@@ -8,10 +8,12 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from ..formats.errors import FormatError
-from ..formats.manifest import StoredFile
+from ..formats.frames import WEIGHT_FRAME_BYTES
+from ..formats.manifest import Manifest, StoredFile
 from ..formats.safetensors import write_header
 from ..formats.tensor import DTYPE_BITS, dense_bytes
 from .artifact import Artifact
@@ -45,6 +47,8 @@ def write_files(artifact: Artifact, dest: Path, disk: Disk, progress: Progress) 
     into = dest.is_dir() if artifact.manifest.single else True
     if not artifact.manifest.single and dest.exists() and not dest.is_dir():
         raise BadInput(str(dest), "is a file; the artifact is a directory")
+    # Asked before anything is read or written, and again below, for what is there may change meanwhile.
+    _places(artifact.manifest, dest, into)
     private = disk.make_private_dir(dest)
     try:
         _write_blobs(artifact, private, disk, progress)
@@ -52,10 +56,11 @@ def write_files(artifact: Artifact, dest: Path, disk: Disk, progress: Progress) 
             disk.set_mode(private / str(number), file.mode)
         if not artifact.manifest.single:
             disk.make_dirs(dest, 0o777)
-        for path, _ in artifact.manifest.directories:
-            disk.make_dirs(_inside(dest, path), 0o700)
-        for number, file in enumerate(files):
-            disk.rename(private / str(number), _inside(dest, file.path) if into else dest)
+        folders, places = _places(artifact.manifest, dest, into)
+        for folder in folders:
+            disk.make_dirs(folder, 0o700)
+        for number, place in enumerate(places):
+            disk.rename(private / str(number), place)
         for path, mode in reversed(artifact.manifest.directories):
             disk.set_mode(dest / path, mode)
     finally:
@@ -138,19 +143,35 @@ def _file_tasks(artifact: Artifact, number: int, file: StoredFile) -> Iterator[t
 
 
 def _blocks(artifact: Artifact, chosen: Iterable[Part]) -> Iterator[memoryview]:
-    """Yield the bytes of parts in order, in blocks of whole rows of about 64 MiB."""
+    """Yield the bytes of parts in order, in blocks of whole rows of up to 64 MiB."""
     buffer = memoryview(make_buffer(_BLOCK_BYTES))
     for part in chosen:
         row_bytes = part.row_bytes
         if row_bytes > len(buffer):
             buffer = memoryview(make_buffer(row_bytes))
+        # As many rows as one blob holds, from the first of a blob on: no frame is needed by two blocks.
         step = max(_BLOCK_BYTES // max(row_bytes, 1), 1)
-        for row in range(part.start, part.stop, step):
-            rows = min(step, part.stop - row)
+        for at in range(part.start - part.start % step, part.stop if row_bytes else 0, step):
+            row, rows = max(at, part.start), min(at + step, part.stop) - max(at, part.start)
             start = part.tensor.span.start + row * row_bytes
             block = buffer[: rows * row_bytes]
-            artifact.fill([((part.tensor.file, start, start + len(block)), block)])
+            artifact.fill(
+                ((part.tensor.file, start + first, start + last), block[first:last])
+                for first, last in _needed(part, len(block))
+            )
             yield _inner(part, rows, block) if part.axis else block
+
+
+def _needed(part: Part, length: int) -> list[tuple[int, int]]:
+    """Return which bytes of a block of whole rows to read: no frame that lies between two runs of an inner range."""
+    if not part.axis:
+        return [(0, length)]
+    shape = part.tensor.span.shape
+    period = part.row_bytes // prod(shape[1 : part.axis])
+    first, last = (period // shape[part.axis] * bound for bound in (part.inner_start, part.inner_stop))
+    if period - (last - first) < WEIGHT_FRAME_BYTES:
+        return [(first, length - period + last)]
+    return [(at + first, at + last) for at in range(0, length, period)]
 
 
 def _inner(part: Part, rows: int, block: memoryview) -> memoryview:
@@ -170,11 +191,21 @@ def _with_first(first: memoryview, rest: Iterator[memoryview]) -> Iterator[memor
     yield from rest
 
 
-def _inside(dest: Path, path: str) -> Path:
-    """Return `dest/path`; raise BadInput if a link below `dest` would lead out of it."""
-    at = dest
-    for part in path.split("/")[:-1]:
+def _places(manifest: Manifest, dest: Path, into: bool) -> tuple[list[Path], list[Path]]:
+    """Return where the directories and the files of an artifact go; raise BadInput if something else is in the way."""
+    folders = [_inside(dest, path, True) for path, _ in manifest.directories]
+    places = [_inside(dest, file.path, False) for file in manifest.files] if into else [dest]
+    return folders, places
+
+
+def _inside(dest: Path, path: str, directory: bool) -> Path:
+    """Return `dest/path`; raise BadInput if a link below `dest` leads out of it, or it can't be put there."""
+    parts, at = path.split("/"), dest
+    for part in parts if directory else parts[:-1]:
         at = at / part
         if os.path.islink(at):
             raise BadInput(str(at), "is a link; files would be written outside the destination")
-    return dest / path
+    at = dest / path
+    if os.path.lexists(at) and not os.path.islink(at) and at.is_dir() != directory:
+        raise BadInput(str(at), "is not a directory" if directory else "is a directory; a file goes there")
+    return at

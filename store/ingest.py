@@ -23,7 +23,7 @@ from .inputs import InputFile, Source
 from .keyring import Keyring
 from .progress import Progress
 from .records import Draft, TenantKeys, draft_record
-from .segments import SegmentWriter, staging_buffer
+from .segments import SegmentReader, SegmentWriter, staging_buffer
 
 _GROUP_BYTES = 16 << 20
 _RESERVE_MIN, _RESERVE_MAX = 16, 4096
@@ -120,6 +120,7 @@ class Ingest:
     keys: TenantKeys
     writer: SegmentWriter
     slots: SlotSupply
+    segments: SegmentReader
     codec: str
     progress: Progress
     room_bytes: int | None  # of the tenant's quota; None is no quota
@@ -165,7 +166,12 @@ class Ingest:
         with self._guard:
             mine = set(digests) - self._claimed
             self._claimed |= mine
-        known = {digest for digest, row in self.catalog.find_blobs(mine).items() if row.state == LIVE}
+        known: set[Digest] = set()
+        for digest, row in self.catalog.find_blobs(mine).items():
+            if row.state == LIVE and not self.segments.reaches(row.place):
+                self.catalog.quarantine(digest)  # its segment is gone or damaged: the copy stored now takes its place
+            elif row.state == LIVE:
+                known.add(digest)
         with self._guard:
             self.reused |= known
         return mine - known

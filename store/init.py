@@ -9,7 +9,7 @@ from .config import CONFIG_NAME, DEFAULT_TENANT, Config, default_key_file, read_
 from .disk import Disk
 from .errors import BadInput, Conflict
 from .keyring import ROOT_NAME, Keyring, create_keyring
-from .unlock import STANZAS_NAME, Secrets, check_passphrase, new_key_file, write_stanza
+from .unlock import Secrets, check_passphrase, new_key_file, write_stanza
 
 KEYS_DIR, SEGMENTS_DIR, CATALOG_DIR = "keys", "segments", "catalog"
 
@@ -32,12 +32,16 @@ def init_store(
         config = read_config(root)
         if config.encrypted != encrypted or (root_file and config.root_file != root_file.absolute()):
             raise Conflict(str(root), "a store made with other settings is here already")
+        disk.sync_dir(root)  # the init that wrote it may have been killed before it came to that
         return config
     _check_empty(root)
     keys = root / KEYS_DIR
+    if root_file and root_file.exists():
+        raise BadInput(str(root_file), "is there already; the root of another store is never overwritten")
+    disk.remove(keys)  # of an init that was cut short
     for directory in (root, keys, root / SEGMENTS_DIR, root / CATALOG_DIR):
         disk.make_dirs(directory)
-    disk.remove(keys / STANZAS_NAME)  # of an init that was cut short
+        disk.sync_dir(directory.parent)
     config = Config(secrets.token_bytes(16), encrypted, None, root_file.absolute() if root_file else None)
     master = secrets.token_bytes(KEY_BYTES)
     if not encrypted:
@@ -68,3 +72,6 @@ def _check_empty(root: Path) -> None:
     ours = {KEYS_DIR, SEGMENTS_DIR, CATALOG_DIR}
     if root.exists() and any(path.name not in ours and not path.name.startswith(".config") for path in root.iterdir()):
         raise BadInput(str(root), "the directory is not empty and holds no store")
+    for kept in (root / SEGMENTS_DIR, root / CATALOG_DIR):
+        if kept.exists() and any(kept.iterdir()):
+            raise BadInput(str(root), f"holds a store whose {CONFIG_NAME} is missing")

@@ -41,6 +41,7 @@ T = TypeVar("T")
 def create_keyring(directory: Path, root_path: Path, master: bytes, store_id: bytes, disk: Disk) -> None:
     """Make an empty key tree, durably. Nothing happens where one is already."""
     disk.make_dirs(root_path.parent)
+    disk.sync_dir(root_path.parent.parent)
     if not (directory / PAGES_NAME).exists():
         os.close(disk.open(directory / PAGES_NAME, create=True))
         os.close(disk.open(directory / LOCK_NAME, create=True))
@@ -56,6 +57,8 @@ class Keyring:
     def __init__(self, directory: Path, root_path: Path, master: bytes, store_id: bytes, disk: Disk) -> None:
         self._master, self._store_id, self._disk = master, store_id, disk
         self._root_path = root_path
+        if not root_path.exists():
+            raise KeyRefused(str(root_path), "the root of the key tree is missing", hint="without it nothing opens")
         with disk_errors(directory):
             self._pages = disk.open(directory / PAGES_NAME)
             self._lock = disk.open(directory / LOCK_NAME)
@@ -63,7 +66,11 @@ class Keyring:
         self._leaves: dict[tuple[int, int], bytes] = {}
         self._guard = threading.RLock()
         self._failed = False
-        self._root = self._read_root()
+        try:
+            self._root = self._read_root()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         for fd in (self._pages, self._lock, self._root_fd):
@@ -158,16 +165,18 @@ class Keyring:
             try:
                 self._refresh()
                 before = self._root
-                shadow = Shadow(self._pages, self._used(), self._disk)
                 try:
+                    shadow = Shadow(self._pages, self._used(), self._disk)
                     yield shadow
                     shadow.flush()
                     self._write_root(self._root)
                 except StorageFailed:
                     self._failed = True
                     raise
-                except BaseException:
+                except BaseException as error:
                     self._root = before
+                    if isinstance(error, FormatError):
+                        raise Corrupt("keys", str(error)) from None
                     raise
                 self._leaves.clear()
             finally:

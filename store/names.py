@@ -14,7 +14,7 @@ from ..formats.catalog import VersionRow
 from ..formats.digest import Digest, digest_bytes
 from ..formats.errors import FormatError
 from ..formats.frames import seal, unseal
-from ..formats.manifest import Manifest, ManifestId, parse_json, parse_manifest
+from ..formats.manifest import MANIFEST_MAX_BYTES, Manifest, ManifestId, parse_json, parse_manifest
 from ..formats.record import KIND_VERSION
 from .catalog import Catalog
 from .errors import BadInput, Conflict, Corrupt, NotFound
@@ -127,6 +127,8 @@ class Names:
         """Return what a version consists of; raise Corrupt if its record is bad."""
         place = found.row.place
         try:
+            if place.plain_bytes > MANIFEST_MAX_BYTES:
+                raise FormatError(f"version record exceeds the limit of {MANIFEST_MAX_BYTES} bytes")
             record = OpenRecord(self._segments, self._keys, place, KIND_VERSION)
             packed = record.read_all()
             record.check_ends(digest_bytes(self._keys.tenant.digest_key, packed))

@@ -10,16 +10,16 @@ from ..formats.catalog import Place, VersionRow
 from ..formats.codec import Codec
 from ..formats.digest import Digest, digest_bytes
 from ..formats.identity import Identity
-from ..formats.manifest import BlobName, Manifest, StoredFile, Tensor
+from ..formats.manifest import MANIFEST_MAX_BYTES, BlobName, Manifest, StoredFile, Tensor
 from ..formats.record import KIND_VERSION
 from .catalog import BlobGone, Catalog, NewVersion, Superseded
-from .errors import Conflict, NoRoom, StoreError
+from .errors import BadInput, Conflict, NoRoom, StoreError
 from .ingest import Group, Ingest, SlotSupply, cut_file, group_cuts
 from .inputs import Inputs
 from .names import Names, Ref, Summary
 from .progress import Progress
 from .records import TenantKeys, draft_record
-from .segments import SegmentWriter, staging_buffer
+from .segments import SegmentReader, SegmentWriter, staging_buffer
 
 _VERSION_FRAME_BYTES = 1 << 20
 _ATTEMPTS = 100
@@ -43,6 +43,7 @@ class PutParts:
     catalog: Catalog
     keys: TenantKeys
     names: Names
+    segments: SegmentReader
     open_writer: Callable[[str], SegmentWriter]
     now: Callable[[], datetime]
 
@@ -78,7 +79,7 @@ def _until_committed(parts: PutParts, wish: Wish, progress: Progress, make: Call
     for _ in range(_ATTEMPTS):
         writer = parts.open_writer(wish.kind)
         room = quota - parts.catalog.usage_bytes() if quota else None
-        ingest = Ingest(parts.catalog, parts.keys, writer, slots, wish.codec, progress, room)
+        ingest = Ingest(parts.catalog, parts.keys, writer, slots, parts.segments, wish.codec, progress, room)
         with contextlib.closing(writer), _kept_for_next_time(parts.catalog, ingest, slots):
             manifest = make(ingest)
             try:
@@ -151,6 +152,8 @@ def _write_version(ingest: Ingest, manifest: Manifest, summary: Summary) -> tupl
         "manifest": json.loads(manifest.packed()),
     }
     packed = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(packed) > MANIFEST_MAX_BYTES:
+        raise BadInput(summary.name, f"its tables take {len(packed)} bytes, at most {MANIFEST_MAX_BYTES} are allowed")
     [(slot, key)] = ingest.slots.take(1)
     digest: Digest = digest_bytes(ingest.keys.tenant.digest_key, packed)
     draft = draft_record(

@@ -106,7 +106,8 @@ class OpenRecord:
         bound = self.header.binding
         grain = bound.frame_bytes + TAG_BYTES if bound.codec == Codec.STORED else bound.frame_bytes
         length = min((stop - first) * grain + ALIGN_BYTES, self.header.record_bytes - first * grain)
-        self._segments.will_need(self.place.segment, self.place.offset + first * grain, length)
+        if length > 0:  # encoded frames are shorter than they will be, and so may be the whole record
+            self._segments.will_need(self.place.segment, self.place.offset + first * grain, length)
 
     def footer(self) -> Footer:
         """Return the checked footer; raise FormatError if it is bad."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mmap import MADV_WILLNEED, PROT_READ, mmap
 from pathlib import Path
 
+from ..formats.catalog import Place
 from ..formats.errors import FormatError
 from ..formats.record import ALIGN_BYTES, SegmentHeader, padded, parse_segment_header
 from .catalog import Catalog
@@ -41,6 +42,14 @@ class SegmentReader:
             if mapped is None or offset + length > len(mapped):
                 mapped = self._maps[segment] = self._map(segment, offset + length)
         return memoryview(mapped)[offset : offset + length]
+
+    def reaches(self, place: Place) -> bool:
+        """Say whether the segment of a record is there, is that segment, and is long enough to hold the record."""
+        try:
+            self.view(place.segment, place.offset, place.record_bytes)
+        except Corrupt:
+            return False
+        return True
 
     def will_need(self, segment: int, offset: int, length: int) -> None:
         """Ask the kernel to start reading a range."""
@@ -129,6 +138,10 @@ class SegmentWriter:
             path = segment_path(self._directory, segment)
             if not path.exists():
                 continue
+            with path.open("rb") as file:
+                # What is appended to a segment that readers refuse could never be read.
+                if file.read(ALIGN_BYTES) != SegmentHeader(self._store_id, segment, self._lifetime).packed():
+                    continue
             fd = self._disk.open(path, direct=True)
             # The row is read again under the lock: its last writer may have committed since.
             if try_lock(fd) and os.fstat(fd).st_size == self._catalog.segments()[segment].durable_bytes:

@@ -56,7 +56,7 @@ class Store:
         held = held or Secrets.from_environment()
         if held.key_file is None:
             held = replace(held, key_file=self.config.key_file)
-        master = open_master(root / KEYS_DIR, held, self.config.store_id, ask)
+        master = open_master(root / KEYS_DIR, held, self.config.store_id, ask, encrypted=self.config.encrypted)
         self._check_key = derive(master, "catalog rows")
         path = root_path(root, self.config)
         self._keyring = Keyring(root / KEYS_DIR, path, master, self.config.store_id, self._disk)
@@ -199,7 +199,7 @@ class Store:
             directory = self.root / SEGMENTS_DIR
             return SegmentWriter(directory, self.config.store_id, LIFETIMES[kind], self._catalog, self._disk)
 
-        return PutParts(self._catalog, self._keys, self._names, open_writer, self._now)
+        return PutParts(self._catalog, self._keys, self._names, self._segments, open_writer, self._now)
 
 
 def _identity(fields: Mapping[str, object]) -> Identity:

@@ -30,8 +30,12 @@ class Tables:
         self._path, self._check_key = path, check_key
         self._pid = os.getpid()
         self._env = _open_environment(path)
-        with _lmdb_errors(path):
-            self._tables = {name: self._env.open_db(name.encode()) for name in names}
+        try:
+            with _lmdb_errors(path):
+                self._tables = {name: self._env.open_db(name.encode()) for name in names}
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         _close_environment(self._path)
@@ -111,10 +115,14 @@ def _lmdb_errors(path: Path) -> Iterator[None]:
         lmdb.InvalidError,
         lmdb.PageNotFoundError,
         lmdb.VersionMismatchError,
+        lmdb.IncompatibleError,
+        lmdb.BadTxnError,  # LMDB met a page it can't use earlier in this transaction
         FormatError,
     ) as error:
         raise Corrupt(str(path), str(error), hint=_REBUILD) from error
     except lmdb.Error as error:
+        if "LMDB data format" in str(error):  # its two format fields have no exception class of their own
+            raise Corrupt(str(path), str(error), hint=_REBUILD) from error
         if "No space" in str(error):
             raise NoRoom(str(path), "no space left on device", hint="free some space, or run 'arstore gc'") from error
         raise StorageFailed(str(path), str(error)) from error

@@ -53,10 +53,10 @@ def tensor_bytes(tensor: "torch.Tensor") -> memoryview:
     """Return the row-major bytes of a tensor in host memory, copied only where it is strided or elsewhere."""
     import torch
 
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        raise BadInput("tensors", f"a tensor is {tensor.layout} on {tensor.device}, wanted a dense one with values")
     if not tensor.numel():
         return memoryview(b"")
-    if tensor.layout is not torch.strided:
-        raise BadInput("tensors", f"a tensor is {tensor.layout}, wanted dense")
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 
@@ -64,4 +64,4 @@ def tensor_bytes(tensor: "torch.Tensor") -> memoryview:
 def _over(buffer: memoryview, dtype: "torch.dtype") -> "torch.Tensor":
     import torch
 
-    return torch.frombuffer(buffer, dtype=dtype)
+    return torch.frombuffer(buffer, dtype=dtype) if len(buffer) else torch.empty(0, dtype=dtype)

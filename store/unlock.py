@@ -5,6 +5,7 @@ a key derived from that secret and a random salt. The secret itself is never sto
 the environment: text inside a store is data, and data is never run.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -19,7 +20,7 @@ from ..formats.digest import derive
 from ..formats.errors import FormatError
 from ..formats.frames import KEY_BYTES, seal, unseal
 from .disk import Disk
-from .errors import BadInput, Corrupt, KeyRefused
+from .errors import BadInput, Corrupt, KeyRefused, StoreError
 
 STANZAS_NAME = "stanzas.json"
 _FORMAT = 1
@@ -62,9 +63,12 @@ class Secrets:
 def new_key_file(path: Path, disk: Disk) -> bytes:
     """Make a key file of 32 random bytes in hex, mode 0600, and return its secret; an existing one is used as it is."""
     if path.exists():
+        with contextlib.suppress(StoreError):  # made by an init that was killed, perhaps, before its name was durable
+            disk.sync_dir(path.parent)
         return _read(path)
     secret = secrets.token_hex(KEY_BYTES).encode()
     disk.make_dirs(path.parent)
+    disk.sync_dir(path.parent.parent)
     disk.replace_file(path, secret + b"\n", 0o600)
     return secret
 
@@ -84,15 +88,18 @@ def write_stanza(directory: Path, disk: Disk, kind: str, secret: bytes, master: 
     disk.replace_file(directory / STANZAS_NAME, content.encode())
 
 
-def open_master(directory: Path, held: Secrets, store_id: bytes, ask: Callable[[], bytes | None]) -> bytes:
+def open_master(
+    directory: Path, held: Secrets, store_id: bytes, ask: Callable[[], bytes | None], *, encrypted: bool = True
+) -> bytes:
     """Return the store's master key; raise KeyRefused if no secret that is held opens it.
 
-    `ask` is called last, for a passphrase, and may return None.
+    `ask` is called last, for a passphrase, and may return None. Whoever edits `encrypted` in the config must not
+    have what is put next stored in the clear: an encrypted store's stanzas open nothing else, nor the other way round.
     """
     stanzas = _read_stanzas(directory)
     missing: KeyRefused | None = None
     tried = 0
-    for kind in ("open", "key-file", "command", "passphrase"):
+    for kind in ("key-file", "command", "passphrase") if encrypted else ("open",):
         ways = [stanza for stanza in stanzas if stanza["kind"] == kind]
         if not ways:
             continue
