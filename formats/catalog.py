@@ -15,8 +15,8 @@ from .record import KIND_BLOB, Header
 CHECK_BYTES = 8
 LIVE, QUARANTINED = 0, 1
 _PLACE = struct.Struct("<QQQQQ16sIBB")
-_BLOB = struct.Struct("<IB")
-_VERSION = struct.Struct("<BI")
+_BLOB = struct.Struct("<IBIQ")
+_VERSION = struct.Struct("<BQI")
 _SEGMENT = struct.Struct("<BQQ")
 
 
@@ -51,29 +51,37 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class BlobRow:
-    """One blob of this host: its place, how many versions need it, and whether it was found bad."""
+    """One blob of this host: its place, how many versions need it, and whether it was found bad.
+
+    A blob that a collection found without need carries the number and time of that collection; any new need clears both.
+    """
 
     place: Place
     refs: int
     state: int = LIVE
+    condemned_cycle: int = 0  # 0: not condemned
+    condemned_s: int = 0
 
     def referred(self, change: int) -> "BlobRow":
-        return replace(self, refs=self.refs + change)
+        return replace(self, refs=self.refs + change, condemned_cycle=0, condemned_s=0)
 
     def packed(self) -> bytes:
-        return self.place.packed() + _BLOB.pack(self.refs, self.state)
+        return self.place.packed() + _BLOB.pack(self.refs, self.state, self.condemned_cycle, self.condemned_s)
 
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """One version of a name: its record's place, its pin, and its summary sealed under the record's key."""
+    """One version of a name: its record's place, its pin, when it was last read (to the hour, seconds since 1970; 0 is
+    never), and its summary sealed under the record's key.
+    """
 
     place: Place
     pinned: bool
     summary: bytes
+    used_s: int = 0
 
     def packed(self) -> bytes:
-        return self.place.packed() + _VERSION.pack(self.pinned, len(self.summary)) + self.summary
+        return self.place.packed() + _VERSION.pack(self.pinned, self.used_s, len(self.summary)) + self.summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +120,19 @@ def open_row(check_key: bytes, key: bytes, value: bytes) -> bytes:
 
 def parse_blob(packed: bytes) -> BlobRow:
     place = _parse_place(packed, _BLOB.size)
-    refs, state = _BLOB.unpack_from(packed, _PLACE.size)
+    refs, state, cycle, condemned_s = _BLOB.unpack_from(packed, _PLACE.size)
     if len(packed) != _PLACE.size + _BLOB.size or state not in (LIVE, QUARANTINED):
         raise FormatError("blob row holds something this version does not know")
-    return BlobRow(place, refs, state)
+    return BlobRow(place, refs, state, cycle, condemned_s)
 
 
 def parse_version(packed: bytes) -> VersionRow:
     place = _parse_place(packed, _VERSION.size)
-    pinned, length = _VERSION.unpack_from(packed, _PLACE.size)
+    pinned, used_s, length = _VERSION.unpack_from(packed, _PLACE.size)
     summary = packed[_PLACE.size + _VERSION.size :]
     if len(summary) != length or pinned > 1:
         raise FormatError("version row holds something this version does not know")
-    return VersionRow(place, bool(pinned), summary)
+    return VersionRow(place, bool(pinned), summary, used_s)
 
 
 def parse_segment(packed: bytes) -> SegmentRow:

@@ -8,7 +8,8 @@ however many old versions they keep. A fresh key a version is why the nonce may 
     inner   113 children of 36 bytes: position u32 (0 = none), key 32
     leaf    127 keys of 32 bytes (all zero = no key)
     tenant  see Tenant
-    root    12-byte nonce, sealed (epoch u64, directory: position u32, depth u8, key 32; next tenant u32), tag
+    root    12-byte nonce, sealed (epoch u64, directory: position u32, depth u8, key 32; next tenant u32; catalog key 32),
+            tag
 """
 
 import struct
@@ -28,7 +29,7 @@ TENANT_NAME_MAX_BYTES = 128
 _BODY_BYTES = PAGE_BYTES - 16
 _CHILD = struct.Struct("<I32s")
 _TENANT = struct.Struct("<16s32s32sQQIB32sB128s")
-_ROOT = struct.Struct("<QIB32sI")
+_ROOT = struct.Struct("<QIB32sI32s")
 _ROOT_BYTES = 12 + _ROOT.size + 16
 
 
@@ -71,6 +72,7 @@ class Root:
     epoch: int
     directory: PageRef
     next_tenant: int
+    catalog_key: bytes
 
 
 def parse_tenant(body: bytes) -> Tenant:
@@ -128,7 +130,7 @@ def slot_key(leaf: bytes, slot: int) -> bytes | None:
 def seal_root(master: bytes, store_id: bytes, root: Root, nonce: bytes) -> bytes:
     """Return one root slot of 4,096 bytes."""
     at = root.directory
-    plain = _ROOT.pack(root.epoch, at.position, at.depth, at.key, root.next_tenant)
+    plain = _ROOT.pack(root.epoch, at.position, at.depth, at.key, root.next_tenant, root.catalog_key)
     return seal(master, f"key root {store_id.hex()}", plain, nonce).ljust(PAGE_BYTES, b"\0")
 
 
@@ -137,7 +139,7 @@ def open_root(master: bytes, store_id: bytes, sealed: bytes) -> Root:
     plain = unseal(master, f"key root {store_id.hex()}", sealed[:_ROOT_BYTES])
     if len(plain) != _ROOT.size:
         raise FormatError("key root is cut short")
-    epoch, position, depth, key, next_tenant = _ROOT.unpack(plain)
+    epoch, position, depth, key, next_tenant, catalog_key = _ROOT.unpack(plain)
     if depth > DEPTH_MAX:
         raise FormatError("key root exceeds the limits")
-    return Root(epoch, PageRef(position, depth, key), next_tenant)
+    return Root(epoch, PageRef(position, depth, key), next_tenant, catalog_key)

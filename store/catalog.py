@@ -4,13 +4,14 @@
     versions   tenant u32, keyed hash of the name (20), version u32 -> VersionRow
     names      tenant u32, keyed hash of the name (20)              -> newest version number ever given, u32
     segments   segment id u64                                       -> SegmentRow
-    counters   "next-segment"; "usage" + tenant; "spare" + tenant   -> u64; u64; slots u64 each
+    counters   "next-segment"; "usage" + tenant                     -> u64
 
 Integers in keys are big-endian, so that LMDB's order is theirs. Every value ends in a check (formats/catalog.py).
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,11 +28,14 @@ from ..formats.catalog import (
 )
 from ..formats.digest import Digest, keyed_hash
 from .errors import Conflict, Corrupt, NoRoom
+from .lease import Lease
+from .slots import doom
 from .tables import Rows, Tables
 
 _U32, _U64 = struct.Struct(">I"), struct.Struct("<Q")
 _HASH_BYTES = 20
-_TABLES = ("blobs", "versions", "names", "segments", "counters")
+ERASE_PENDING = b"erase-pending"
+TABLES = ("blobs", "versions", "names", "segments", "counters")
 
 
 class Superseded(Exception):
@@ -53,17 +57,15 @@ class NewVersion:
     written: Mapping[Digest, Place]
     durable: Mapping[int, int]  # segment id -> bytes that are on disk
     quota_bytes: int = 0
+    lease: Lease | None = None
 
 
 class Catalog:
     """One tenant's rows, and the rows that all tenants share."""
 
-    def __init__(self, path: Path, tenant: int, index_key: bytes, check_key: bytes) -> None:
-        self._tables = Tables(path, _TABLES, check_key)
+    def __init__(self, tables: Tables, tenant: int, index_key: bytes) -> None:
+        self._tables, self._tenant = tables, tenant
         self._prefix, self._index_key = _U32.pack(tenant), index_key
-
-    def close(self) -> None:
-        self._tables.close()
 
     # ---- blobs
 
@@ -121,11 +123,14 @@ class Catalog:
     def commit(self, new: NewVersion) -> None:
         """Make a version visible: the one commit point of a put.
 
-        Raises Superseded if another version of the name was committed since, BlobGone if a blob that was to be
+        Raises Fenced if the lease it names no longer stands, Superseded if another version of the name was
+        committed since, BlobGone if a blob that was to be
         reused is no longer there, NoRoom if the tenant's quota would be exceeded. Then nothing has changed.
         """
 
         def change(rows: Rows) -> None:
+            if new.lease:
+                new.lease.check(rows)
             if self._last(rows, new.name) != new.version - 1:
                 raise Superseded
             self._add_blobs(rows, new.written)
@@ -137,41 +142,79 @@ class Catalog:
             key = self._name_key(new.name)
             rows.put("versions", key + _U32.pack(new.version), new.row.packed())
             rows.put("names", key, _U32.pack(new.version))
-            self._account(rows, new.row.place.segment, new.row.place.record_bytes)
+            account(rows, self._prefix, {new.row.place.segment: new.row.place.record_bytes})
             self._extend(rows, new.durable)
-            if new.quota_bytes and self._usage(rows) > new.quota_bytes:
+            if new.quota_bytes and count(rows, b"usage" + self._prefix) > new.quota_bytes:
                 raise NoRoom("quota", f"the tenant's quota of {new.quota_bytes} bytes would be exceeded")
 
         self._tables.write(change)
 
-    def drop(self, name: str, version: int, needed: frozenset[Digest]) -> None:
-        """Remove a version and its claim on the blobs it needed; raise Conflict if it is gone already."""
+    def drop(self, name: str, version: int, needed: frozenset[Digest], *, shred: bool = False) -> int:
+        """Remove a version and its claim on the blobs it needed; raise Conflict if it is gone already.
 
-        def change(rows: Rows) -> None:
+        With `shred` the blobs that nothing else needs leave the catalog in the same transaction, their keys doomed;
+        return how many those are.
+        """
+
+        def change(rows: Rows) -> int:
             key = self._name_key(name) + _U32.pack(version)
             row = self._version(rows, key)
             if row is None:
                 raise Conflict(f"{name}@{version}", "was removed by somebody else")
+            changed: Counter[int] = Counter({row.place.segment: -row.place.record_bytes})
+            shredded = 0
             for digest in needed:
                 blob = self._blob(rows, digest)
-                if blob and blob.refs:
+                if blob and shred and blob.refs <= 1:
+                    rows.delete("blobs", self._blob_key(digest))
+                    doom(rows, self._tenant, blob.place.slot)
+                    changed[blob.place.segment] -= blob.place.record_bytes
+                    shredded += 1
+                elif blob and blob.refs:
                     rows.put("blobs", self._blob_key(digest), blob.referred(-1).packed())
             rows.delete("versions", key)
-            self._account(rows, row.place.segment, -row.place.record_bytes)
+            doom(rows, self._tenant, row.place.slot)
+            account(rows, self._prefix, changed)
+            if shred:
+                rows.put("counters", ERASE_PENDING, _U64.pack(1))
+                if next(rows.scan("versions", self._name_key(name)), None) is None:
+                    rows.delete("names", self._name_key(name))
+            return shredded
 
-        self._tables.write(change)
+        return self._tables.write(change)
+
+    def live_slots(self, places: Mapping[Digest, Place]) -> set[int]:
+        """Return the key slots of those records that the catalog stands on; other copies of them are dead."""
+        with self._tables.reading() as rows:
+            found = [(self._blob(rows, digest), place) for digest, place in places.items()]
+        return {place.slot for row, place in found if row and row.place == place}
 
     def set_pinned(self, name: str, version: int, pinned: bool) -> None:
         """Pin or unpin a version; raise Conflict if it is gone."""
+        self._change_version(name, version, lambda row: replace(row, pinned=pinned))
 
+    def set_used(self, name: str, version: int, used_s: int) -> None:
+        """Note when a version was read; raise Conflict if it is gone."""
+        self._change_version(name, version, lambda row: replace(row, used_s=used_s))
+
+    def _change_version(self, name: str, version: int, changed: Callable[[VersionRow], VersionRow]) -> None:
         def change(rows: Rows) -> None:
             key = self._name_key(name) + _U32.pack(version)
             row = self._version(rows, key)
             if row is None:
                 raise Conflict(f"{name}@{version}", "was removed by somebody else")
-            rows.put("versions", key, replace(row, pinned=pinned).packed())
+            rows.put("versions", key, changed(row).packed())
 
         self._tables.write(change)
+
+    def erase_pending(self) -> bool:
+        """Say whether an erase was killed before its keys were destroyed."""
+        with self._tables.reading() as rows:
+            return count(rows, ERASE_PENDING) > 0
+
+    def erase_finished(self) -> None:
+        """Say that no erase is pending."""
+        self._tables.write(lambda rows: rows.delete("counters", ERASE_PENDING))
 
     # ---- segments, usage, spare slots
 
@@ -179,7 +222,7 @@ class Catalog:
         """Return the id of a fresh segment row."""
 
         def change(rows: Rows) -> int:
-            segment = self._count(rows, b"next-segment") + 1
+            segment = count(rows, b"next-segment") + 1
             rows.put("counters", b"next-segment", _U64.pack(segment))
             rows.put("segments", _segment_key(segment), SegmentRow(lifetime, 0, 0).packed())
             return segment
@@ -194,59 +237,31 @@ class Catalog:
     def usage_bytes(self) -> int:
         """Return the bytes this tenant's records take on disk."""
         with self._tables.reading() as rows:
-            return self._usage(rows)
-
-    def take_spare(self, most: int) -> list[int]:
-        """Take up to `most` key slots that an earlier put reserved and did not use."""
-
-        def change(rows: Rows) -> list[int]:
-            slots = self._spare(rows)
-            rows.put("counters", b"spare" + self._prefix, _pack_slots(slots[most:]))
-            return slots[:most]
-
-        return self._tables.write(change)
-
-    def give_spare(self, slots: list[int]) -> None:
-        """Keep reserved but unused key slots for the next put."""
-
-        def change(rows: Rows) -> None:
-            rows.put("counters", b"spare" + self._prefix, _pack_slots(self._spare(rows) + slots))
-
-        self._tables.write(change)
+            return count(rows, b"usage" + self._prefix)
 
     # ---- inside a transaction
 
     def _add_blobs(self, rows: Rows, places: Mapping[Digest, Place]) -> int:
         new = 0
+        changed: Counter[int] = Counter()
         for digest, place in places.items():
             old = self._blob(rows, digest)
             if old and old.state == LIVE:
                 continue  # another writer was first: its copy stays, ours is dead space in its segment
             if old:
-                self._account(rows, old.place.segment, -old.place.record_bytes)
-            self._account(rows, place.segment, place.record_bytes)
+                changed[old.place.segment] -= old.place.record_bytes
+                doom(rows, self._tenant, old.place.slot)
+            changed[place.segment] += place.record_bytes
             rows.put("blobs", self._blob_key(digest), BlobRow(place, old.refs if old else 0).packed())
             new += 1
+        account(rows, self._prefix, changed)
         return new
-
-    def _account(self, rows: Rows, segment: int, change_bytes: int) -> None:
-        row = self._segment(rows, segment)
-        changed = replace(row, live_bytes=row.live_bytes + change_bytes)
-        rows.put("segments", _segment_key(segment), changed.packed())
-        usage = self._usage(rows) + change_bytes
-        rows.put("counters", b"usage" + self._prefix, _U64.pack(max(usage, 0)))
 
     def _extend(self, rows: Rows, durable: Mapping[int, int]) -> None:
         for segment, length in durable.items():
-            row = self._segment(rows, segment)
+            row = _segment(rows, segment)
             if length > row.durable_bytes:
                 rows.put("segments", _segment_key(segment), replace(row, durable_bytes=length).packed())
-
-    def _segment(self, rows: Rows, segment: int) -> SegmentRow:
-        value = rows.get("segments", _segment_key(segment))
-        if value is None:
-            raise Corrupt(f"catalog: segment {segment}", "is not in the catalog")
-        return parse_segment(value)
 
     def _blob(self, rows: Rows, digest: Digest) -> BlobRow | None:
         value = rows.get("blobs", self._blob_key(digest))
@@ -260,17 +275,6 @@ class Catalog:
         value = rows.get("names", self._name_key(name))
         return int(_U32.unpack(value)[0]) if value is not None else 0
 
-    def _usage(self, rows: Rows) -> int:
-        return self._count(rows, b"usage" + self._prefix)
-
-    def _spare(self, rows: Rows) -> list[int]:
-        value = rows.get("counters", b"spare" + self._prefix) or b""
-        return list(struct.unpack(f"<{len(value) // 8}Q", value))
-
-    def _count(self, rows: Rows, key: bytes) -> int:
-        value = rows.get("counters", key)
-        return int(_U64.unpack(value)[0]) if value is not None else 0
-
     def _blob_key(self, digest: Digest) -> bytes:
         return self._prefix + keyed_hash(self._index_key, b"blob", digest, length=_HASH_BYTES)
 
@@ -278,9 +282,29 @@ class Catalog:
         return self._prefix + keyed_hash(self._index_key, b"name", name.encode(), length=_HASH_BYTES)
 
 
+def account(rows: Rows, tenant: bytes, changed: Mapping[int, int]) -> None:
+    """Change the live bytes of segments, and a tenant's usage, by what records took or gave back."""
+    for segment, change_bytes in changed.items():
+        row = _segment(rows, segment)
+        live = replace(row, live_bytes=max(row.live_bytes + change_bytes, 0))
+        rows.put("segments", _segment_key(segment), live.packed())
+    usage = count(rows, b"usage" + tenant) + sum(changed.values())
+    rows.put("counters", b"usage" + tenant, _U64.pack(max(usage, 0)))
+
+
+def count(rows: Rows, key: bytes) -> int:
+    """Return a counter, 0 if it was never set."""
+    value = rows.get("counters", key)
+    return int(_U64.unpack(value)[0]) if value is not None else 0
+
+
+def _segment(rows: Rows, segment: int) -> SegmentRow:
+    value = rows.get("segments", _segment_key(segment))
+    if value is None:
+        raise Corrupt(f"catalog: segment {segment}", "is not in the catalog")
+    return parse_segment(value)
+
+
 def _segment_key(segment: int) -> bytes:
     return segment.to_bytes(8, "big")
 
-
-def _pack_slots(slots: list[int]) -> bytes:
-    return struct.pack(f"<{len(slots)}Q", *slots)

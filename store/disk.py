@@ -5,6 +5,7 @@ the pages it could not write and will report success the next time.
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from .errors import NoRoom, StorageFailed
 
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -79,6 +81,17 @@ class Disk:
     def truncate(self, fd: int, length: int) -> None:
         with disk_errors("truncate"):
             os.ftruncate(fd, length)
+
+    def punch(self, fd: int, offset: int, length: int) -> bool:
+        """Give a range back to the file system; it reads as zeros. Return False where the file system can't."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        done = libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(length))
+        if done == 0:
+            return True
+        code = ctypes.get_errno()
+        if code in (errno.EOPNOTSUPP, errno.ENOSYS):
+            return False
+        raise StorageFailed("punch", os.strerror(code).lower())
 
     def replace_file(self, path: Path, content: bytes, mode: int = 0o600) -> None:
         """Put `content` at `path` in one step: whole and durable on return, or not there at all."""

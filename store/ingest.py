@@ -20,13 +20,12 @@ from .disk import make_buffer
 from .errors import NoRoom
 from .fetch import workers_count
 from .inputs import InputFile, Source
-from .keyring import Keyring
 from .progress import Progress
 from .records import Draft, TenantKeys, draft_record
 from .segments import SegmentReader, SegmentWriter, staging_buffer
+from .supply import SlotSupply
 
 _GROUP_BYTES = 16 << 20
-_RESERVE_MIN, _RESERVE_MAX = 16, 4096
 # A worker holds a group (up to one blob of 64 MiB) and its staging buffer: four stay under 300 MB.
 _WORKERS_MAX = 4
 
@@ -78,38 +77,6 @@ def group_cuts(source: Source, cuts: Iterable[Cut]) -> Iterator[Group]:
         size += cut.length
     if waiting:
         yield Group(source, offset, tuple(waiting))
-
-
-class SlotSupply:
-    """Record keys that are durable already: first those left over, then reserved in growing batches."""
-
-    def __init__(self, keyring: Keyring, catalog: Catalog, tenant: int, encrypted: bool) -> None:
-        self._keyring, self._catalog, self._tenant, self._encrypted = keyring, catalog, tenant, encrypted
-        self._ready: list[tuple[int, bytes]] = []
-        self._batch = _RESERVE_MIN
-        self._asked_spare = False
-        self._guard = threading.Lock()
-
-    def take(self, count: int) -> list[tuple[int, bytes | None]]:
-        """Return `count` slots with their keys; slot 0 and no key where records are plain."""
-        if not self._encrypted:
-            return [(0, None)] * count
-        with self._guard:
-            if len(self._ready) < count and not self._asked_spare:
-                self._asked_spare = True
-                spare = self._catalog.take_spare(_RESERVE_MAX)
-                self._ready += [(slot, self._keyring.key(self._tenant, slot)) for slot in spare]
-            if (short := count - len(self._ready)) > 0:
-                self._ready += self._keyring.reserve(self._tenant, max(short, self._batch))
-                self._batch = min(2 * self._batch, _RESERVE_MAX)
-            taken, self._ready = self._ready[:count], self._ready[count:]
-        return list(taken)
-
-    def give_back(self) -> None:
-        """Leave what was not used to the next put."""
-        if self._ready:
-            self._catalog.give_spare([slot for slot, _ in self._ready])
-            self._ready = []
 
 
 @dataclass(slots=True)

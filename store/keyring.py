@@ -11,7 +11,8 @@ import fcntl
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,7 +48,7 @@ def create_keyring(directory: Path, root_path: Path, master: bytes, store_id: by
         os.close(disk.open(directory / LOCK_NAME, create=True))
         disk.sync_dir(directory)
     if not root_path.exists():
-        slot = seal_root(master, store_id, Root(1, NONE, 0), secrets.token_bytes(12))
+        slot = seal_root(master, store_id, Root(1, NONE, 0, secrets.token_bytes(KEY_BYTES)), secrets.token_bytes(12))
         disk.replace_file(root_path, secrets.token_bytes(PAGE_BYTES) + slot, 0o600)
 
 
@@ -78,7 +79,13 @@ class Keyring:
 
     @property
     def epoch(self) -> int:
+        """The number of the root that stands; it grows with every commit."""
         return self._root.epoch
+
+    @property
+    def catalog_key(self) -> bytes:
+        """The key that closes the rows of the catalog. It stays when the master key changes."""
+        return self._root.catalog_key
 
     def tenants(self) -> dict[int, Tenant]:
         """Return every tenant by its number."""
@@ -111,7 +118,9 @@ class Keyring:
             number = self._root.next_tenant
             tenant = Tenant(seed[:16], name, seed[16:48], seed[48:], quota_bytes, 1, NONE)
             directory = shadow.update(self._root.directory, {number: tenant.packed()})
-            self._root = Root(self._root.epoch + 1, directory, number + 1)
+            self._root = replace(
+                self._root, epoch=self._root.epoch + 1, directory=directory, next_tenant=number + 1
+            )
         return number
 
     def reserve(self, number: int, count: int) -> list[tuple[int, bytes]]:
@@ -131,8 +140,52 @@ class Keyring:
             keys = shadow.update(tenant.keys, {leaf: bytes(body) for leaf, body in leaves.items()})
             grown = tenant.grown(keys, first + count)
             directory = shadow.update(self._root.directory, {number: grown.packed()})
-            self._root = Root(self._root.epoch + 1, directory, self._root.next_tenant)
+            self._root = replace(self._root, epoch=self._root.epoch + 1, directory=directory)
         return made
+
+    def destroy(self, doomed: Mapping[int, Iterable[int]]) -> None:
+        """Destroy record keys, by tenant, for good: on return no root of the key tree leads to them.
+
+        Costs one commit, whatever the size of what they sealed.
+        """
+        with self._commit() as shadow:
+            directory = self._root.directory
+            for number, slots in doomed.items():
+                body = find_leaf(self._pages, self._root.directory, number)
+                if body is None:
+                    continue  # the tenant is gone, and every key of it
+                tenant = parse_tenant(body)
+                leaves = self._without(tenant, slots)
+                if leaves:
+                    emptied = tenant.grown(shadow.update(tenant.keys, leaves), tenant.next_slot)
+                    directory = shadow.update(directory, {number: emptied.packed()})
+            self._root = replace(self._root, epoch=self._root.epoch + 1, directory=directory)
+
+    def remove_tenant(self, number: int) -> None:
+        """Destroy a tenant and every key of it at once, durably."""
+        with self._commit() as shadow:
+            directory = shadow.update(self._root.directory, {number: None})
+            self._root = replace(self._root, epoch=self._root.epoch + 1, directory=directory)
+
+    def reseal(self, master: bytes) -> None:
+        """Seal the root under another master key, durably; the old one opens nothing any more."""
+        with self._commit():
+            self._master = master
+            self._root = replace(self._root, epoch=self._root.epoch + 1)
+
+    def _without(self, tenant: Tenant, slots: Iterable[int]) -> dict[int, bytes | None]:
+        """Return the changed leaves of a tenant once the keys in `slots` are gone; None for one that held no other."""
+        leaves: dict[int, bytearray] = {}
+        for slot in slots:
+            leaf = slot // LEAF_SLOTS
+            if leaf not in leaves:
+                body = find_leaf(self._pages, tenant.keys, leaf)
+                if body is None:
+                    continue
+                leaves[leaf] = bytearray(body)
+            start = slot % LEAF_SLOTS * KEY_BYTES
+            leaves[leaf][start : start + KEY_BYTES] = bytes(KEY_BYTES)
+        return {leaf: bytes(body) if any(body) else None for leaf, body in leaves.items()}
 
     def key(self, number: int, slot: int) -> bytes:
         """Return the key in a slot; raise Corrupt if it was destroyed or never made."""

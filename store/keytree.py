@@ -75,7 +75,7 @@ class Shadow:
         self._fd, self._disk = fd, disk
         self._used = used | {0}  # position 0 means "none" in a reference
         self._next = 0
-        self._dirty: list[tuple[int, bytes]] = []
+        self._dirty: dict[int, bytes] = {}
 
     def update(self, root: PageRef, leaves: dict[int, bytes | None]) -> PageRef:
         """Return the root of a tree in which the given leaves stand as given; None removes one."""
@@ -89,7 +89,7 @@ class Shadow:
 
     def flush(self) -> None:
         """Write the new pages and make them durable."""
-        for position, page in sorted(self._dirty):
+        for position, page in sorted(self._dirty.items()):
             self._disk.write_at(self._fd, page, position * PAGE_BYTES)
         self._dirty.clear()
         self._disk.sync(self._fd)
@@ -112,15 +112,13 @@ class Shadow:
         return self._write(pack_children(children), ref.depth) if children else PageRef(0, 0)
 
     def _read(self, ref: PageRef) -> bytes:
-        for position, page in self._dirty:
-            if position == ref.position:
-                return open_page(ref.key, page)
-        return read_page(self._fd, ref)
+        page = self._dirty.get(ref.position)
+        return open_page(ref.key, page) if page else read_page(self._fd, ref)
 
     def _write(self, body: bytes, depth: int) -> PageRef:
         while self._next in self._used:
             self._next += 1
         self._used.add(self._next)
         key = secrets.token_bytes(KEY_BYTES)
-        self._dirty.append((self._next, seal_page(key, body)))
+        self._dirty[self._next] = seal_page(key, body)
         return PageRef(self._next, depth, key)

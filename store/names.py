@@ -152,8 +152,12 @@ class Names:
         if not doomed:
             raise NotFound(text, "no such name")
         for found in doomed if not dry_run else ():
-            self._catalog.drop(found.summary.name, found.summary.version, self._needed(found))
+            self.drop(found)
         return doomed
+
+    def drop(self, found: Found) -> None:
+        """Drop a version, durably."""
+        self._catalog.drop(found.summary.name, found.summary.version, self._needed(found))
 
     def _needed(self, found: Found) -> frozenset[Digest]:
         """Return the blobs a version needs; none where its record is bad, for a bad version must be removable."""

@@ -1,0 +1,115 @@
+"""Collect: what nothing needs any more is condemned, and deleted once it has been so for long enough.
+
+lease -> abandoned loans -> retention -> mark -> delete, re-checked -> keys destroyed -> space given back. Every step is
+safe to be killed in and finished by the next collection; puts and gets go on beside it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..formats.catalog import BlobRow
+from .disk import Disk
+from .erase import shred
+from .garbage import Garbage
+from .keyring import Keyring
+from .lease import Leases
+from .names import Names
+from .reclaim import reclaim
+from .retention import Retention, choose
+from .slots import SlotLedger
+
+SCOPE = b"gc"
+
+
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """How long garbage is kept: that many collections must have seen it, and that many seconds must have passed.
+
+    The grace lets the next run of a killed put reuse what it had stored. It is not what keeps running puts and gets
+    safe: deletions are re-checked in their transaction, and a reader whose blob went looks it up again.
+    """
+
+    cycles: int
+    grace_s: int
+
+
+CAREFUL = Margins(cycles=2, grace_s=24 * 3600)
+AT_ONCE = Margins(cycles=1, grace_s=0)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectParts:
+    """The mechanisms a collection works with."""
+
+    directory: Path
+    disk: Disk
+    garbage: Garbage
+    ledger: SlotLedger
+    keyring: Keyring
+    leases: Leases
+    names: Names
+    recover: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a collection did, or with `dry_run` would do."""
+
+    freed_bytes: int
+    deleted_blobs: int
+    kept_blobs: int
+    condemned_blobs: int
+    segments: int
+    dropped: tuple[str, ...]
+    keys_destroyed: int
+
+
+def collect(
+    parts: CollectParts, margins: Margins, retention: Retention, now_s: int, *, dry_run: bool, lock_wait_s: float
+) -> Collected:
+    """Collect garbage; raise Fenced if another collection runs for longer than `lock_wait_s`."""
+    with parts.leases.hold(SCOPE, "gc", lock_wait_s):
+        if not dry_run:
+            parts.recover()
+        outdated = choose(list(parts.names.all()), retention, now_s, lambda found: parts.names.manifest(found).blobs)
+        for found in outdated if not dry_run else ():
+            parts.names.drop(found)
+        loans = parts.ledger.abandoned()
+        asked = {(int.from_bytes(loan[:4], "big"), slot) for loan, slots in loans.items() for slot in slots}
+        survey = parts.garbage.survey(asked)
+        due, waiting = _sort(survey.unneeded, margins, now_s)
+        dropped = tuple(found.text for found in outdated)
+        if dry_run:
+            survey.forget(row.place for _, row in due)
+            seen = reclaim(parts.directory, survey, parts.garbage, parts.disk, dry_run=True)
+            kept = survey.blobs - len(due)
+            return Collected(seen.freed_bytes, len(due), kept, len(waiting), seen.segments, dropped, 0)
+        cycle = parts.garbage.next_cycle()
+        parts.garbage.condemn([key for key, row in waiting if not _stamped(row, now_s)], cycle, now_s)
+        deleted = parts.garbage.delete(key for key, _ in due)
+        for loan, slots in loans.items():
+            parts.ledger.foreclose(loan, slots, survey.needed_slots)
+        keys = shred(parts.keyring, parts.ledger)
+        freed = reclaim(parts.directory, parts.garbage.survey(), parts.garbage, parts.disk, dry_run=False)
+        return Collected(
+            freed.freed_bytes, deleted, survey.blobs - deleted, len(waiting), freed.segments, dropped, keys
+        )
+
+
+def _sort(
+    unneeded: Sequence[tuple[bytes, BlobRow]], margins: Margins, now_s: int
+) -> tuple[list[tuple[bytes, BlobRow]], list[tuple[bytes, BlobRow]]]:
+    """Return what is due for deletion, and what has to wait."""
+    due, waiting = [], []
+    for key, row in unneeded:
+        old = _stamped(row, now_s) and now_s - row.condemned_s >= margins.grace_s
+        (due if margins.cycles < 2 or old else waiting).append((key, row))
+    return due, waiting
+
+
+def _stamped(row: BlobRow, now_s: int) -> bool:
+    """Say whether an earlier collection condemned a blob. A stamp from the future is of a clock that was set back
+    since: it says nothing, and is set anew.
+    """
+    return row.condemned_cycle > 0 and row.condemned_s <= now_s

@@ -1,0 +1,82 @@
+"""Reclaim: space that no record stands on goes back to the file system.
+
+Dead ranges are punched out where the file system can; elsewhere a segment that is mostly dead is copied without its
+dead records (sealed records don't know where they lie) and removed. A segment without live records is removed.
+"""
+
+import errno
+import os
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..formats.record import ALIGN_BYTES
+from .disk import Disk, disk_errors, try_lock
+from .garbage import Garbage, Survey
+from .segments import segment_path
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """Bytes given back, segments rewritten or removed, and the segments where holes can't be punched."""
+
+    freed_bytes: int
+    segments: int
+
+
+def reclaim(directory: Path, survey: Survey, garbage: Garbage, disk: Disk, *, dry_run: bool) -> Reclaimed:
+    """Give back what the survey saw no record on; with `dry_run` only say how much that is."""
+    freed = done = 0
+    for segment, row in survey.segments.items():
+        path = segment_path(directory, segment)
+        if not path.exists():
+            if not dry_run and not row.live_bytes:
+                garbage.drop_segment(segment, row.durable_bytes)
+            continue
+        live = survey.live.get(segment, array("Q"))
+        fd = disk.open(path)
+        try:
+            dead = [run for run in dead_ranges(live, row.durable_bytes) if _allocated(fd, *run)]
+            size = sum(_allocated(fd, *run) for run in dead)
+            if not live and try_lock(fd) and os.fstat(fd).st_size <= max(row.durable_bytes, ALIGN_BYTES):
+                size = os.fstat(fd).st_blocks * 512
+                if dry_run or garbage.drop_segment(segment, row.durable_bytes):
+                    freed, done = freed + size, done + 1
+                    if not dry_run:
+                        disk.remove(path)
+                        disk.sync_dir(directory)
+            elif dry_run or all(disk.punch(fd, start, stop - start) for start, stop in dead):
+                freed, done = freed + size, done + bool(dead)
+        finally:
+            os.close(fd)
+    return Reclaimed(freed, done)
+
+
+def dead_ranges(live: "array[int]", durable_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges (start, stop) of a segment's durable part that no live record covers."""
+    at = ALIGN_BYTES
+    for start, length in sorted(zip(live[::2], live[1::2], strict=True)):
+        if start > at:
+            yield at, start
+        at = max(at, start + length)
+    if durable_bytes > at:
+        yield at, durable_bytes
+
+
+def _allocated(fd: int, start: int, stop: int) -> int:
+    """Return how many bytes of a range the file system holds space for."""
+    total, at = 0, start
+    with disk_errors("segment"):
+        while at < stop:
+            try:
+                data = os.lseek(fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # only a hole is left
+                    break
+                raise
+            if data >= stop:
+                break
+            at = min(os.lseek(fd, data, os.SEEK_HOLE), stop)
+            total += at - data
+    return total

@@ -1,0 +1,45 @@
+"""Supply: record keys for one put, durable before they seal a byte."""
+
+import threading
+from collections.abc import Set
+
+from .keyring import Keyring
+from .slots import SlotLedger
+
+_RESERVE_MIN, _RESERVE_MAX = 16, 4096
+
+
+class SlotSupply:
+    """Record keys that are durable already: first those left over, then reserved in growing batches. Threads share it."""
+
+    def __init__(self, keyring: Keyring, ledger: SlotLedger, tenant: int, *, encrypted: bool) -> None:
+        self._keyring, self._ledger, self._tenant, self._encrypted = keyring, ledger, tenant, encrypted
+        self._ready: list[tuple[int, bytes]] = []
+        self._used: list[int] = []
+        self._loan: bytes | None = None
+        self._batch = _RESERVE_MIN
+        self._guard = threading.Lock()
+
+    def take(self, count: int) -> list[tuple[int, bytes | None]]:
+        """Return `count` slots with their keys; slot 0 and no key where records are plain."""
+        if not self._encrypted:
+            return [(0, None)] * count
+        with self._guard:
+            if self._loan is None:
+                self._loan, spare = self._ledger.borrow_spare(self._tenant, _RESERVE_MAX)
+                self._ready += [(slot, self._keyring.key(self._tenant, slot)) for slot in spare]
+            if (short := count - len(self._ready)) > 0:
+                made = self._keyring.reserve(self._tenant, max(short, self._batch))
+                self._ledger.extend(self._loan, [slot for slot, _ in made])
+                self._ready += made
+                self._batch = min(2 * self._batch, _RESERVE_MAX)
+            taken, self._ready = self._ready[:count], self._ready[count:]
+            self._used += [slot for slot, _ in taken]
+        return list(taken)
+
+    def settle(self, needed: Set[int]) -> None:
+        """Leave what was not used to the next put, and doom what sealed bytes that no row stands on (`needed`)."""
+        if self._loan is not None:
+            spare = [slot for slot, _ in self._ready]
+            self._ledger.settle(self._loan, spare, [slot for slot in self._used if slot not in needed])
+            self._ready, self._used, self._loan = [], [], None
