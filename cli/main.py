@@ -21,7 +21,7 @@ from ..store.errors import (
     StorageFailed,
     StoreError,
 )
-from . import completion, get, init, ls, pin, put, rm, show, stats, tag, tenant, verify
+from . import completion, erase, gc, get, init, lease, ls, pin, put, rm, show, stats, tag, tenant, verify
 from .session import Reported, Session
 
 EXIT_CODES: dict[type[StoreError], int] = {
@@ -47,7 +47,7 @@ _GLOBAL_FLAGS = {
 }
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
-for module in (init, put, get, ls, show, rm, pin, tag, verify, stats, tenant, completion):
+for module in (init, put, get, ls, show, rm, erase, pin, tag, verify, gc, stats, lease, tenant, completion):
     module.register(app)
 
 
@@ -136,3 +136,7 @@ def _command(words: list[str]) -> str:
     while at < len(words) and words[at].partition("=")[0] in _GLOBAL_FLAGS:
         at += 2 if _GLOBAL_FLAGS[words[at].partition("=")[0]] and "=" not in words[at] else 1
     return f"{words[at]} " if at < len(words) and not words[at].startswith("-") else ""
+
+
+if __name__ == "__main__":
+    main()

@@ -43,6 +43,8 @@ def put(
         typer.Option(metavar="GLOB", help="Store matching files as bytes, unread. Repeatable."),
     ] = None,
     pin: Annotated[bool, typer.Option("--pin", help="Keep from collection.")] = False,
+    multi_writer: Annotated[bool, typer.Option("--multi-writer", help="Let others put under NAME meanwhile.")] = False,
+    lock_wait: Annotated[str, typer.Option(metavar="TIME", help="Wait so long for another writer of NAME.")] = "0s",
 ) -> None:
     """Store PATH as the newest version of NAME. A directory (a checkpoint, say) is one artifact."""
     session = session_of(context)

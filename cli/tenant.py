@@ -1,31 +1,19 @@
 """`arstore tenant`: who shares the store."""
 
-import re
 from typing import Annotated
 
 import typer
 
-from ..store.errors import BadInput
+from .quantities import parse_size
 from .render import size, table
 from .session import session_of
-
-_UNITS = {
-    "": 1,
-    "k": 1000,
-    "m": 1000**2,
-    "g": 1000**3,
-    "t": 1000**4,
-    "ki": 1 << 10,
-    "mi": 1 << 20,
-    "gi": 1 << 30,
-    "ti": 1 << 40,
-}
 
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Tenants: separate keys, ids and quotas in one store.", no_args_is_help=True)
     group.command("add")(add)
     group.command("ls")(ls)
+    group.command("rm")(rm)
     app.add_typer(group, name="tenant")
 
 
@@ -42,6 +30,18 @@ def add(
     session.emit({"tenant": name, "quota_bytes": quota_bytes}, lambda: f"added {name}")
 
 
+def rm(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    erase: Annotated[bool, typer.Option("--erase", help="Destroy its artifacts with it: every key, at once.")] = False,
+) -> None:
+    """Remove a tenant that has no artifacts, or with --erase one that has."""
+    session = session_of(context)
+    with session.open() as store:
+        store.remove_tenant(name, erase=erase)
+    session.emit({"tenant": name, "erased": erase}, lambda: f"removed {name}")
+
+
 def ls(context: typer.Context) -> None:
     """List tenants."""
     session = session_of(context)
@@ -50,11 +50,3 @@ def ls(context: typer.Context) -> None:
     rows = [(tenant.name, size(tenant.quota_bytes) if tenant.quota_bytes else "none") for tenant in found]
     values = [{"name": tenant.name, "quota_bytes": tenant.quota_bytes} for tenant in found]
     session.emit({"tenants": values}, lambda: table(("TENANT", "QUOTA"), rows))
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of `500GiB`, `10GB`, `1e6` is refused: digits, a point, a unit."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
-    if not found:
-        raise BadInput(f"size {text!r}", "wanted a number and a unit, as 500GiB or 10GB")
-    return int(float(found[1]) * _UNITS[found[2] or ""])

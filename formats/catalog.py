@@ -53,7 +53,7 @@ class Place:
 class BlobRow:
     """One blob of this host: its place, how many versions need it, and whether it was found bad.
 
-    A blob that a collection found without need carries the number and time of that collection; any new need clears both.
+    A blob that a collection found without need carries that collection's number and time; any new need clears both.
     """
 
     place: Place

@@ -8,8 +8,8 @@ however many old versions they keep. A fresh key a version is why the nonce may 
     inner   113 children of 36 bytes: position u32 (0 = none), key 32
     leaf    127 keys of 32 bytes (all zero = no key)
     tenant  see Tenant
-    root    12-byte nonce, sealed (epoch u64, directory: position u32, depth u8, key 32; next tenant u32; catalog key 32),
-            tag
+    root    12-byte nonce, sealed (epoch u64; directory: position u32, depth u8, key 32; next tenant u32;
+            catalog key 32), tag
 """
 
 import struct

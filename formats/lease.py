@@ -1,14 +1,14 @@
 """The row of a lease: who owns a scope, in which epoch, until when.
 
-    0    8   epoch, counts ownerships of the scope and never goes back
-    8    8   expires, nanoseconds of CLOCK_BOOTTIME in the owner's boot
-    16   16  owner, random per acquisition (all zero: released)
-    32   16  boot id
-    48   4   process id
-    52   8   start of the process, clock ticks after boot (proc(5), stat field 22)
-    60   8   process id namespace (inode of /proc/self/ns/pid)
-    68   8   wall clock of the acquisition, seconds; for people only, never compared
-    76   ..  purpose, UTF-8, at most 64 bytes
+0    8   epoch, counts ownerships of the scope and never goes back
+8    8   expires, nanoseconds of CLOCK_BOOTTIME in the owner's boot
+16   16  owner, random per acquisition (all zero: released)
+32   16  boot id
+48   4   process id
+52   8   start of the process, clock ticks after boot (proc(5), stat field 22)
+60   8   process id namespace (inode of /proc/self/ns/pid)
+68   8   wall clock of the acquisition, seconds; for people only, never compared
+76   ..  purpose, UTF-8, at most 64 bytes
 """
 
 import struct

@@ -13,7 +13,6 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ..formats.catalog import (
     LIVE,
@@ -148,6 +147,10 @@ class Catalog:
                 raise NoRoom("quota", f"the tenant's quota of {new.quota_bytes} bytes would be exceeded")
 
         self._tables.write(change)
+
+    def scope(self, name: str) -> bytes:
+        """Return the scope of the lease that publishing under a name takes."""
+        return b"name" + self._name_key(name)
 
     def drop(self, name: str, version: int, needed: frozenset[Digest], *, shred: bool = False) -> int:
         """Remove a version and its claim on the blobs it needed; raise Conflict if it is gone already.
@@ -307,4 +310,3 @@ def _segment(rows: Rows, segment: int) -> SegmentRow:
 
 def _segment_key(segment: int) -> bytes:
     return segment.to_bytes(8, "big")
-

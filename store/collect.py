@@ -101,7 +101,8 @@ def _sort(
     unneeded: Sequence[tuple[bytes, BlobRow]], margins: Margins, now_s: int
 ) -> tuple[list[tuple[bytes, BlobRow]], list[tuple[bytes, BlobRow]]]:
     """Return what is due for deletion, and what has to wait."""
-    due, waiting = [], []
+    due: list[tuple[bytes, BlobRow]] = []
+    waiting: list[tuple[bytes, BlobRow]] = []
     for key, row in unneeded:
         old = _stamped(row, now_s) and now_s - row.condemned_s >= margins.grace_s
         (due if margins.cycles < 2 or old else waiting).append((key, row))

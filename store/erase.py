@@ -5,7 +5,8 @@ before the new root, the next open finishes it; from then on no version of any p
 """
 
 import secrets
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..formats.digest import Digest
@@ -28,25 +29,42 @@ class Receipt:
     level: str
 
 
+_INSIDE = "against whoever has the store and its key file as they are now; old copies of the store may still open"
+_OUTSIDE = (
+    "against whoever has every version of every file of the store; old contents of the root file are the exception"
+)
+
+
 def erase(
-    names: Names, catalog: Catalog, keyring: Keyring, ledger: SlotLedger, doomed: Iterable[Found], level: str
+    names: Names, catalog: Catalog, keyring: Keyring, ledger: SlotLedger, doomed: Sequence[Found], root_outside: bool
 ) -> Receipt:
     """Erase versions for good; on return nothing in the store opens what only they needed.
 
     Cost grows with the pages of the key tree that are touched, not with the bytes erased.
     """
-    texts: list[str] = []
-    needed: set[Digest] = set()
+    needs = {found.text: _needs(names, found) for found in doomed}  # all readable before the first is dropped
     erased = 0
     for found in doomed:
-        blobs = frozenset(blob.digest for blob in names.manifest(found).blobs)
-        erased += catalog.drop(found.summary.name, found.summary.version, blobs, shred=True)
-        needed |= blobs
-        texts.append(found.text)
+        one = found.summary
+        erased += catalog.drop(one.name, one.version, needs[found.text], shred=True)
     keys = shred(keyring, ledger)
     catalog.erase_finished()
-    shared = len(catalog.find_blobs(needed))
-    return Receipt(secrets.token_hex(8), tuple(texts), erased, shared, keys, keyring.epoch, level)
+    shared = len(catalog.find_blobs(frozenset[Digest]().union(*needs.values())))
+    level = _OUTSIDE if root_outside else _INSIDE
+    return Receipt(secrets.token_hex(8), tuple(needs), erased, shared, keys, keyring.epoch, level)
+
+
+def foretell(names: Names, catalog: Catalog, doomed: Sequence[Found], root_epoch: int) -> Receipt:
+    """Return the receipt that an erase would give, destroying nothing."""
+    counts = Counter(digest for found in doomed for digest in _needs(names, found))
+    rows = catalog.find_blobs(counts)
+    erased = sum(row.refs <= counts[digest] for digest, row in rows.items())
+    texts = tuple(found.text for found in doomed)
+    return Receipt("dry-run", texts, erased, len(rows) - erased, 0, root_epoch, "nothing was erased")
+
+
+def _needs(names: Names, found: Found) -> frozenset[Digest]:
+    return frozenset(blob.digest for blob in names.manifest(found).blobs)
 
 
 def shred(keyring: Keyring, ledger: SlotLedger) -> int:

@@ -23,7 +23,7 @@ class Survey:
     """What one consistent pass over the catalog saw."""
 
     # Per segment, start and length of every record that a row stands on, one after the other.
-    live: dict[int, array[int]] = field(default_factory=lambda: defaultdict(lambda: array("Q")))
+    live: "dict[int, array[int]]" = field(default_factory=lambda: defaultdict(lambda: array("Q")))
     segments: dict[int, SegmentRow] = field(default_factory=dict)
     blobs: int = 0
     unneeded: list[tuple[bytes, BlobRow]] = field(default_factory=list)

@@ -118,9 +118,7 @@ class Keyring:
             number = self._root.next_tenant
             tenant = Tenant(seed[:16], name, seed[16:48], seed[48:], quota_bytes, 1, NONE)
             directory = shadow.update(self._root.directory, {number: tenant.packed()})
-            self._root = replace(
-                self._root, epoch=self._root.epoch + 1, directory=directory, next_tenant=number + 1
-            )
+            self._root = replace(self._root, epoch=self._root.epoch + 1, directory=directory, next_tenant=number + 1)
         return number
 
     def reserve(self, number: int, count: int) -> list[tuple[int, bytes]]:

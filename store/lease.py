@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..formats.lease import LeaseRow, ProcessId, parse_lease
-from .errors import Fenced
+from .errors import BadInput, Fenced, NotFound
 from .tables import Rows, Tables
 
 TTL_S = 60.0
-_TABLE = "leases"
+TABLE = "leases"
 
 
 def current_process() -> ProcessId:
@@ -82,7 +82,9 @@ class Held:
 class Leases:
     """The leases of a store."""
 
-    def __init__(self, tables: Tables, process: ProcessId, ttl_s: float = TTL_S, clock: Callable[[], int] = now_ns) -> None:
+    def __init__(
+        self, tables: Tables, process: ProcessId, ttl_s: float = TTL_S, clock: Callable[[], int] = now_ns
+    ) -> None:
         self._tables, self._process, self._ttl_ns, self._clock = tables, process, int(ttl_s * 1e9), clock
 
     @contextlib.contextmanager
@@ -102,16 +104,18 @@ class Leases:
     def held(self) -> list[Held]:
         """Return every lease that has an owner."""
         with self._tables.reading() as rows:
-            found = [(key, parse_lease(value)) for key, value in rows.scan(_TABLE, b"")]
+            found = [(key, parse_lease(value)) for key, value in rows.scan(TABLE, b"")]
         return [self._shown(key, row) for key, row in found if row.held]
 
     def break_(self, lease_id: str) -> Held:
-        """Take a lease away from its owner, who is fenced from then on; raise Fenced if it has none."""
-        for held in self.held():
-            if held.id.startswith(lease_id):
-                self._tables.write(lambda rows: _release(rows, bytes.fromhex(held.id)))
-                return held
-        raise Fenced(lease_id, "no lease of this id is held")
+        """Take a lease away from its owner, who is fenced from then on; raise NotFound if there is none."""
+        found = [held for held in self.held() if lease_id and held.id.startswith(lease_id)]
+        if len(found) == 1:
+            self._tables.write(lambda rows: _release(rows, bytes.fromhex(found[0].id)))
+            return found[0]
+        if found:
+            raise BadInput(f"lease {lease_id}", f"{len(found)} leases start like this; give more digits")
+        raise NotFound(f"lease {lease_id}", "no lease of this id is held", hint="'arstore lease ls' lists them")
 
     def _acquire(self, scope: bytes, purpose: str, wait_s: float) -> Lease:
         deadline = self._clock() + int(wait_s * 1e9)
@@ -132,7 +136,7 @@ class Leases:
         owner, epoch = secrets.token_bytes(16), (row.epoch if row else 0) + 1
         expires = self._clock() + self._ttl_ns
         taken = LeaseRow(epoch, expires, owner, self._process, int(time.time()), purpose)
-        rows.put(_TABLE, scope, taken.packed())
+        rows.put(TABLE, scope, taken.packed())
         return Lease(scope, owner, epoch)
 
     def _keep(self, lease: Lease, done: threading.Event) -> None:
@@ -146,7 +150,7 @@ class Leases:
         lease.check(rows)
         row = _read(rows, lease.scope)
         assert row is not None
-        rows.put(_TABLE, lease.scope, replace(row, expires_ns=self._clock() + self._ttl_ns).packed())
+        rows.put(TABLE, lease.scope, replace(row, expires_ns=self._clock() + self._ttl_ns).packed())
 
     def _release(self, lease: Lease) -> None:
         def change(rows: Rows) -> None:
@@ -167,11 +171,11 @@ class Leases:
 
 
 def _read(rows: Rows, scope: bytes) -> LeaseRow | None:
-    value = rows.get(_TABLE, scope)
+    value = rows.get(TABLE, scope)
     return parse_lease(value) if value is not None else None
 
 
 def _release(rows: Rows, scope: bytes) -> None:
     row = _read(rows, scope)
     if row:
-        rows.put(_TABLE, scope, row.released().packed())
+        rows.put(TABLE, scope, row.released().packed())

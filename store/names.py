@@ -143,6 +143,10 @@ class Names:
         self._catalog.set_pinned(found.summary.name, found.summary.version, pinned)
         return replace(found, summary=replace(found.summary, pinned=pinned))
 
+    def addressed(self, text: str) -> list[Found]:
+        """Return the version a ref or id names, or every version of a name given without one; raise NotFound."""
+        return (self.versions(text) if "@" not in text and parse_ref(text) else []) or [self.resolve(text)]
+
     def remove(self, text: str, *, all_versions: bool, dry_run: bool) -> list[Found]:
         """Drop one version of a name, or all of them, durably; return what was (or would be) dropped.
 

@@ -14,12 +14,15 @@ from ..formats.manifest import MANIFEST_MAX_BYTES, BlobName, Manifest, StoredFil
 from ..formats.record import KIND_VERSION
 from .catalog import BlobGone, Catalog, NewVersion, Superseded
 from .errors import BadInput, Conflict, NoRoom, StoreError
-from .ingest import Group, Ingest, SlotSupply, cut_file, group_cuts
+from .ingest import Group, Ingest, cut_file, group_cuts
 from .inputs import Inputs
+from .lease import Lease, Leases
 from .names import Names, Ref, Summary
 from .progress import Progress
 from .records import TenantKeys, draft_record
 from .segments import SegmentReader, SegmentWriter, staging_buffer
+from .slots import SlotLedger
+from .supply import SlotSupply
 
 _VERSION_FRAME_BYTES = 1 << 20
 _ATTEMPTS = 100
@@ -44,6 +47,8 @@ class PutParts:
     keys: TenantKeys
     names: Names
     segments: SegmentReader
+    ledger: SlotLedger
+    leases: Leases
     open_writer: Callable[[str], SegmentWriter]
     now: Callable[[], datetime]
 
@@ -57,6 +62,8 @@ class Wish:
     identity: Identity
     codec: str = "auto"
     pinned: bool = False
+    multi_writer: bool = False
+    lock_wait_s: float = 0.0
 
 
 def put_inputs(parts: PutParts, inputs: Inputs, wish: Wish, progress: Progress) -> Stored:
@@ -75,18 +82,26 @@ def commit_manifest(parts: PutParts, manifest: Manifest, wish: Wish) -> Stored:
 
 def _until_committed(parts: PutParts, wish: Wish, progress: Progress, make: Callable[[Ingest], Manifest]) -> Stored:
     quota = parts.keys.tenant.quota_bytes
-    slots = SlotSupply(parts.keys.keyring, parts.catalog, parts.keys.number, parts.keys.encrypted)
-    for _ in range(_ATTEMPTS):
-        writer = parts.open_writer(wish.kind)
-        room = quota - parts.catalog.usage_bytes() if quota else None
-        ingest = Ingest(parts.catalog, parts.keys, writer, slots, parts.segments, wish.codec, progress, room)
-        with contextlib.closing(writer), _kept_for_next_time(parts.catalog, ingest, slots):
-            manifest = make(ingest)
-            try:
-                return _commit(parts, ingest, manifest, wish)
-            except BlobGone:
-                parts.catalog.adopt(dict(ingest.written), writer.sync())
+    slots = SlotSupply(parts.keys.keyring, parts.ledger, parts.keys.number, encrypted=parts.keys.encrypted)
+    with _owning(parts, wish) as lease:
+        for _ in range(_ATTEMPTS):
+            writer = parts.open_writer(wish.kind)
+            room = quota - parts.catalog.usage_bytes() if quota else None
+            ingest = Ingest(parts.catalog, parts.keys, writer, slots, parts.segments, wish.codec, progress, room)
+            with contextlib.closing(writer), _kept_for_next_time(parts.catalog, ingest, slots):
+                manifest = make(ingest)
+                try:
+                    return _commit(parts, ingest, manifest, wish, lease)
+                except BlobGone:
+                    parts.catalog.adopt(dict(ingest.written), writer.sync())
     raise Conflict(wish.ref.name, "blobs it needs kept being collected; try again")
+
+
+def _owning(parts: PutParts, wish: Wish) -> contextlib.AbstractContextManager[Lease | None]:
+    """Return the lease on the name; none where several writers were asked for, whose commits compare and swap."""
+    if wish.multi_writer:
+        return contextlib.nullcontext()
+    return parts.leases.hold(parts.catalog.scope(wish.ref.name), "put", wish.lock_wait_s)
 
 
 def _ingest(ingest: Ingest, inputs: Inputs, wish: Wish) -> Manifest:
@@ -118,7 +133,7 @@ def _ingest(ingest: Ingest, inputs: Inputs, wish: Wish) -> Manifest:
     )
 
 
-def _commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish) -> Stored:
+def _commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish, lease: Lease | None) -> Stored:
     """Write the version record, sync once, commit; again with the next number while other writers are first."""
     manifest_id = manifest.id(parts.keys.tenant.digest_key)
     needs = frozenset(blob.digest for blob in manifest.blobs)
@@ -137,7 +152,8 @@ def _commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish) -> 
         durable = ingest.writer.sync()
         quota = parts.keys.tenant.quota_bytes
         with contextlib.suppress(Superseded):
-            parts.catalog.commit(NewVersion(wish.ref.name, version, row, needs, ingest.written, durable, quota))
+            parts.catalog.commit(NewVersion(wish.ref.name, version, row, needs, ingest.written, durable, quota, lease))
+            ingest.slots.settle(parts.catalog.live_slots(ingest.written) | {place.slot})
             stored = ingest.stored_bytes + place.record_bytes
             return Stored(summary, manifest.plain_bytes, stored, len(ingest.written), len(ingest.reused))
     raise Conflict(wish.ref.name, "other writers kept adding versions; try again")
@@ -170,11 +186,9 @@ def _kept_for_next_time(catalog: Catalog, ingest: Ingest, slots: SlotSupply) -> 
     """If the put fails, keep the blobs that were written whole; where there is no room for them, let them go."""
     try:
         yield
-    except NoRoom:
-        raise
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(StoreError):
-            catalog.adopt(dict(ingest.written), ingest.writer.sync())
-            slots.give_back()
+            if not isinstance(error, NoRoom):
+                catalog.adopt(dict(ingest.written), ingest.writer.sync())
+            slots.settle(catalog.live_slots(ingest.written))
         raise
-    slots.give_back()

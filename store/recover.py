@@ -7,7 +7,6 @@ a header may have reached the disk before the frames it announces.
 import os
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,8 +75,7 @@ def _recover(parts: RecoverParts, segment: int, fd: int, durable: int) -> int:
     if found:
         parts.disk.sync(fd)
     for tenant, places in found.items():
-        with closing(parts.open_catalog(keys[tenant])) as catalog:
-            adopted += catalog.adopt(places, {segment: end})
+        adopted += parts.open_catalog(keys[tenant]).adopt(places, {segment: end})
     if size > end and (found or durable):
         parts.disk.truncate(fd, end)
     elif not found and not durable:

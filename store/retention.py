@@ -26,6 +26,9 @@ class Retention:
     max_bytes: int | None = None
 
 
+KEEP_ALL = Retention()
+
+
 def choose(
     versions: Sequence[Found], wanted: Retention, now_s: int, blobs_of: Callable[[Found], Iterable[BlobName]]
 ) -> list[Found]:
@@ -66,7 +69,8 @@ def _outdated(versions: Sequence[Found], wanted: Retention, now_s: int) -> list[
 
 def _value(found: Found, now_s: int) -> float:
     used_s = max(found.row.used_s, _created_s(found))
-    return _COST_PER_BYTE[found.summary.kind] * 0.5 ** (max(now_s - used_s, 0) / _HALF_LIFE_S)
+    chance: float = 0.5 ** (max(now_s - used_s, 0) / _HALF_LIFE_S)
+    return _COST_PER_BYTE[found.summary.kind] * chance
 
 
 def _created_s(found: Found) -> int:

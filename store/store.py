@@ -7,30 +7,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ..formats.digest import derive
 from ..formats.errors import FormatError
 from ..formats.identity import Identity, make_identity
 from ..formats.keypage import Tenant
 from ..formats.manifest import KINDS, Manifest
 from .artifact import Artifact, ReadParts
 from .catalog import Catalog
-from .config import DEFAULT_TENANT, Config, default_store, default_tenant, read_config
+from .collect import CAREFUL, Collected, CollectParts, Margins, collect
+from .config import DEFAULT_TENANT, Config, default_store, default_tenant
 from .disk import Disk
-from .errors import BadInput
+from .erase import Receipt, erase, foretell, shred
+from .errors import BadInput, Conflict
 from .get import Written, write_files, write_selected
-from .init import CATALOG_DIR, KEYS_DIR, SEGMENTS_DIR, init_store, root_path
+from .init import init_store
 from .inputs import inputs_from_path, inputs_from_tensors
-from .keyring import Keyring
-from .names import Found, Names, parse_ref
+from .lease import Held
+from .names import Found, parse_ref
+from .opened import open_parts
 from .progress import Progress
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
-from .records import TenantKeys
-from .recover import RecoverParts, recover_tails
+from .retention import KEEP_ALL, Retention
 from .scrub import Scrubbed, scrub
-from .segments import LIFETIMES, SegmentReader, SegmentWriter
 from .select import Selection
 from .stats import Stats, gather_stats
-from .unlock import Secrets, open_master
+from .unlock import Secrets
 
 if TYPE_CHECKING:
     import torch
@@ -51,30 +51,14 @@ class Store:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:  # fmt: skip
         """Open the store at `root`; raise NoStore if there is none, KeyRefused if key or tenant do not open it."""
-        self.root, self.config, self._now = root, read_config(root), now
-        self._disk = disk or Disk()
-        held = held or Secrets.from_environment()
-        if held.key_file is None:
-            held = replace(held, key_file=self.config.key_file)
-        master = open_master(root / KEYS_DIR, held, self.config.store_id, ask, encrypted=self.config.encrypted)
-        self._check_key = derive(master, "catalog rows")
-        path = root_path(root, self.config)
-        self._keyring = Keyring(root / KEYS_DIR, path, master, self.config.store_id, self._disk)
-        try:
-            number, record = self._keyring.tenant(tenant)
-            self._keys = TenantKeys(number, record, self._keyring, self.config.encrypted)
-            self._catalog = self._open_catalog(self._keys)
-        except BaseException:
-            self._keyring.close()
-            raise
-        self._segments = SegmentReader(root / SEGMENTS_DIR, self.config.store_id)
-        self._names = Names(self._catalog, self._keys, self._segments)
-        self._read = ReadParts(self._catalog, self._keys, self._segments)
+        self._parts = open_parts(root, tenant, held or Secrets.from_environment(), ask, disk or Disk(), now)
+        self._read = ReadParts(self._parts.catalog, self._parts.keys, self._parts.segments)
+        if self._parts.catalog.erase_pending():  # an erase was killed: what it promised is done before anything else
+            shred(self._parts.keyring, self._parts.ledger)
+            self._parts.catalog.erase_finished()
 
     def close(self) -> None:
-        self._segments.close()
-        self._catalog.close()
-        self._keyring.close()
+        self._parts.closing.close()
 
     def __enter__(self) -> "Store":
         return self
@@ -89,12 +73,14 @@ class Store:
     def put(
         self, path: str | Path | None = None, *, name: str, tensors: "Mapping[str, torch.Tensor] | None" = None,
         kind: str | None = None, identity: Mapping[str, object] | None = None, codec: str = "auto", pin: bool = False,
-        opaque: Sequence[str] = (), progress: Progress = _silent,
+        opaque: Sequence[str] = (), multi_writer: bool = False, lock_wait_s: float = 0.0, progress: Progress = _silent,
     ) -> Stored:  # fmt: skip
         """Store a file, a directory or tensors as the newest version of `name`; durable on return.
 
         `kind` is weights, intermediate or file; left out it is weights where tensors are found. Files that match a
-        glob in `opaque` are stored as bytes, unread. Raises BadInput, NotFound, Conflict, NoRoom, StorageFailed.
+        glob in `opaque` are stored as bytes, unread. One writer at a time owns a name; with `multi_writer` several add
+        versions to it at once, each whole. Raises Fenced if another owns it for longer than `lock_wait_s`, BadInput,
+        NotFound, Conflict, NoRoom, StorageFailed.
         """
         if (path is None) == (tensors is None):
             raise BadInput("put", "wanted a path or tensors, one of them")
@@ -106,13 +92,15 @@ class Store:
         else:
             inputs = inputs_from_path(Path(path or ""), opaque, look_inside=kind != "file")
         kind = kind or ("weights" if any(file.spans for file in inputs.files) else "file")
-        self.recover()
-        return put_inputs(self._put_parts(), inputs, Wish(ref, kind, fields, codec, pin), progress)
+        self._parts.recover()
+        return put_inputs(
+            self._put_parts(), inputs, Wish(ref, kind, fields, codec, pin, multi_writer, lock_wait_s), progress
+        )
 
     def get(self, name: str) -> Artifact:
         """Return a stored version by ref or id; raise NotFound, or Corrupt if its record is bad."""
-        found = self._names.resolve(name)
-        return Artifact(self._read, found, self._names.manifest(found))
+        found = self._parts.names.resolve(name)
+        return Artifact(self._read, found, self._parts.names.manifest(found))
 
     def get_to(
         self, name: str, dest: str | Path, selection: Selection | None = None, progress: Progress = _silent
@@ -120,29 +108,29 @@ class Store:
         """Write a version's files, or one file of the selected tensors, to `dest`."""
         artifact, dest = self.get(name), Path(dest).absolute()
         if selection:
-            return artifact, write_selected(artifact, dest, selection, self._disk, progress)
-        return artifact, write_files(artifact, dest, self._disk, progress)
+            return artifact, write_selected(artifact, dest, selection, self._parts.disk, progress)
+        return artifact, write_files(artifact, dest, self._parts.disk, progress)
 
     def ls(self, glob: str | None = None, kind: str | None = None) -> list[Found]:
         """Return the versions whose names match a glob, by name and version."""
-        return self._names.listed(glob, kind)
+        return self._parts.names.listed(glob, kind)
 
     def show(self, name: str) -> tuple[Found, Manifest]:
         """Return a version and what it consists of."""
-        found = self._names.resolve(name)
-        return found, self._names.manifest(found)
+        found = self._parts.names.resolve(name)
+        return found, self._parts.names.manifest(found)
 
     def rm(self, name: str, *, all_versions: bool = False, dry_run: bool = False) -> list[Found]:
         """Drop a version, or all of a name; what nothing else needs becomes garbage, collected later."""
-        return self._names.remove(name, all_versions=all_versions, dry_run=dry_run)
+        return self._parts.names.remove(name, all_versions=all_versions, dry_run=dry_run)
 
     def pin(self, name: str) -> Found:
         """Keep a version from collection."""
-        return self._names.set_pinned(name, pinned=True)
+        return self._parts.names.set_pinned(name, pinned=True)
 
     def unpin(self, name: str) -> Found:
         """Let a version be collected again once nothing names it."""
-        return self._names.set_pinned(name, pinned=False)
+        return self._parts.names.set_pinned(name, pinned=False)
 
     def tag(self, name: str, new: str) -> Stored:
         """Give a version a further name (or label: `name@label`), durably, without storing a blob."""
@@ -152,54 +140,84 @@ class Store:
 
     def verify(self, names: Sequence[str] = (), *, deep: bool = False, progress: Progress = _silent) -> Scrubbed:
         """Read back the named versions, or all, and check every byte; bad blobs are quarantined."""
-        versions = [self._names.resolve(name) for name in names] if names else list(self._names.all())
-        return scrub(self._read, self._names, versions, deep=deep, progress=progress)
+        versions = [self._parts.names.resolve(name) for name in names] if names else list(self._parts.names.all())
+        return scrub(self._read, self._parts.names, versions, deep=deep, progress=progress)
 
     def stats(self) -> Stats:
         """Return this tenant's sizes."""
-        return gather_stats(self.root, self._catalog, self._names, self._keys.tenant.quota_bytes)
-
-    def recover(self) -> int:
-        """Take in what killed writers left whole; return how many blobs that were. Every put does this first."""
-        open_keys = lambda: {  # noqa: E731
-            tenant.id: TenantKeys(number, tenant, self._keyring, self.config.encrypted)
-            for number, tenant in self._keyring.tenants().items()
-        }
-        return recover_tails(
-            RecoverParts(
-                self.root / SEGMENTS_DIR,
-                self.config.store_id,
-                self._disk,
-                self._catalog,
-                open_keys,
-                self._open_catalog,
-            )
+        return gather_stats(
+            self._parts.root, self._parts.catalog, self._parts.names, self._parts.keys.tenant.quota_bytes
         )
+
+    def gc(
+        self, margins: Margins = CAREFUL, retention: Retention = KEEP_ALL, *, dry_run: bool = False,
+        lock_wait_s: float = 0.0,
+    ) -> Collected:  # fmt: skip
+        """Collect what nothing needs, in the whole store; `retention` first drops versions of this tenant.
+
+        Safe beside puts and gets, and to be killed at any point. Raises Fenced if another collection is running.
+        """
+        p = self._parts
+        parts = CollectParts(p.directory, p.disk, p.garbage, p.ledger, p.keyring, p.leases, p.names, p.recover)
+        return collect(parts, margins, retention, self._now_s(), dry_run=dry_run, lock_wait_s=lock_wait_s)
+
+    def erase(self, name: str, *, dry_run: bool = False) -> Receipt:
+        """Erase a version, or every version of a name given without one, by destroying their keys; durable on return.
+
+        Blobs that other artifacts of the tenant need stay. Raises NotFound, Corrupt if a version's record is bad,
+        BadInput if the store is not encrypted.
+        """
+        p = self._parts
+        if not p.config.encrypted:
+            raise BadInput(str(p.root), "the store is not encrypted, so there are no keys to destroy")
+        doomed = p.names.addressed(name)
+        if dry_run:
+            return foretell(p.names, p.catalog, doomed, p.keyring.epoch)
+        return erase(p.names, p.catalog, p.keyring, p.ledger, doomed, p.config.root_file is not None)
+
+    def leases(self) -> list[Held]:
+        """Return every lease that has an owner."""
+        return self._parts.leases.held()
+
+    def break_lease(self, lease_id: str) -> Held:
+        """Take a lease from its owner, who can publish nothing under it any more; raise NotFound if there is none."""
+        return self._parts.leases.break_(lease_id)
 
     # ---- tenants
 
     @property
     def tenant(self) -> str:
         """The tenant that this store was opened as."""
-        return self._keys.tenant.name
+        return self._parts.keys.tenant.name
 
     def tenants(self) -> list[Tenant]:
         """Return every tenant of the store."""
-        return list(self._keyring.tenants().values())
+        return list(self._parts.keyring.tenants().values())
 
     def add_tenant(self, name: str, quota_bytes: int = 0) -> None:
         """Make a tenant with keys of its own; raise Conflict if the name is taken."""
-        self._keyring.add_tenant(name, open_keys=not self.config.encrypted, quota_bytes=quota_bytes)
+        self._parts.keyring.add_tenant(name, open_keys=not self._parts.config.encrypted, quota_bytes=quota_bytes)
 
-    def _open_catalog(self, keys: TenantKeys) -> Catalog:
-        return Catalog(self.root / CATALOG_DIR, keys.number, keys.tenant.index_key, self._check_key)
+    def remove_tenant(self, name: str, *, erase: bool = False) -> None:
+        """Remove a tenant; with `erase` its artifacts too, by destroying every key of it at once. Durable on return.
+
+        Raises Conflict if it has artifacts and `erase` is not given, BadInput for the tenant the store is opened as.
+        """
+        p = self._parts
+        number, tenant = p.keyring.tenant(name)
+        if number == p.keys.number:
+            raise BadInput(f"tenant {name}", "is the one the store is opened as; use --tenant with another")
+        if not erase and Catalog(p.tables, number, tenant.index_key).versions():
+            raise Conflict(f"tenant {name}", "has artifacts", hint="add --erase to destroy them with it")
+        p.keyring.remove_tenant(number)
+        p.garbage.drop_tenant(number)
+
+    def _now_s(self) -> int:
+        return int(self._parts.now().timestamp())
 
     def _put_parts(self) -> PutParts:
-        def open_writer(kind: str) -> SegmentWriter:
-            directory = self.root / SEGMENTS_DIR
-            return SegmentWriter(directory, self.config.store_id, LIFETIMES[kind], self._catalog, self._disk)
-
-        return PutParts(self._catalog, self._keys, self._names, self._segments, open_writer, self._now)
+        p = self._parts
+        return PutParts(p.catalog, p.keys, p.names, p.segments, p.ledger, p.leases, p.open_writer, p.now)
 
 
 def _identity(fields: Mapping[str, object]) -> Identity:

@@ -10,7 +10,7 @@ _RESERVE_MIN, _RESERVE_MAX = 16, 4096
 
 
 class SlotSupply:
-    """Record keys that are durable already: first those left over, then reserved in growing batches. Threads share it."""
+    """Record keys that are durable already: left-over ones, then reserved in growing batches. Threads share it."""
 
     def __init__(self, keyring: Keyring, ledger: SlotLedger, tenant: int, *, encrypted: bool) -> None:
         self._keyring, self._ledger, self._tenant, self._encrypted = keyring, ledger, tenant, encrypted

@@ -1,0 +1,34 @@
+"""Sizes and times as people write them."""
+
+import re
+
+from ..store.errors import BadInput
+
+_SIZES = {
+    "": 1,
+    "k": 1000,
+    "m": 1000**2,
+    "g": 1000**3,
+    "t": 1000**4,
+    "ki": 1 << 10,
+    "mi": 1 << 20,
+    "gi": 1 << 30,
+    "ti": 1 << 40,
+}
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of `500GiB` or `10GB`; raise BadInput for anything else."""
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmgt]i?)?b?", text.strip().lower())
+    if not found:
+        raise BadInput(f"size {text!r}", "wanted a number and a unit, as 500GiB or 10GB")
+    return int(float(found[1]) * _SIZES[found[2] or ""])
+
+
+def parse_duration(text: str) -> int:
+    """Return the seconds of `90`, `24h` or `30d`; raise BadInput for anything else."""
+    found = re.fullmatch(r"([0-9]{1,9})\s*([smhdw]?)", text.strip().lower())
+    if not found:
+        raise BadInput(f"time {text!r}", "wanted a number and a unit, as 90s, 24h or 30d")
+    return int(found[1]) * _SECONDS[found[2]]
