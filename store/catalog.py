@@ -242,6 +242,22 @@ class Catalog:
         with self._tables.reading() as rows:
             return count(rows, b"usage" + self._prefix)
 
+    def restore(self, blobs: Mapping[Digest, BlobRow], versions: Mapping[tuple[str, int], VersionRow]) -> None:
+        """Write the rows of a tenant into an empty catalog."""
+
+        def change(rows: Rows) -> None:
+            used = 0
+            for digest, row in blobs.items():
+                rows.put("blobs", self._blob_key(digest), row.packed())
+                used += row.place.record_bytes
+            for (name, version), found in sorted(versions.items()):
+                rows.put("versions", self._name_key(name) + _U32.pack(version), found.packed())
+                rows.put("names", self._name_key(name), _U32.pack(version))
+                used += found.place.record_bytes
+            rows.put("counters", b"usage" + self._prefix, _U64.pack(used))
+
+        self._tables.write(change)
+
     # ---- inside a transaction
 
     def _add_blobs(self, rows: Rows, places: Mapping[Digest, Place]) -> int:
@@ -293,6 +309,13 @@ def account(rows: Rows, tenant: bytes, changed: Mapping[int, int]) -> None:
         rows.put("segments", _segment_key(segment), live.packed())
     usage = count(rows, b"usage" + tenant) + sum(changed.values())
     rows.put("counters", b"usage" + tenant, _U64.pack(max(usage, 0)))
+
+
+def write_segments(rows: Rows, segments: Mapping[int, SegmentRow]) -> None:
+    """Write the rows of segments into an empty catalog, and see that no id is given twice."""
+    for segment, row in segments.items():
+        rows.put("segments", _segment_key(segment), row.packed())
+    rows.put("counters", b"next-segment", _U64.pack(max(segments, default=0)))
 
 
 def count(rows: Rows, key: bytes) -> int:

@@ -10,6 +10,7 @@ from .errors import NoStore, StorageFailed
 
 FORMAT = 1
 CONFIG_NAME = "config.toml"
+KEYS_DIR, SEGMENTS_DIR, CATALOG_DIR = "keys", "segments", "catalog"
 DEFAULT_TENANT = "default"
 _SIZE_MAX = 1 << 20
 
@@ -49,6 +50,11 @@ def default_tenant() -> str:
 def default_key_file(store_id: bytes) -> Path:
     """Return where `init` keeps a store's key file unless told otherwise: outside the store."""
     return _xdg("XDG_CONFIG_HOME", ".config") / "arstore" / "keys" / f"{store_id.hex()[:16]}.key"
+
+
+def root_path(root: Path, config: Config) -> Path:
+    """Return where the root of a store's key tree lies."""
+    return config.root_file or root / KEYS_DIR / "root"
 
 
 def write_config(root: Path, config: Config, disk: Disk) -> None:

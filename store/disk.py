@@ -44,9 +44,14 @@ class Disk:
                 os.mkdir(made, mode)
                 self.sync_dir(made.parent)
 
-    def open(self, path: Path, *, create: bool = False, direct: bool = False, mode: int = 0o600) -> int:
-        """Open for reading and writing; past the page cache if `direct` and the file system can."""
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+    def open(
+        self, path: Path, *, create: bool = False, new: bool = False, direct: bool = False, mode: int = 0o600
+    ) -> int:
+        """Open for reading and writing; past the page cache if `direct` and the file system can.
+
+        With `create` the file is made if it is not there, with `new` it must not be there yet.
+        """
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create or new else 0) | (os.O_EXCL if new else 0)
         with disk_errors(path):
             if direct:
                 try:

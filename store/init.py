@@ -5,18 +5,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..formats.frames import KEY_BYTES
-from .config import CONFIG_NAME, DEFAULT_TENANT, Config, default_key_file, read_config, write_config
+from .config import (
+    CATALOG_DIR,
+    CONFIG_NAME,
+    DEFAULT_TENANT,
+    KEYS_DIR,
+    SEGMENTS_DIR,
+    Config,
+    default_key_file,
+    read_config,
+    root_path,
+    write_config,
+)
 from .disk import Disk
 from .errors import BadInput, Conflict
-from .keyring import ROOT_NAME, Keyring, create_keyring
+from .keyring import Keyring, create_keyring
+from .opened import create_tables
 from .unlock import Secrets, check_passphrase, new_key_file, write_stanza
-
-KEYS_DIR, SEGMENTS_DIR, CATALOG_DIR = "keys", "segments", "catalog"
-
-
-def root_path(root: Path, config: Config) -> Path:
-    """Return where the root of a store's key tree lies."""
-    return config.root_file or root / KEYS_DIR / ROOT_NAME
 
 
 def init_store(
@@ -39,7 +44,7 @@ def init_store(
     if root_file and root_file.exists():
         raise BadInput(str(root_file), "is there already; the root of another store is never overwritten")
     disk.remove(keys)  # of an init that was cut short
-    for directory in (root, keys, root / SEGMENTS_DIR, root / CATALOG_DIR):
+    for directory in (root, keys, root / SEGMENTS_DIR):
         disk.make_dirs(directory)
         disk.sync_dir(directory.parent)
     config = Config(secrets.token_bytes(16), encrypted, None, root_file.absolute() if root_file else None)
@@ -60,6 +65,7 @@ def init_store(
     keyring = Keyring(keys, root_path(root, config), master, config.store_id, disk)
     try:
         keyring.add_tenant(DEFAULT_TENANT, open_keys=not encrypted)
+        create_tables(root / CATALOG_DIR, keyring, disk).close()
     finally:
         keyring.close()
     write_config(root, config, disk)
@@ -72,6 +78,6 @@ def _check_empty(root: Path) -> None:
     ours = {KEYS_DIR, SEGMENTS_DIR, CATALOG_DIR}
     if root.exists() and any(path.name not in ours and not path.name.startswith(".config") for path in root.iterdir()):
         raise BadInput(str(root), "the directory is not empty and holds no store")
-    for kept in (root / SEGMENTS_DIR, root / CATALOG_DIR):
-        if kept.exists() and any(kept.iterdir()):
-            raise BadInput(str(root), f"holds a store whose {CONFIG_NAME} is missing")
+    segments = root / SEGMENTS_DIR
+    if segments.exists() and any(segments.iterdir()):
+        raise BadInput(str(root), f"holds a store whose {CONFIG_NAME} is missing")

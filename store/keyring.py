@@ -34,7 +34,7 @@ from .disk import Disk, disk_errors, wait_lock
 from .errors import BadInput, Conflict, Corrupt, KeyRefused, StorageFailed
 from .keytree import NONE, Shadow, find_leaf, leaf_refs, reached, read_page
 
-PAGES_NAME, ROOT_NAME, LOCK_NAME = "pages", "root", "lock"
+PAGES_NAME, LOCK_NAME = "pages", "lock"
 _RETRIES = 50
 T = TypeVar("T")
 
@@ -184,6 +184,19 @@ class Keyring:
             start = slot % LEAF_SLOTS * KEY_BYTES
             leaves[leaf][start : start + KEY_BYTES] = bytes(KEY_BYTES)
         return {leaf: bytes(body) if any(body) else None for leaf, body in leaves.items()}
+
+    def slots(self, number: int) -> list[int]:
+        """Return every slot of a tenant that holds a key."""
+
+        def read() -> list[int]:
+            found = []
+            for leaf, ref in leaf_refs(self._pages, self._tenant_at(number).keys).items():
+                body = read_page(self._pages, ref)
+                slots = range(leaf * LEAF_SLOTS, (leaf + 1) * LEAF_SLOTS)
+                found += [slot for slot in slots if slot_key(body, slot)]
+            return found
+
+        return self._steady(read)
 
     def key(self, number: int, slot: int) -> bytes:
         """Return the key in a slot; raise Corrupt if it was destroyed or never made."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from . import catalog as catalog_room
 from . import slots as slots_room
 from .catalog import Catalog
-from .config import Config, read_config
+from .config import CATALOG_DIR, KEYS_DIR, SEGMENTS_DIR, Config, read_config, root_path
 from .disk import Disk
+from .errors import Corrupt
 from .garbage import Garbage
-from .init import CATALOG_DIR, KEYS_DIR, SEGMENTS_DIR, root_path
 from .keyring import Keyring
 from .lease import TABLE as LEASES_TABLE
 from .lease import Leases, current_process
@@ -57,33 +57,58 @@ class Opened:
     def recover(self) -> int:
         """Take in what killed writers of any tenant left whole; return how many blobs that were."""
 
-        def every_tenant() -> dict[bytes, TenantKeys]:
-            encrypted = self.config.encrypted
-            found = self.keyring.tenants().items()
-            return {tenant.id: TenantKeys(number, tenant, self.keyring, encrypted) for number, tenant in found}
-
         def open_catalog(keys: TenantKeys) -> Catalog:
             return Catalog(self.tables, keys.number, keys.tenant.index_key)
 
-        parts = RecoverParts(self.directory, self.config.store_id, self.disk, self.catalog, every_tenant, open_catalog)
+        parts = RecoverParts(
+            self.directory, self.config.store_id, self.disk, self.catalog,
+            lambda: every_tenant(self.keyring, self.config), open_catalog,
+        )  # fmt: skip
         return recover_tails(parts)
+
+
+def every_tenant(keyring: Keyring, config: Config) -> dict[bytes, TenantKeys]:
+    """Return the keys of all tenants by tenant id."""
+    found = keyring.tenants().items()
+    return {tenant.id: TenantKeys(number, tenant, keyring, config.encrypted) for number, tenant in found}
+
+
+def open_keyring(
+    root: Path, held: Secrets, ask: Callable[[], bytes | None], disk: Disk
+) -> tuple[Config, Secrets, Keyring]:
+    """Open a store as far as its keys; raise NoStore if there is none, KeyRefused if the key does not open it."""
+    config = read_config(root)
+    if held.key_file is None:
+        held = replace(held, key_file=config.key_file)
+    master = open_master(root / KEYS_DIR, held, config.store_id, ask, encrypted=config.encrypted)
+    return config, held, Keyring(root / KEYS_DIR, root_path(root, config), master, config.store_id, disk)
+
+
+def create_tables(directory: Path, keyring: Keyring, disk: Disk) -> Tables:
+    """Make an empty catalog in a directory, durably, whatever was there; return it opened."""
+    disk.remove(directory)
+    disk.make_dirs(directory)
+    return open_tables(directory, keyring)
+
+
+def open_tables(directory: Path, keyring: Keyring) -> Tables:
+    """Open the catalog in a directory."""
+    return Tables(directory, (*catalog_room.TABLES, *slots_room.TABLES, LEASES_TABLE), keyring.catalog_key)
 
 
 def open_parts(
     root: Path, tenant: str, held: Secrets, ask: Callable[[], bytes | None], disk: Disk, now: Callable[[], datetime]
 ) -> Opened:
     """Open a store; raise NoStore if there is none, KeyRefused if key or tenant do not open it."""
-    config = read_config(root)
-    if held.key_file is None:
-        held = replace(held, key_file=config.key_file)
-    master = open_master(root / KEYS_DIR, held, config.store_id, ask, encrypted=config.encrypted)
+    config, held, keyring = open_keyring(root, held, ask, disk)
     with ExitStack() as stack:
-        keyring = Keyring(root / KEYS_DIR, root_path(root, config), master, config.store_id, disk)
         stack.callback(keyring.close)
         number, record = keyring.tenant(tenant)
         keys = TenantKeys(number, record, keyring, config.encrypted)
-        names = (*catalog_room.TABLES, *slots_room.TABLES, LEASES_TABLE)
-        tables = Tables(root / CATALOG_DIR, names, keyring.catalog_key)
+        # LMDB would make an empty one, in which new segments would take the numbers of those that are there.
+        if not (root / CATALOG_DIR / "data.mdb").exists():
+            raise Corrupt(str(root / CATALOG_DIR), "is missing", hint="run 'arstore repair --rebuild-catalog'")
+        tables = open_tables(root / CATALOG_DIR, keyring)
         stack.callback(tables.close)
         catalog = Catalog(tables, number, record.index_key)
         segments = SegmentReader(root / SEGMENTS_DIR, config.store_id)

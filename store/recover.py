@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..formats.catalog import Place, place_of
+from ..formats.catalog import Place
 from ..formats.digest import Digest
-from ..formats.errors import FormatError
-from ..formats.record import ALIGN_BYTES, HEADER_BYTES, KIND_BLOB, Header, parse_header
+from ..formats.record import ALIGN_BYTES, KIND_BLOB
 from .catalog import Catalog
 from .disk import Disk, try_lock
-from .errors import Corrupt
-from .records import OpenRecord, TenantKeys
+from .records import TenantKeys
+from .scan import whole_records
 from .segments import SegmentReader, segment_path
 
 
@@ -54,53 +53,20 @@ def recover_tails(parts: RecoverParts) -> int:
 
 
 def _recover(parts: RecoverParts, segment: int, fd: int, durable: int) -> int:
-    size = os.fstat(fd).st_size
     found: dict[bytes, dict[Digest, Place]] = defaultdict(dict)
     keys = parts.tenant_keys()
-    reader = SegmentReader(parts.directory, parts.store_id)
-    end = at = max(durable, ALIGN_BYTES)
-    while at + ALIGN_BYTES <= size:
-        # Extents are written side by side: a hole that a killed thread left may lie before a whole record.
-        packed = os.pread(fd, HEADER_BYTES, at)
-        header = _header(packed)
-        digest = _digest(reader, keys, segment, at, header) if header else None
-        if header is None or digest is None:
-            at += ALIGN_BYTES
-            continue
-        if header.binding.kind == KIND_BLOB:
-            found[header.binding.tenant][digest] = place_of(segment, at, header)
-            end = at + header.record_bytes
-        at += header.record_bytes
+    end = start = max(durable, ALIGN_BYTES)
+    for record in whole_records(SegmentReader(parts.directory, parts.store_id), segment, fd, start, keys):
+        if record.header.binding.kind == KIND_BLOB:
+            found[record.header.binding.tenant][record.footer().digest] = record.place
+            end = record.place.offset + record.header.record_bytes
     adopted = 0
     if found:
         parts.disk.sync(fd)
     for tenant, places in found.items():
         adopted += parts.open_catalog(keys[tenant]).adopt(places, {segment: end})
-    if size > end and (found or durable):
+    if os.fstat(fd).st_size > end and (found or durable):
         parts.disk.truncate(fd, end)
     elif not found and not durable:
         parts.disk.remove(segment_path(parts.directory, segment))
     return adopted
-
-
-def _header(packed: bytes) -> Header | None:
-    try:
-        return parse_header(packed)
-    except FormatError:
-        return None
-
-
-def _digest(
-    reader: SegmentReader, keys: dict[bytes, TenantKeys], segment: int, at: int, header: Header
-) -> Digest | None:
-    """Return what a record holds if it is whole, from header to padding, and its key is here."""
-    owner = keys.get(header.binding.tenant)
-    if owner is None:
-        return None
-    try:
-        record = OpenRecord(reader, owner, place_of(segment, at, header), header.binding.kind)
-        digest = record.footer().digest
-        record.check(digest)
-        return digest
-    except (FormatError, Corrupt):
-        return None

@@ -153,7 +153,7 @@ class SegmentWriter:
     def _create(self) -> tuple[int, _Owned]:
         segment = self._catalog.new_segment(self._lifetime)
         path = segment_path(self._directory, segment)
-        fd = self._disk.open(path, create=True, direct=True)
+        fd = self._disk.open(path, new=True, direct=True)
         if not try_lock(fd):
             raise AssertionError("a fresh segment id was in use")
         page = make_buffer(ALIGN_BYTES)

@@ -1,6 +1,7 @@
 """Store: opens the parts and hands each verb what it needs. No logic of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..formats.manifest import KINDS, Manifest
 from .artifact import Artifact, ReadParts
 from .catalog import Catalog
 from .collect import CAREFUL, Collected, CollectParts, Margins, collect
-from .config import DEFAULT_TENANT, Config, default_store, default_tenant
+from .config import CATALOG_DIR, DEFAULT_TENANT, SEGMENTS_DIR, Config, default_store, default_tenant
 from .disk import Disk
 from .erase import Receipt, erase, foretell, shred
 from .errors import BadInput, Conflict
@@ -23,9 +24,10 @@ from .init import init_store
 from .inputs import inputs_from_path, inputs_from_tensors
 from .lease import Held
 from .names import Found, parse_ref
-from .opened import open_parts
+from .opened import create_tables, every_tenant, open_keyring, open_parts
 from .progress import Progress
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
+from .repair import Repaired, rebuild
 from .retention import KEEP_ALL, Retention
 from .scrub import Scrubbed, scrub
 from .select import Selection
@@ -122,7 +124,10 @@ class Store:
 
     def rm(self, name: str, *, all_versions: bool = False, dry_run: bool = False) -> list[Found]:
         """Drop a version, or all of a name; what nothing else needs becomes garbage, collected later."""
-        return self._parts.names.remove(name, all_versions=all_versions, dry_run=dry_run)
+        removed = self._parts.names.remove(name, all_versions=all_versions, dry_run=dry_run)
+        if not dry_run:
+            shred(self._parts.keyring, self._parts.ledger)  # or a rebuilt catalog would have the names again
+        return removed
 
     def pin(self, name: str) -> Found:
         """Keep a version from collection."""
@@ -175,6 +180,10 @@ class Store:
             return foretell(p.names, p.catalog, doomed, p.keyring.epoch)
         return erase(p.names, p.catalog, p.keyring, p.ledger, doomed, p.config.root_file is not None)
 
+    def recover(self) -> int:
+        """Take in what killed writers left whole; return how many blobs that were. Every put does this first."""
+        return self._parts.recover()
+
     def leases(self) -> list[Held]:
         """Return every lease that has an owner."""
         return self._parts.leases.held()
@@ -220,6 +229,33 @@ class Store:
         return PutParts(p.catalog, p.keys, p.names, p.segments, p.ledger, p.leases, p.open_writer, p.now)
 
 
+def rebuild_catalog(
+    path: str | Path | None = None, *, key_file: str | Path | None = None, passphrase: bytes | None = None,
+    ask: Callable[[], bytes | None] = lambda: None, progress: Progress = _silent,
+) -> Repaired:  # fmt: skip
+    """Make the catalog of the store at `path` anew from its segments; nobody else may use the store meanwhile.
+
+    Killed in the middle, the old catalog is still there. Pins and times of use are not in segments and are lost.
+    """
+    disk, root = Disk(), Path(path) if path is not None else default_store()
+    config, _, keyring = open_keyring(root, _held(key_file, passphrase), ask, disk)
+    fresh = root / f"{CATALOG_DIR}.new"
+    with closing(keyring):
+        with closing(create_tables(fresh, keyring, disk)) as tables:
+            keys = every_tenant(keyring, config)
+            done = rebuild(tables, root / SEGMENTS_DIR, config.store_id, keyring, keys, disk, progress)
+        disk.remove(root / CATALOG_DIR)
+        disk.rename(fresh, root / CATALOG_DIR)
+        disk.sync_dir(root)
+    return done
+
+
+def _held(key_file: str | Path | None, passphrase: bytes | None) -> Secrets:
+    """Return the caller's secrets: arguments before environment."""
+    held = Secrets.from_environment()
+    return replace(held, key_file=Path(key_file) if key_file is not None else held.key_file, passphrase=passphrase)
+
+
 def _identity(fields: Mapping[str, object]) -> Identity:
     try:
         return make_identity(fields)
@@ -235,12 +271,11 @@ def create_store(
 
     Raises Conflict if a store of another kind is there, BadInput if the directory holds something else.
     """
-    held = Secrets.from_environment()
-    if key_file is not None:
-        held = replace(held, key_file=Path(key_file))
     root = Path(path) if path is not None else default_store()
     root_file = Path(root_file) if root_file is not None else None
-    return init_store(root, Disk(), held, encrypted=encrypted, passphrase=passphrase, root_file=root_file)
+    return init_store(
+        root, Disk(), _held(key_file, None), encrypted=encrypted, passphrase=passphrase, root_file=root_file
+    )
 
 
 def open_store(
@@ -251,10 +286,5 @@ def open_store(
 
     Secrets come from the arguments, then the environment, then the store's config. Raises NoStore, KeyRefused.
     """
-    held = Secrets.from_environment()
-    if key_file is not None:
-        held = replace(held, key_file=Path(key_file))
-    if passphrase is not None:
-        held = replace(held, passphrase=passphrase)
     root = Path(path) if path is not None else default_store()
-    return Store(root, tenant=tenant or default_tenant(), held=held, ask=ask)
+    return Store(root, tenant=tenant or default_tenant(), held=_held(key_file, passphrase), ask=ask)

@@ -1,0 +1,151 @@
+"""Repair: the catalog made right again, from the manifests it leads to, or from segments alone.
+
+Segments hold everything but pins and times of use: version records carry name, number, label and manifest, blob records
+their digest. What was erased or removed stays gone, because its key is.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..formats.catalog import BlobRow, Place, SegmentRow, VersionRow
+from ..formats.digest import Digest, digest_bytes
+from ..formats.errors import FormatError
+from ..formats.manifest import Manifest, parse_json, parse_manifest
+from ..formats.record import ALIGN_BYTES, KIND_BLOB, parse_segment_header
+from .catalog import Catalog, write_segments
+from .disk import Disk
+from .keyring import Keyring
+from .names import Summary
+from .progress import Progress
+from .records import OpenRecord, TenantKeys
+from .scan import whole_records
+from .segments import SegmentReader, segment_path
+from .tables import Tables
+
+
+@dataclass(slots=True)
+class TenantFound:
+    """What segments hold of one tenant."""
+
+    keys: TenantKeys
+    blobs: dict[Digest, BlobRow] = field(default_factory=dict)
+    versions: dict[tuple[str, int], tuple[Summary, VersionRow, Manifest]] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """Everything that a reading of all segments found."""
+
+    tenants: dict[bytes, TenantFound]
+    segments: dict[int, SegmentRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair did. `lost` names what can't be had back, and why."""
+
+    recovered: int
+    lost: tuple[str, ...]
+
+
+def salvage(
+    directory: Path, store_id: bytes, keys: Mapping[bytes, TenantKeys], disk: Disk, progress: Progress
+) -> Salvage:
+    """Read every segment and return what rows it calls for. Every byte of every record is checked."""
+    found = {tenant: TenantFound(own) for tenant, own in keys.items()}
+    segments: dict[int, SegmentRow] = {}
+    reader = SegmentReader(directory, store_id)
+    paths = sorted(directory.glob("*.seg"))
+    total = sum(path.stat().st_size for path in paths)
+    for path in paths:
+        fd = disk.open(path)
+        try:
+            header = parse_segment_header(os.pread(fd, ALIGN_BYTES, 0))
+            if header.store_id != store_id or segment_path(directory, header.segment_id) != path:
+                continue
+            end = ALIGN_BYTES
+            for record in whole_records(reader, header.segment_id, fd, ALIGN_BYTES, keys):
+                end = record.place.offset + record.header.record_bytes
+                _take_in(found[record.header.binding.tenant], record)
+                progress(record.header.record_bytes, total)
+            segments[header.segment_id] = SegmentRow(header.lifetime, max(end, os.fstat(fd).st_size), 0)
+        except FormatError:
+            continue  # not a segment of ours: what it may have held is named by the versions that miss it
+        finally:
+            os.close(fd)
+    for tenant in found.values():
+        _count(tenant)
+    live: Counter[int] = Counter()
+    for tenant in found.values():
+        for place in tenant_places(tenant):
+            live[place.segment] += place.record_bytes
+    return Salvage(found, {n: replace(row, live_bytes=live[n]) for n, row in segments.items()})
+
+
+def tenant_places(tenant: TenantFound) -> Iterator[Place]:
+    """Yield where every record of a tenant lies."""
+    yield from (row.place for row in tenant.blobs.values())
+    yield from (row.place for _, row, _ in tenant.versions.values())
+
+
+def _take_in(tenant: TenantFound, record: OpenRecord) -> None:
+    if record.header.binding.kind == KIND_BLOB:
+        tenant.blobs.setdefault(record.footer().digest, BlobRow(record.place, 0))
+        return
+    where = f"version record in segment {record.place.segment:016x} at byte {record.place.offset}"
+    try:
+        body = parse_json(record.read_all())
+        manifest = parse_manifest(body["manifest"])
+        manifest_id = digest_bytes(tenant.keys.tenant.digest_key, manifest.packed())
+        summary = Summary(
+            str(body["name"]), int(body["version"]), body["label"], manifest_id.hex(), manifest.kind,
+            dict(manifest.identity).get("model"), manifest.plain_bytes, str(body["created"]), pinned=False,
+        )  # fmt: skip
+    except (FormatError, KeyError, TypeError, ValueError) as error:
+        tenant.lost.append(f"{where}: {error}")
+        return
+    row = VersionRow(record.place, False, summary.sealed(tenant.keys.key(record.place)))
+    there = tenant.versions.get((summary.name, summary.version))
+    # Two only if a put that lost a race was killed before its record's key was destroyed: the later one stands.
+    if there is None or there[0].created <= summary.created:
+        tenant.versions[summary.name, summary.version] = (summary, row, manifest)
+
+
+def _count(tenant: TenantFound) -> None:
+    """Give every blob its count of needs, and drop versions that lack a blob."""
+    for (name, version), (_, _, manifest) in list(tenant.versions.items()):
+        missing = {blob.digest for blob in manifest.blobs} - tenant.blobs.keys()
+        if missing:
+            del tenant.versions[name, version]
+            tenant.lost.append(f"{name}@{version}: {len(missing)} of {len(manifest.blobs)} blobs are missing or bad")
+    needs: Counter[Digest] = Counter()
+    for _, _, manifest in tenant.versions.values():
+        needs.update({blob.digest for blob in manifest.blobs})
+    for digest, row in tenant.blobs.items():
+        tenant.blobs[digest] = row.referred(needs[digest])
+
+
+def rebuild(
+    tables: Tables, directory: Path, store_id: bytes, keyring: Keyring, keys: Mapping[bytes, TenantKeys], disk: Disk,
+    progress: Progress,
+) -> Repaired:  # fmt: skip
+    """Fill an empty catalog from segments, and destroy the keys of whatever no row stands on; durable on return."""
+    found = salvage(directory, store_id, keys, disk, progress)
+    tables.write(lambda rows: write_segments(rows, found.segments))
+    recovered, lost = 0, list[str]()
+    orphans: dict[int, list[int]] = {}
+    for tenant in found.tenants.values():
+        own = tenant.keys
+        versions = {ref: row for ref, (_, row, _) in tenant.versions.items()}
+        Catalog(tables, own.number, own.tenant.index_key).restore(tenant.blobs, versions)
+        recovered += len(versions) + len(tenant.blobs)
+        lost += tenant.lost
+        used = {place.slot for place in tenant_places(tenant)}
+        orphans[own.number] = [slot for slot in keyring.slots(own.number) if slot not in used]
+    if any(orphans.values()):
+        keyring.destroy(orphans)
+    return Repaired(recovered, tuple(lost))
