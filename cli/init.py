@@ -10,7 +10,7 @@ from ..store.errors import BadInput
 from ..store.store import create_store
 from ..store.unlock import Secrets
 from .render import pairs
-from .session import Session, ask_passphrase, session_of
+from .session import ask_passphrase, session_of
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +38,7 @@ def init(
     session = session_of(context)
     if no_encryption + bool(key_file) + passphrase > 1:
         raise BadInput("flags", "--no-encryption, --key-file and --passphrase exclude each other")
-    secret = _passphrase(session) if passphrase else None
+    secret = new_passphrase("--passphrase") if passphrase else None
     config = create_store(
         session.root, encrypted=not no_encryption, passphrase=secret, key_file=key_file, root_file=root_file
     )
@@ -53,14 +53,15 @@ def init(
         session.say(f"back up {config.key_file}: without it nothing in this store can be read")
 
 
-def _passphrase(session: Session) -> bytes:
+def new_passphrase(what: str) -> bytes:
+    """Return a passphrase to be set: from ARSTORE_PASSPHRASE_FILE, or asked for twice."""
     held = Secrets.from_environment().get("passphrase")
     if held:
         return held
     first = ask_passphrase()
     if first is None:
-        raise BadInput("--passphrase", "no terminal to ask on; set ARSTORE_PASSPHRASE_FILE")
+        raise BadInput(what, "no terminal to ask on; set ARSTORE_PASSPHRASE_FILE")
     print("again, to be sure", file=sys.stderr)
     if ask_passphrase() != first:
-        raise BadInput("--passphrase", "the two do not match")
+        raise BadInput(what, "the two do not match")
     return first

@@ -21,7 +21,7 @@ from ..store.errors import (
     StorageFailed,
     StoreError,
 )
-from . import completion, erase, gc, get, init, lease, ls, pin, put, repair, rm, show, stats, tag, tenant, verify
+from . import completion, erase, gc, get, init, key, lease, ls, pin, put, repair, rm, show, stats, tag, tenant, verify
 from .session import Reported, Session
 
 EXIT_CODES: dict[type[StoreError], int] = {
@@ -47,7 +47,25 @@ _GLOBAL_FLAGS = {
 }
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
-for module in (init, put, get, ls, show, rm, erase, pin, tag, verify, gc, repair, stats, lease, tenant, completion):
+for module in (
+    init,
+    put,
+    get,
+    ls,
+    show,
+    rm,
+    erase,
+    pin,
+    tag,
+    verify,
+    gc,
+    repair,
+    stats,
+    lease,
+    key,
+    tenant,
+    completion,
+):
     module.register(app)
 
 

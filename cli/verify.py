@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from ..store.errors import BadInput, Corrupt
-from ..store.scrub import Scrubbed
+from ..store.scrub import Pace, Scrubbed
+from .quantities import parse_duration, parse_size
 from .render import rate, size
 from .session import Reported, session_of
 
@@ -22,16 +23,26 @@ def verify(
     all_: Annotated[bool, typer.Option("--all", help="Check everything.")] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Hash the plaintext as well.")] = False,
     tier: Annotated[str | None, typer.Option(help="The tier to read from.")] = None,
+    max_duration: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Stop after so long; the next verify goes on with the rest.")
+    ] = None,
+    max_rate: Annotated[str | None, typer.Option(metavar="SIZE", help="Read at most so many bytes a second.")] = None,
 ) -> None:
     """Read back and check every byte. Bad blobs are quarantined; exits 13 if there are any."""
     session = session_of(context)
     if tier not in (None, "local"):
         raise BadInput(f"--tier {tier}", "this store has the tier local")
+    pace = Pace(
+        deep,
+        parse_size(max_rate) if max_rate is not None else None,
+        parse_duration(max_duration) if max_duration is not None else None,
+    )
     with session.open() as store, session.progress("verify") as progress:
-        result = store.verify(() if all_ else names or (), deep=deep, progress=progress)
+        result = store.verify(() if all_ else names or (), pace, progress)
     seconds = session.seconds
     values: dict[str, object] = {
         "checked": result.checked,
+        "left": result.left,
         "checked_bytes": result.checked_bytes,
         "corrupt": [{"what": bad.what, "why": bad.why, "artifacts": list(bad.artifacts)} for bad in result.corrupt],
         "healed": list(result.healed),
@@ -48,6 +59,8 @@ def _text(result: Scrubbed, seconds: float) -> str:
     lines = [f"bad: {bad.what}: {bad.why}; needed by {', '.join(bad.artifacts)}" for bad in result.corrupt]
     speed = rate(result.checked_bytes, seconds)
     lines.append(f"checked {result.checked} records, {size(result.checked_bytes)} in {seconds:.2f} s{speed}")
+    if result.left:
+        lines.append(f"{result.left} blobs are left for the next time")
     return "\n".join(lines)
 
 

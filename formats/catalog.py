@@ -15,7 +15,7 @@ from .record import KIND_BLOB, Header
 CHECK_BYTES = 8
 LIVE, QUARANTINED = 0, 1
 _PLACE = struct.Struct("<QQQQQ16sIBB")
-_BLOB = struct.Struct("<IBIQ")
+_BLOB = struct.Struct("<IBIQQ")
 _VERSION = struct.Struct("<BQI")
 _SEGMENT = struct.Struct("<BQQ")
 
@@ -61,12 +61,15 @@ class BlobRow:
     state: int = LIVE
     condemned_cycle: int = 0  # 0: not condemned
     condemned_s: int = 0
+    checked_s: int = 0  # when a scrub last found it good, seconds since 1970
 
     def referred(self, change: int) -> "BlobRow":
         return replace(self, refs=self.refs + change, condemned_cycle=0, condemned_s=0)
 
     def packed(self) -> bytes:
-        return self.place.packed() + _BLOB.pack(self.refs, self.state, self.condemned_cycle, self.condemned_s)
+        return self.place.packed() + _BLOB.pack(
+            self.refs, self.state, self.condemned_cycle, self.condemned_s, self.checked_s
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +123,10 @@ def open_row(check_key: bytes, key: bytes, value: bytes) -> bytes:
 
 def parse_blob(packed: bytes) -> BlobRow:
     place = _parse_place(packed, _BLOB.size)
-    refs, state, cycle, condemned_s = _BLOB.unpack_from(packed, _PLACE.size)
+    refs, state, cycle, condemned_s, checked_s = _BLOB.unpack_from(packed, _PLACE.size)
     if len(packed) != _PLACE.size + _BLOB.size or state not in (LIVE, QUARANTINED):
         raise FormatError("blob row holds something this version does not know")
-    return BlobRow(place, refs, state, cycle, condemned_s)
+    return BlobRow(place, refs, state, cycle, condemned_s, checked_s)
 
 
 def parse_version(packed: bytes) -> VersionRow:

@@ -92,17 +92,23 @@ class Catalog:
 
     def quarantine(self, digest: Digest) -> None:
         """Mark a blob as bad: reads refuse it, and the next put of the same bytes replaces it."""
-        self._set_state(digest, QUARANTINED)
 
-    def release(self, digest: Digest) -> None:
-        """Take a blob out of quarantine: it was read again and is good."""
-        self._set_state(digest, LIVE)
-
-    def _set_state(self, digest: Digest, state: int) -> None:
         def change(rows: Rows) -> None:
             row = self._blob(rows, digest)
             if row:
-                rows.put("blobs", self._blob_key(digest), replace(row, state=state).packed())
+                rows.put("blobs", self._blob_key(digest), replace(row, state=QUARANTINED).packed())
+
+        self._tables.write(change)
+
+    def passed(self, digests: Iterable[Digest], checked_s: int) -> None:
+        """Note that blobs were read and are good; it takes them out of quarantine."""
+
+        def change(rows: Rows) -> None:
+            for digest in digests:
+                row = self._blob(rows, digest)
+                if row:
+                    good = replace(row, state=LIVE, checked_s=checked_s)
+                    rows.put("blobs", self._blob_key(digest), good.packed())
 
         self._tables.write(change)
 

@@ -59,7 +59,9 @@ class Disk:
                 except OSError as error:
                     if error.errno != errno.EINVAL:
                         raise
-            return os.open(path, flags, mode)
+            return os.open(
+                path, flags & ~os.O_EXCL if direct else flags, mode
+            )  # EINVAL may come after the file was made
 
     def write_at(self, fd: int, source: bytes | memoryview, offset: int) -> None:
         """Write all of `source` at `offset`; not durable until `sync`."""

@@ -21,7 +21,7 @@ from .disk import Disk
 from .errors import BadInput, Conflict
 from .keyring import Keyring, create_keyring
 from .opened import create_tables
-from .unlock import Secrets, check_passphrase, new_key_file, write_stanza
+from .unlock import Secrets, Stanzas, check_passphrase, new_key_file
 
 
 def init_store(
@@ -50,19 +50,20 @@ def init_store(
     config = Config(secrets.token_bytes(16), encrypted, None, root_file.absolute() if root_file else None)
     master = secrets.token_bytes(KEY_BYTES)
     if not encrypted:
-        write_stanza(keys, disk, "open", b"", master, config.store_id)
+        ways = Stanzas().adding("open", b"", master, config.store_id)
     elif passphrase is not None:
-        write_stanza(keys, disk, "passphrase", check_passphrase(passphrase), master, config.store_id)
+        ways = Stanzas().adding("passphrase", check_passphrase(passphrase), master, config.store_id)
     elif held.key_file is None and (command := held.get("command")):
-        write_stanza(keys, disk, "command", command, master, config.store_id)
+        ways = Stanzas().adding("command", command, master, config.store_id)
     else:
         key_file = (held.key_file or default_key_file(config.store_id)).absolute()
         if key_file.is_relative_to(root.absolute()):
             raise BadInput(str(key_file), "a key file inside the store protects nothing; keep it elsewhere")
-        write_stanza(keys, disk, "key-file", new_key_file(key_file, disk), master, config.store_id)
+        ways = Stanzas().adding("key-file", new_key_file(key_file, disk), master, config.store_id)
         config = replace(config, key_file=key_file)
+    ways.write(keys, disk)
     create_keyring(keys, root_path(root, config), master, config.store_id, disk)
-    keyring = Keyring(keys, root_path(root, config), master, config.store_id, disk)
+    keyring = Keyring(keys, root_path(root, config), [master], config.store_id, disk)
     try:
         keyring.add_tenant(DEFAULT_TENANT, open_keys=not encrypted)
         create_tables(root / CATALOG_DIR, keyring, disk).close()

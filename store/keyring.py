@@ -11,8 +11,9 @@ import fcntl
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,9 +56,10 @@ def create_keyring(directory: Path, root_path: Path, master: bytes, store_id: by
 class Keyring:
     """Opened keys of one store. Threads may share it; a process that forks must open its own."""
 
-    def __init__(self, directory: Path, root_path: Path, master: bytes, store_id: bytes, disk: Disk) -> None:
-        self._master, self._store_id, self._disk = master, store_id, disk
+    def __init__(self, directory: Path, root_path: Path, masters: Sequence[bytes], store_id: bytes, disk: Disk) -> None:
+        self._masters, self._store_id, self._disk = list(masters), store_id, disk
         self._root_path = root_path
+        self.master = masters[0]  # of the given ones, that under which the root lies
         if not root_path.exists():
             raise KeyRefused(str(root_path), "the root of the key tree is missing", hint="without it nothing opens")
         with disk_errors(directory):
@@ -168,7 +170,7 @@ class Keyring:
     def reseal(self, master: bytes) -> None:
         """Seal the root under another master key, durably; the old one opens nothing any more."""
         with self._commit():
-            self._master = master
+            self._masters, self.master = [master], master
             self._root = replace(self._root, epoch=self._root.epoch + 1)
 
     def _without(self, tenant: Tenant, slots: Iterable[int]) -> dict[int, bytes | None]:
@@ -253,7 +255,7 @@ class Keyring:
         return used
 
     def _write_root(self, root: Root) -> None:
-        sealed = seal_root(self._master, self._store_id, root, secrets.token_bytes(12))
+        sealed = seal_root(self.master, self._store_id, root, secrets.token_bytes(12))
         self._disk.write_at(self._root_fd, sealed, root.epoch % 2 * PAGE_BYTES)
         self._disk.sync(self._root_fd)
         self._efface(root.epoch - 1)
@@ -272,12 +274,13 @@ class Keyring:
         # Read again if neither opens: a commit may have moved the root from the second slot to the first between.
         for _ in range(_RETRIES):
             both = os.pread(self._root_fd, 2 * PAGE_BYTES, 0)
-            found: list[Root] = []
-            for start in (0, PAGE_BYTES):
+            found: list[tuple[Root, bytes]] = []
+            for master, start in product(self._masters, (0, PAGE_BYTES)):
                 with contextlib.suppress(FormatError):
-                    found.append(open_root(self._master, self._store_id, both[start : start + PAGE_BYTES]))
+                    found.append((open_root(master, self._store_id, both[start : start + PAGE_BYTES]), master))
             if found:
-                return max(found, key=lambda root: root.epoch)
+                newest, self.master = max(found, key=lambda one: one[0].epoch)
+                return newest
         raise Corrupt(str(self._root_path), "no root of the key tree opens")
 
     def _steady(self, read: Callable[[], T]) -> T:

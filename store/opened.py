@@ -19,10 +19,11 @@ from .lease import Leases, current_process
 from .names import Names
 from .records import TenantKeys
 from .recover import RecoverParts, recover_tails
+from .rekey import RekeyParts, finish_rotation
 from .segments import LIFETIMES, SegmentReader, SegmentWriter
 from .slots import SlotLedger
 from .tables import Tables
-from .unlock import Secrets, open_master
+from .unlock import Secrets, open_masters
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,11 @@ class Opened:
     leases: Leases
     garbage: Garbage
     closing: ExitStack
+
+    @property
+    def rekeying(self) -> RekeyParts:
+        """What rekeying works with."""
+        return RekeyParts(self.root, self.config, self.disk, self.held, self.keyring)
 
     @property
     def directory(self) -> Path:
@@ -80,8 +86,11 @@ def open_keyring(
     config = read_config(root)
     if held.key_file is None:
         held = replace(held, key_file=config.key_file)
-    master = open_master(root / KEYS_DIR, held, config.store_id, ask, encrypted=config.encrypted)
-    return config, held, Keyring(root / KEYS_DIR, root_path(root, config), master, config.store_id, disk)
+    masters = open_masters(root / KEYS_DIR, held, config.store_id, ask, encrypted=config.encrypted)
+    keyring = Keyring(root / KEYS_DIR, root_path(root, config), masters, config.store_id, disk)
+    if len(masters) > 1:  # a rotation was killed
+        finish_rotation(RekeyParts(root, config, disk, held, keyring), masters[0])
+    return config, held, keyring
 
 
 def create_tables(directory: Path, keyring: Keyring, disk: Disk) -> Tables:

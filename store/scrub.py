@@ -1,10 +1,16 @@
-"""Scrub: read back everything a set of versions needs, check every byte, put what is bad into quarantine."""
+"""Scrub: read back what versions need, check every byte, put what is bad into quarantine.
 
-from collections.abc import Sequence
+Blobs that were checked longest ago come first, and what was found good is noted as the scrub goes, so that a scrub
+that is cut short (by time, or killed) is gone on with by the next one.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ..formats.catalog import QUARANTINED, Place
+from ..formats.catalog import BlobRow, Place
 from ..formats.digest import Digest
 from ..formats.errors import FormatError
 from ..formats.record import KIND_BLOB
@@ -14,6 +20,21 @@ from .fetch import workers_count
 from .names import Found, Names
 from .progress import Progress
 from .records import OpenRecord, corrupt
+
+# Bytes between two notes of what was good: a killed scrub does at most this much again.
+_NOTE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How deep, how fast and how long. `deep` hashes plaintexts as well; None is no limit."""
+
+    deep: bool = False
+    bytes_per_second: int | None = None
+    duration_s: int | None = None
+
+
+FULL = Pace()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,47 +48,79 @@ class Bad:
 
 @dataclass(frozen=True, slots=True)
 class Scrubbed:
-    """What a scrub found. `checked` counts blobs and version records, `checked_bytes` their plaintext."""
+    """What a scrub found. `checked` counts blobs and version records, `left` the blobs that time did not allow."""
 
     checked: int
     checked_bytes: int
+    left: int
     corrupt: tuple[Bad, ...]
     healed: tuple[str, ...] = ()
 
 
-def scrub(parts: ReadParts, names: Names, versions: Sequence[Found], *, deep: bool, progress: Progress) -> Scrubbed:
+def scrub(
+    parts: ReadParts, names: Names, versions: Sequence[Found], pace: Pace, now_s: int, progress: Progress
+) -> Scrubbed:
     """Check versions from their records to their last blob; return what was found.
 
-    Every frame's tag, header, footer and padding is checked; `deep` hashes the plaintext as well.
-    Bad blobs are quarantined: reads refuse them, and the next put of the same bytes heals them.
+    Every frame's tag, header, footer and padding is checked. Bad blobs are quarantined: reads refuse them, and the
+    next put of the same bytes heals them.
     """
+    bad, needed = _needed(names, versions)
+    rows = parts.catalog.find_blobs(needed)
+    bad += [
+        Bad(f"blob {digest.hex()[:16]}", "is not in the catalog", tuple(needed[digest]))
+        for digest in needed.keys() - rows.keys()
+    ]
+    total_bytes = sum(row.place.plain_bytes for row in rows.values())
+    limit = _Limit(pace)
+
+    def check(digest: Digest) -> Corrupt | None:
+        place = rows[digest].place
+        limit.wait(place.record_bytes)
+        error = _check(parts, digest, place, deep=pace.deep)
+        if error:
+            parts.catalog.quarantine(digest)
+        progress(place.plain_bytes, total_bytes)
+        return error
+
+    checked = checked_bytes = 0
+    with ThreadPoolExecutor(workers_count()) as pool:
+        for batch in _batches(rows):
+            if limit.over():
+                break
+            found = dict(zip(batch, pool.map(check, batch), strict=True))
+            parts.catalog.passed([digest for digest, error in found.items() if not error], now_s)
+            bad += [Bad(e.where, e.why, tuple(needed[digest])) for digest, e in found.items() if e]
+            checked += len(batch)
+            checked_bytes += sum(rows[digest].place.plain_bytes for digest in batch)
+    return Scrubbed(checked + len(versions), checked_bytes, len(rows) - checked, tuple(bad))
+
+
+def _needed(names: Names, versions: Sequence[Found]) -> tuple[list[Bad], dict[Digest, list[str]]]:
+    """Return the versions whose own record is bad, and which versions need each blob."""
     bad: list[Bad] = []
     needed: dict[Digest, list[str]] = {}
     for found in versions:
         try:
-            for blob in names.manifest(found).blobs:
-                needed.setdefault(blob.digest, []).append(found.text)
+            for digest in {blob.digest for blob in names.manifest(found).blobs}:
+                needed.setdefault(digest, []).append(found.text)
         except Corrupt as error:
             bad.append(Bad(error.where, error.why, (found.text,)))
-    rows = parts.catalog.find_blobs(needed)
-    for digest in needed.keys() - rows.keys():
-        bad.append(Bad(f"blob {digest.hex()[:16]}", "is not in the catalog", tuple(needed[digest])))
+    return bad, needed
 
-    total_bytes = sum(row.place.plain_bytes for row in rows.values())
 
-    def check(digest: Digest) -> Bad | None:
-        row = rows[digest]
-        error = _check(parts, digest, row.place, deep=deep)
-        if error and row.state != QUARANTINED:
-            parts.catalog.quarantine(digest)
-        elif row.state == QUARANTINED and not error:
-            parts.catalog.release(digest)
-        progress(row.place.plain_bytes, total_bytes)
-        return Bad(error.where, error.why, tuple(needed[digest])) if error else None
-
-    with ThreadPoolExecutor(workers_count()) as pool:
-        bad += [found for found in pool.map(check, rows) if found]
-    return Scrubbed(len(rows) + len(versions), total_bytes, tuple(bad))
+def _batches(rows: dict[Digest, BlobRow]) -> Iterator[list[Digest]]:
+    batch, size = list[Digest](), 0
+    for digest, row in sorted(
+        rows.items(), key=lambda one: (one[1].checked_s, one[1].place.segment, one[1].place.offset)
+    ):
+        batch.append(digest)
+        size += row.place.plain_bytes
+        if size >= _NOTE_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _check(parts: ReadParts, digest: Digest, place: Place, *, deep: bool) -> Corrupt | None:
@@ -79,3 +132,22 @@ def _check(parts: ReadParts, digest: Digest, place: Place, *, deep: bool) -> Cor
     except Corrupt as error:
         return error
     return None
+
+
+class _Limit:
+    """Holds reading to a rate and a time, both counted from its making. Threads share it."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._rate, self._duration_s = pace.bytes_per_second, pace.duration_s
+        self._started, self._bytes, self._guard = time.monotonic(), 0, threading.Lock()
+
+    def wait(self, length_bytes: int) -> None:
+        """Sleep until so many more bytes are within the rate."""
+        if self._rate:
+            with self._guard:
+                due = self._started + self._bytes / self._rate
+                self._bytes += length_bytes
+            time.sleep(max(due - time.monotonic(), 0))
+
+    def over(self) -> bool:
+        return self._duration_s is not None and time.monotonic() - self._started >= self._duration_s

@@ -27,9 +27,10 @@ from .names import Found, parse_ref
 from .opened import create_tables, every_tenant, open_keyring, open_parts
 from .progress import Progress
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
+from .rekey import add_passphrase, rotate
 from .repair import Repaired, rebuild
 from .retention import KEEP_ALL, Retention
-from .scrub import Scrubbed, scrub
+from .scrub import FULL, Pace, Scrubbed, scrub
 from .select import Selection
 from .stats import Stats, gather_stats
 from .unlock import Secrets
@@ -143,10 +144,13 @@ class Store:
         wish = Wish(parse_ref(new), found.summary.kind, manifest.identity)
         return commit_manifest(self._put_parts(), manifest, wish)
 
-    def verify(self, names: Sequence[str] = (), *, deep: bool = False, progress: Progress = _silent) -> Scrubbed:
-        """Read back the named versions, or all, and check every byte; bad blobs are quarantined."""
+    def verify(self, names: Sequence[str] = (), pace: Pace = FULL, progress: Progress = _silent) -> Scrubbed:
+        """Read back the named versions, or all, and check every byte; bad blobs are quarantined.
+
+        What was checked longest ago comes first, so a verify that `pace` cuts short is gone on with by the next.
+        """
         versions = [self._parts.names.resolve(name) for name in names] if names else list(self._parts.names.all())
-        return scrub(self._read, self._parts.names, versions, deep=deep, progress=progress)
+        return scrub(self._read, self._parts.names, versions, pace, self._now_s(), progress)
 
     def stats(self) -> Stats:
         """Return this tenant's sizes."""
@@ -192,7 +196,18 @@ class Store:
         """Take a lease from its owner, who can publish nothing under it any more; raise NotFound if there is none."""
         return self._parts.leases.break_(lease_id)
 
-    # ---- tenants
+    # ---- keys and tenants
+
+    def add_passphrase(self, passphrase: bytes) -> None:
+        """Let a passphrase open the store as well, durably; raise BadInput if it is too short."""
+        add_passphrase(self._parts.rekeying, passphrase)
+
+    def rotate_key(self, key_file: Path | None = None, *, drop_others: bool = False) -> Path:
+        """Give the store a new master key and key file, durably; return the file. The old one opens nothing then.
+
+        Raises BadInput if a passphrase or command opens the store too and is not given, unless `drop_others`.
+        """
+        return rotate(self._parts.rekeying, key_file, drop_others=drop_others)
 
     @property
     def tenant(self) -> str:

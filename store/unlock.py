@@ -73,54 +73,89 @@ def new_key_file(path: Path, disk: Disk) -> bytes:
     return secret
 
 
-def write_stanza(directory: Path, disk: Disk, kind: str, secret: bytes, master: bytes, store_id: bytes) -> None:
-    """Add one way in to the master key, durably."""
-    stanzas = _read_stanzas(directory) if (directory / STANZAS_NAME).exists() else []
-    stanza: dict[str, Any] = {"kind": kind, "salt": secrets.token_hex(16)}
-    if kind == "passphrase":
-        stanza |= _ARGON2
-    if kind == "open":
-        stanza["master"] = master.hex()
-    else:
-        sealed = seal(_stanza_key(stanza, secret), _context(store_id), master, secrets.token_bytes(12))
-        stanza["sealed"] = sealed.hex()
-    content = json.dumps({"format": _FORMAT, "stanzas": [*stanzas, stanza]}, indent=1)
-    disk.replace_file(directory / STANZAS_NAME, content.encode())
+@dataclass(frozen=True, slots=True)
+class Stanzas:
+    """The ways in to the master key, oldest first. A `previous` one holds the master key before a rotation."""
+
+    ways: tuple[dict[str, Any], ...] = ()
+
+    @classmethod
+    def read(cls, directory: Path) -> "Stanzas":
+        return cls(tuple(_read_stanzas(directory)))
+
+    def write(self, directory: Path, disk: Disk) -> None:
+        """Make these the ways in, in one step and durably."""
+        content = json.dumps({"format": _FORMAT, "stanzas": list(self.ways)}, indent=1)
+        disk.replace_file(directory / STANZAS_NAME, content.encode())
+
+    def kinds(self) -> set[str]:
+        return {way["kind"] for way in self.ways}
+
+    def adding(self, kind: str, secret: bytes, master: bytes, store_id: bytes) -> "Stanzas":
+        """Return these and one more way in to `master`. The kind `open` needs no secret."""
+        way: dict[str, Any] = {"kind": kind, "opens": _name(master), "salt": secrets.token_hex(16)}
+        if kind == "passphrase":
+            way |= _ARGON2
+        if kind == "open":
+            way["master"] = master.hex()
+        else:
+            way["sealed"] = seal(_stanza_key(way, secret), _context(store_id), master, secrets.token_bytes(12)).hex()
+        return Stanzas((*self.ways, way))
+
+    def adding_previous(self, old: bytes, master: bytes, store_id: bytes) -> "Stanzas":
+        """Return these and the master key before, for whoever has `master`, while the root is not sealed anew."""
+        return self.adding("previous", master, old, store_id)
+
+    def only_to(self, master: bytes) -> "Stanzas":
+        """Return the ways in to one master key."""
+        wanted = _name(master)
+        return Stanzas(tuple(way for way in self.ways if way["opens"] == wanted and way["kind"] != "previous"))
 
 
-def open_master(
+def open_masters(
     directory: Path, held: Secrets, store_id: bytes, ask: Callable[[], bytes | None], *, encrypted: bool = True
-) -> bytes:
-    """Return the store's master key; raise KeyRefused if no secret that is held opens it.
+) -> list[bytes]:
+    """Return the master key, and behind it the one before if a rotation is under way.
 
-    `ask` is called last, for a passphrase, and may return None. Whoever edits `encrypted` in the config must not
-    have what is put next stored in the clear: an encrypted store's stanzas open nothing else, nor the other way round.
+    Raises KeyRefused if no secret that is held opens the store. `ask` is called last, for a passphrase, and may return
+    None. Whoever edits `encrypted` in the config must not have what is put next stored in the clear: an encrypted
+    store's stanzas open nothing else, nor the other way round.
     """
-    stanzas = _read_stanzas(directory)
+    ways = Stanzas.read(directory).ways
     missing: KeyRefused | None = None
     tried = 0
     for kind in ("key-file", "command", "passphrase") if encrypted else ("open",):
-        ways = [stanza for stanza in stanzas if stanza["kind"] == kind]
-        if not ways:
+        if not any(way["kind"] == kind for way in ways):
             continue
         try:
             secret = b"" if kind == "open" else held.get(kind) or (ask() if kind == "passphrase" else None)
         except KeyRefused as refused:
             missing = refused
             continue
-        for stanza in ways if secret is not None else ():
-            tried += 1
-            try:
-                if kind == "open":
-                    return bytes.fromhex(stanza["master"])
-                return unseal(_stanza_key(stanza, secret or b""), _context(store_id), bytes.fromhex(stanza["sealed"]))
-            except (FormatError, KeyError, ValueError, TypeError, OverflowError):
-                continue
+        for way in ways if secret is not None else ():
+            if way["kind"] == kind and (master := _unsealed(way, secret or b"", store_id)):
+                before = (_unsealed(one, master, store_id) for one in ways if one["kind"] == "previous")
+                return [master, *filter(None, before)]
+            tried += way["kind"] == kind
     if missing and not tried:
         raise missing
-    kinds = ", ".join(sorted({stanza["kind"] for stanza in stanzas}))
+    kinds = ", ".join(sorted({way["kind"] for way in ways} - {"previous"}))
     hint = f"this store opens with: {kinds}; set ARSTORE_KEY_FILE, ARSTORE_PASSPHRASE_FILE or ARSTORE_KEY_COMMAND"
     raise KeyRefused("key", "the key given does not open this store" if tried else "no key was given", hint=hint)
+
+
+def _name(master: bytes) -> str:
+    """Return which master key a way opens, without saying anything of the key."""
+    return derive(master, "master key name", 8).hex()
+
+
+def _unsealed(way: dict[str, Any], secret: bytes, store_id: bytes) -> bytes | None:
+    try:
+        if way["kind"] == "open":
+            return bytes.fromhex(way["master"])
+        return unseal(_stanza_key(way, secret), _context(store_id), bytes.fromhex(way["sealed"]))
+    except (FormatError, KeyError, ValueError, TypeError, OverflowError):
+        return None
 
 
 def _stanza_key(stanza: dict[str, Any], secret: bytes) -> bytes:

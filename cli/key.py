@@ -1,0 +1,38 @@
+"""`arstore key`: ways in to a store."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .init import new_passphrase
+from .session import session_of
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Ways in to the store, and how to change them.", no_args_is_help=True)
+    group.command("rotate")(rotate)
+    group.command("add-passphrase")(add_passphrase)
+    app.add_typer(group, name="key")
+
+
+def rotate(
+    context: typer.Context,
+    key_file: Annotated[Path | None, typer.Option(metavar="F", help="Where the new key file goes.")] = None,
+    drop_others: Annotated[
+        bool, typer.Option("--drop-others", help="Let passphrases and commands that are not at hand open it no more.")
+    ] = False,
+) -> None:
+    """Give the store a new master key and a new key file. The old one opens nothing then; no data is rewritten."""
+    session = session_of(context)
+    with session.open() as store:
+        made = store.rotate_key(key_file, drop_others=drop_others)
+    session.emit({"key_file": str(made)}, lambda: f"the store opens with {made} from now on; back it up")
+
+
+def add_passphrase(context: typer.Context) -> None:
+    """Let a passphrase open the store as well: asked for, or from ARSTORE_PASSPHRASE_FILE."""
+    session = session_of(context)
+    with session.open() as store:
+        store.add_passphrase(new_passphrase("add-passphrase"))
+    session.emit({"added": "passphrase"}, lambda: "a passphrase opens the store from now on")
