@@ -36,7 +36,9 @@ def add(
 ) -> None:
     """Make a tenant with keys of its own."""
     session = session_of(context)
-    quota_bytes = parse_size(quota) if quota else 0
+    quota_bytes = parse_size(quota) if quota is not None else 0
+    if quota is not None and not quota_bytes:
+        raise BadInput(f"--quota {quota}", "would store nothing; leave it out for no quota")
     with session.open() as store:
         store.add_tenant(name, quota_bytes)
     session.emit({"tenant": name, "quota_bytes": quota_bytes}, lambda: f"added {name}")
@@ -54,7 +56,7 @@ def ls(context: typer.Context) -> None:
 
 def parse_size(text: str) -> int:
     """Return the bytes of `500GiB`, `10GB`, `1e6` is refused: digits, a point, a unit."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([kmgt]i?)?b?", text.strip().lower())
     if not found:
         raise BadInput(f"size {text!r}", "wanted a number and a unit, as 500GiB or 10GB")
     return int(float(found[1]) * _UNITS[found[2] or ""])

@@ -15,7 +15,7 @@ from ..formats.manifest import KINDS, Manifest
 from .artifact import Artifact, ReadParts
 from .catalog import Catalog
 from .config import DEFAULT_TENANT, Config, default_store, default_tenant, read_config
-from .disk import Disk
+from .disk import Disk, locked
 from .errors import BadInput
 from .get import Written, write_files, write_selected
 from .init import CATALOG_DIR, KEYS_DIR, SEGMENTS_DIR, init_store, root_path
@@ -222,7 +222,11 @@ def create_store(
         held = replace(held, key_file=Path(key_file))
     root = Path(path) if path is not None else default_store()
     root_file = Path(root_file) if root_file is not None else None
-    return init_store(root, Disk(), held, encrypted=encrypted, passphrase=passphrase, root_file=root_file)
+    disk = Disk()
+    if not root.exists():
+        disk.make_dirs(root)
+    with locked(root):  # two at once would make one store with the keys of another
+        return init_store(root, disk, held, encrypted=encrypted, passphrase=passphrase, root_file=root_file)
 
 
 def open_store(
