@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from ..formats.manifest import KINDS
+from ..store.errors import BadInput
 from ..store.names import Found
 from .render import size, table
 from .session import session_of
@@ -20,6 +22,8 @@ def ls(
 ) -> None:
     """List names and versions."""
     session = session_of(context)
+    if kind not in (None, *KINDS):
+        raise BadInput(f"--kind {kind}", f"wanted one of {', '.join(KINDS)}")
     with session.open() as store:
         found = store.ls(glob, kind)
     if session.json:

@@ -1,6 +1,8 @@
 """The program: global flags, the commands, and the one table of exit codes."""
 
+import io
 import json
+import os
 import signal
 import sys
 import traceback
@@ -86,13 +88,26 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     # A reader that has gone (`arstore ls | head`) ends us quietly, as it ends any other program in a pipe.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    # A name that the terminal's encoding lacks is shown escaped; it must not end a command that has done its work.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if "_ARSTORE_COMPLETE" in os.environ:
+        from typer.completion import completion_init
+
+        completion_init()
     sys.exit(run(hoisted(sys.argv[1:] if arguments is None else arguments)))
 
 
 def run(words: list[str]) -> int:
     """Run one command and return its exit code; every error becomes one line here."""
     try:
-        return app(words, standalone_mode=False, prog_name="arstore") or 0
+        # Often an unset variable. As a path it would mean the current directory, as a tenant the default one.
+        if any(not word or (word.startswith("--") and word.endswith("=")) for word in words):
+            raise BadInput("arguments", "one of them is empty", hint="is a variable unset?")
+        code: int = app(words, standalone_mode=False, prog_name="arstore") or 0
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt  # which typer had turned into that code
+        return code
     except StoreError as error:
         return _fail(words, error.kind, str(error), error.hint, EXIT_CODES[type(error)])
     except Reported as reported:
@@ -102,11 +117,20 @@ def run(words: list[str]) -> int:
         return _fail(words, "interrupted", "interrupted; the store is consistent", None, _INTERRUPTED)
     except typer.Exit as done:
         return done.exit_code
+    except OSError as error:
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return _fail(words, "storage-failed", f"{where}{(error.strerror or str(error)).lower()}", None, _INTERNAL)
     except Exception as error:
         # Typer's own usage errors; their base class moves between modules from release to release.
         if hasattr(error, "format_message"):
-            hint = f"run 'arstore {_command(words)}--help'".replace("  ", " ")
-            return _fail(words, "usage", str(error.format_message()).lower().rstrip("."), hint, _USAGE)
+            text, command = str(error.format_message()).rstrip("."), _command(words)
+            if not words:
+                print(text, file=sys.stderr)
+                return _USAGE
+            if type(error).__name__ == "NoArgsIsHelpError":
+                text = "missing command"
+            hint = f"run 'arstore {'' if text.startswith('No such command') else command}--help'"
+            return _fail(words, "usage", text[:1].lower() + text[1:], hint, _USAGE)
         return _fail(
             words,
             "internal",
@@ -128,6 +152,8 @@ def hoisted(words: list[str]) -> list[str]:
             break
         name = word.partition("=")[0]
         width = 2 if _GLOBAL_FLAGS.get(name) and "=" not in word else 1
+        if at + width > len(words):
+            return [*front, word]  # its value is missing, and the command must not be taken for it
         (front if name in _GLOBAL_FLAGS else rest).extend(words[at : at + width])
         at += width
     return front + rest

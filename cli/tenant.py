@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from ..store.errors import BadInput
 from .quantities import parse_size
 from .render import size, table
 from .session import session_of
@@ -24,7 +25,9 @@ def add(
 ) -> None:
     """Make a tenant with keys of its own."""
     session = session_of(context)
-    quota_bytes = parse_size(quota) if quota else 0
+    quota_bytes = parse_size(quota) if quota is not None else 0
+    if quota is not None and not quota_bytes:
+        raise BadInput(f"--quota {quota}", "would store nothing; leave it out for no quota")
     with session.open() as store:
         store.add_tenant(name, quota_bytes)
     session.emit({"tenant": name, "quota_bytes": quota_bytes}, lambda: f"added {name}")

@@ -118,7 +118,7 @@ def parse_json(packed: bytes) -> Any:
 def parse_manifest(value: Any) -> Manifest:
     """Return the manifest held in a parsed JSON value; raise FormatError if any rule of this module is broken."""
     try:
-        if value["format"] != _FORMAT:
+        if _count(value["format"]) != _FORMAT:
             raise FormatError(f"manifest format {value['format']!r} is not known, wanted {_FORMAT}")
         manifest = Manifest(
             kind=_text(value["kind"]),

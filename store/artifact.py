@@ -72,7 +72,10 @@ class Artifact:
         if len(buffer) < total or buffer.readonly:
             raise BadInput("into", f"{len(buffer)} bytes, wanted {total} that can be written to")
         self.fill((place, buffer[start : start + place[2] - place[1]]) for place, start in starts.items())
-        return {name: tensor_from(_slice(buffer, starts, tensor), tensor.span) for name, tensor in chosen.items()}
+        try:
+            return {name: tensor_from(_slice(buffer, starts, tensor), tensor.span) for name, tensor in chosen.items()}
+        except (RuntimeError, ValueError) as error:  # torch's, where shape and length in a manifest contradict
+            raise Corrupt(f"{self._found.text}: tensor table", str(error)) from None
 
     def fill(self, ranges: Iterable[tuple[FileRange, memoryview]]) -> None:
         """Read ranges of files into their buffers, on every core; raise Corrupt if a blob is bad."""

@@ -169,6 +169,18 @@ def wait_lock(fd: int) -> None:
     fcntl.flock(fd, fcntl.LOCK_EX)
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the exclusive lock of a file or directory that exists."""
+    with disk_errors(path):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        wait_lock(fd)
+        yield
+    finally:
+        os.close(fd)
+
+
 def make_buffer(length: int) -> mmap.mmap:
     """Return private zeroed memory, page-aligned, in huge pages where the kernel has them.
 

@@ -18,7 +18,7 @@ from ..formats.safetensors import write_header
 from ..formats.tensor import DTYPE_BITS, dense_bytes
 from .artifact import Artifact
 from .disk import Disk, make_buffer
-from .errors import BadInput
+from .errors import BadInput, Corrupt
 from .fetch import workers_count
 from .progress import Progress
 from .select import Part, Selection, select
@@ -192,7 +192,14 @@ def _with_first(first: memoryview, rest: Iterator[memoryview]) -> Iterator[memor
 
 
 def _places(manifest: Manifest, dest: Path, into: bool) -> tuple[list[Path], list[Path]]:
-    """Return where the directories and the files of an artifact go; raise BadInput if something else is in the way."""
+    """Return where the directories and the files of an artifact go; raise BadInput if something else is in the way.
+
+    Raises Corrupt if the manifest puts something into a directory that it does not name, or into a file.
+    """
+    named = {"", *(path for path, _ in manifest.directories)}
+    for path in (*named, *(file.path for file in manifest.files)):
+        if path.rpartition("/")[0] not in named:
+            raise Corrupt(path, "lies in no directory of the artifact")
     folders = [_inside(dest, path, True) for path, _ in manifest.directories]
     places = [_inside(dest, file.path, False) for file in manifest.files] if into else [dest]
     return folders, places

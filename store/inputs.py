@@ -1,5 +1,6 @@
 """What a user hands to `put`: files on disk or tensors in memory, as sources of bytes and tables of tensors."""
 
+import errno
 import fnmatch
 import os
 import stat
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 FILES_MAX_COUNT = 1_000_000
+# What opening a socket, a device without a driver, a loop of links or an overlong name says.
+_NO_FILE = (errno.ENXIO, errno.ENODEV, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class Source(Protocol):
@@ -128,7 +131,7 @@ def inputs_from_path(path: Path, opaque: Sequence[str], *, look_inside: bool) ->
     glob in `opaque`, and all files unless `look_inside`, are taken as bytes.
     Raises NotFound if nothing is there, BadInput for anything that can't be stored or breaks its format.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         raise NotFound(str(path), "no such file or directory")
     if not path.is_dir():
         return Inputs(True, (), (_input_file(path, path.name, opaque, look_inside),))
@@ -215,5 +218,7 @@ class _input_errors:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, FileNotFoundError):
             raise NotFound(str(self._path), "no such file or directory") from None
+        if isinstance(error, OSError) and error.errno in _NO_FILE:
+            raise BadInput(str(self._path), (error.strerror or str(error)).lower()) from None
         if isinstance(error, OSError):
             raise StorageFailed(str(self._path), (error.strerror or str(error)).lower()) from None

@@ -68,7 +68,8 @@ class Keyring:
         self._root_fd = disk.open(root_path)
         self._leaves: dict[tuple[int, int], bytes] = {}
         self._guard = threading.RLock()
-        self._failed = False
+        self._failed, self._pid = False, os.getpid()
+        self._durable_epoch = 0  # of the newest root that this process saw synced
         try:
             self._root = self._read_root()
         except BaseException:
@@ -224,6 +225,8 @@ class Keyring:
     @contextlib.contextmanager
     def _commit(self) -> Iterator[Shadow]:
         """Hold the keyring alone, let the body set the new root, and make it the one root there is."""
+        if os.getpid() != self._pid:  # the lock is the parent's too, and keeps nobody out
+            raise StorageFailed(str(self._root_path), "opened before a fork")
         if self._failed:
             raise StorageFailed(str(self._root_path), "a write failed before; nothing is written until it is reopened")
         with self._guard:
@@ -232,6 +235,7 @@ class Keyring:
                 self._refresh()
                 before = self._root
                 try:
+                    self._settle_root()
                     shadow = Shadow(self._pages, self._used(), self._disk)
                     yield shadow
                     shadow.flush()
@@ -248,6 +252,13 @@ class Keyring:
             finally:
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
 
+    def _settle_root(self) -> None:
+        # A killed process may have written this root and not synced it: only when it is durable may the pages of
+        # the root before it be overwritten.
+        if self._durable_epoch != self._root.epoch:
+            self._disk.sync(self._root_fd)
+            self._durable_epoch = self._root.epoch
+
     def _used(self) -> set[int]:
         used = reached(self._pages, self._root.directory)
         for ref in leaf_refs(self._pages, self._root.directory).values():
@@ -258,6 +269,7 @@ class Keyring:
         sealed = seal_root(self.master, self._store_id, root, secrets.token_bytes(12))
         self._disk.write_at(self._root_fd, sealed, root.epoch % 2 * PAGE_BYTES)
         self._disk.sync(self._root_fd)
+        self._durable_epoch = root.epoch
         self._efface(root.epoch - 1)
 
     def _efface(self, epoch: int) -> None:

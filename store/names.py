@@ -152,6 +152,8 @@ class Names:
 
         Blobs that nothing else needs stay until they are collected.
         """
+        if all_versions and "@" in text:
+            raise BadInput(text, "names one version; to drop all, give the bare name")
         doomed = self.versions(parse_ref(text).name) if all_versions else [self.resolve(text)]
         if not doomed:
             raise NotFound(text, "no such name")

@@ -76,7 +76,13 @@ def put_inputs(parts: PutParts, inputs: Inputs, wish: Wish, progress: Progress) 
 
 
 def commit_manifest(parts: PutParts, manifest: Manifest, wish: Wish) -> Stored:
-    """Give a manifest whose blobs are all stored a further name; durable on return. This is `tag`."""
+    """Give a manifest whose blobs are all stored a further name; durable on return. This is `tag`.
+
+    Nothing happens if that name's newest version is this manifest already.
+    """
+    newest = parts.names.versions(wish.ref.name)[-1:]
+    if newest and not wish.ref.label and newest[0].summary.id == manifest.id(parts.keys.tenant.digest_key).hex():
+        return Stored(newest[0].summary, manifest.plain_bytes, 0, 0, len(manifest.blobs))
     return _until_committed(parts, wish, lambda *_: None, lambda _: manifest)
 
 
@@ -140,6 +146,10 @@ def _commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish, lea
     for _ in range(_ATTEMPTS):
         there = parts.names.check_free(wish.ref, manifest_id)
         if there:
+            # What was bad and is written anew heals; a pin that was asked for holds.
+            parts.catalog.adopt(dict(ingest.written), ingest.writer.sync())
+            if wish.pinned:
+                parts.names.set_pinned(f"{wish.ref.name}@{wish.ref.label}", pinned=True)
             return Stored(there.summary, manifest.plain_bytes, 0, 0, len(needs))
         version = parts.catalog.last_version(wish.ref.name) + 1
         created = parts.now().strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -39,7 +39,13 @@ class TenantKeys:
     encrypted: bool
 
     def key(self, place: Place) -> bytes | None:
-        """Return the key of a record, None where it is plain; raise Corrupt if it is gone."""
+        """Return the key of a record, None where it is plain.
+
+        Raises Corrupt if the key is gone, or if the record is not protected as this store protects its records.
+        """
+        if (place.protection == PLAIN) == self.encrypted:
+            where = f"record in segment {place.segment:016x} at byte {place.offset}"
+            raise Corrupt(where, "plain in an encrypted store, or encrypted in a plain one")
         if place.protection == PLAIN:
             return None
         return self.keyring.key(self.number, place.slot)

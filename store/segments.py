@@ -115,12 +115,15 @@ class SegmentWriter:
 
     def close(self) -> None:
         """Let the segments go, cutting what no commit stands on."""
-        durable = self._catalog.segments()
-        for segment, owned in self._owned.items():
-            if owned.end > (length := max(durable[segment].durable_bytes, ALIGN_BYTES)):
-                self._disk.truncate(owned.fd, length)
-            os.close(owned.fd)
-        self._owned.clear()
+        try:
+            durable = self._catalog.segments()
+            for segment, owned in self._owned.items():
+                if owned.end > (length := max(durable[segment].durable_bytes, ALIGN_BYTES)):
+                    self._disk.truncate(owned.fd, length)
+        finally:
+            for owned in self._owned.values():
+                os.close(owned.fd)
+            self._owned.clear()
 
     def _roomy(self, length: int) -> tuple[int, _Owned]:
         for segment, owned in self._owned.items():

@@ -16,7 +16,7 @@ from .artifact import Artifact, ReadParts
 from .catalog import Catalog
 from .collect import CAREFUL, Collected, CollectParts, Margins, collect
 from .config import CATALOG_DIR, DEFAULT_TENANT, SEGMENTS_DIR, Config, default_store, default_tenant
-from .disk import Disk
+from .disk import Disk, locked
 from .erase import Receipt, erase, foretell, shred
 from .errors import BadInput, Conflict
 from .get import Written, write_files, write_selected
@@ -288,9 +288,13 @@ def create_store(
     """
     root = Path(path) if path is not None else default_store()
     root_file = Path(root_file) if root_file is not None else None
-    return init_store(
-        root, Disk(), _held(key_file, None), encrypted=encrypted, passphrase=passphrase, root_file=root_file
-    )
+    disk = Disk()
+    if not root.exists():
+        disk.make_dirs(root)
+    with locked(root):  # two at once would make one store with the keys of another
+        return init_store(
+            root, disk, _held(key_file, None), encrypted=encrypted, passphrase=passphrase, root_file=root_file
+        )
 
 
 def open_store(

@@ -19,7 +19,8 @@ _MAP_BYTES = 16 << 30
 _REBUILD = "run 'arstore repair --rebuild-catalog'"
 
 # LMDB allows one environment a process and file; two stores opened on one directory (two tenants, say) share it.
-_environments: dict[Path, tuple[lmdb.Environment, int]] = {}
+# With each stands how many use it and the process that opened it.
+_environments: dict[Path, tuple[lmdb.Environment, int, int]] = {}
 _environments_guard = threading.Lock()
 
 
@@ -69,7 +70,7 @@ class Tables:
     def _check_process(self) -> None:
         # LMDB's locks are the process's; a forked child that uses them corrupts the parent's.
         if os.getpid() != self._pid:
-            raise StorageFailed(str(self._path), "opened before a fork; open the store again in the child")
+            raise _forked(self._path)
 
 
 class Rows:
@@ -128,24 +129,32 @@ def _lmdb_errors(path: Path) -> Iterator[None]:
         raise StorageFailed(str(path), str(error)) from error
 
 
+def _forked(path: Path) -> StorageFailed:
+    return StorageFailed(
+        str(path), "opened before a fork", hint="close it before the fork, or start the child with spawn"
+    )
+
+
 def _open_environment(path: Path) -> lmdb.Environment:
     key = path.resolve()
     with _environments_guard, _lmdb_errors(path):
         if key in _environments:
-            env, users = _environments[key]
+            env, users, pid = _environments[key]
+            if pid != os.getpid():
+                raise _forked(path)
         else:
             env = lmdb.open(str(path), map_size=_MAP_BYTES, max_dbs=16, max_readers=1024, mode=0o600)
             users = 0
             env.reader_check()  # slots of killed readers would hold old pages for ever
-        _environments[key] = env, users + 1
+        _environments[key] = env, users + 1, os.getpid()
     return env
 
 
 def _close_environment(path: Path) -> None:
     key = path.resolve()
     with _environments_guard:
-        env, users = _environments.pop(key)
+        env, users, pid = _environments.pop(key)
         if users > 1:
-            _environments[key] = env, users - 1
+            _environments[key] = env, users - 1, pid
         else:
             env.close()

@@ -203,7 +203,7 @@ def _read(path: Path) -> bytes:
 def _run(command: str) -> bytes:
     try:
         done = subprocess.run(shlex.split(command), capture_output=True, timeout=60, check=False)
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:  # IndexError: no word in it
         raise KeyRefused("ARSTORE_KEY_COMMAND", f"could not be run ({error})") from None
     secret = done.stdout.rstrip(b"\r\n")
     if done.returncode or not secret:
