@@ -1,7 +1,6 @@
 """Artifact: one stored version, read back as verified bytes and tensors in host memory."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 _ALIGN_BYTES = 64
+_ATTEMPTS = 10
 
 # Bytes of a file: its number in the manifest, first byte, end byte.
 FileRange = tuple[int, int, int]
@@ -85,24 +85,40 @@ class Artifact:
             for blob, first, last in self.manifest.pieces(file, start, stop):
                 pieces.append((blob, first, last, out[at : at + last - first]))
                 at += last - first
-        places = self.places({blob for blob, *_ in pieces})
-        blobs = self.manifest.blobs
-        wants = [Want(blobs[blob].digest, places[blob], first, last, out) for blob, first, last, out in pieces]
-        with self._naming_bad_blobs():
-            self.bytes_read += fetch(self._parts.segments, self._parts.keys, wants)
+        self.bytes_read += self._read(pieces, lambda wants: fetch(self._parts.segments, self._parts.keys, wants))
 
-    def read_blob(self, number: int, place: Place, out: memoryview) -> int:
+    def read_blob(self, number: int, out: memoryview) -> int:
         """Read one whole blob on this thread; return the sealed bytes read. Raises Corrupt if it is bad."""
-        blob = self.manifest.blobs[number]
-        with self._naming_bad_blobs():
-            return read_want(self._parts.segments, self._parts.keys, Want(blob.digest, place, 0, blob.length, out))
+
+        def read(wants: list[Want]) -> int:
+            return sum(read_want(self._parts.segments, self._parts.keys, want) for want in wants)
+
+        return self._read([(number, 0, self.manifest.blobs[number].length, out)], read)
+
+    def _read(self, pieces: list[tuple[int, int, int, memoryview]], read: Callable[[list[Want]], int]) -> int:
+        """Read (blob number, start, stop, destination) pieces; look again where a blob was moved or stored anew
+        meanwhile, and put one that is bad in its place into quarantine.
+        """
+        blobs = self.manifest.blobs
+        for _ in range(_ATTEMPTS):
+            places = self.places({piece[0] for piece in pieces})
+            try:
+                return read([Want(blobs[n].digest, places[n], start, stop, out) for n, start, stop, out in pieces])
+            except BadBlob as bad:
+                row = self._parts.catalog.find_blobs([bad.want.digest]).get(bad.want.digest)
+                if row and row.place == bad.want.place:
+                    self._parts.catalog.quarantine(bad.want.digest)
+                    raise self._named(bad.error) from None
+        raise self._named(Corrupt("blobs", "kept being moved; try again"))
 
     def places(self, numbers: Iterable[int]) -> dict[int, Place]:
-        """Return where blobs lie; raise Corrupt if one is missing or in quarantine."""
+        """Return where blobs lie; raise Corrupt if one is missing or in quarantine, NotFound if all was removed."""
         digests = {number: self.manifest.blobs[number].digest for number in numbers}
         rows = self._parts.catalog.find_blobs(digests.values())
         for digest in digests.values():
             row = rows.get(digest)
+            if row is None and not self._parts.catalog.has_version(self.summary.name, self.summary.version):
+                raise NotFound(self._found.text, "was removed while it was read")
             if row is None:
                 raise self._named(Corrupt(f"blob {digest.hex()[:16]}", "is not in the catalog"))
             if row.state == QUARANTINED:
@@ -111,15 +127,6 @@ class Artifact:
             if rows[digest].place.plain_bytes != self.manifest.blobs[number].length:
                 raise self._named(corrupt(rows[digest].place, digest, "has another length than the manifest says"))
         return {number: rows[digest].place for number, digest in digests.items()}
-
-    @contextmanager
-    def _naming_bad_blobs(self) -> Iterator[None]:
-        """Put a blob that fails into quarantine, and say whose it is."""
-        try:
-            yield
-        except BadBlob as bad:
-            self._parts.catalog.quarantine(bad.digest)
-            raise self._named(bad.error) from None
 
     def _named(self, error: Corrupt) -> Corrupt:
         hint = f"put {self.summary.name} again from its source to heal it; 'arstore verify' lists what else is bad"

@@ -154,6 +154,11 @@ class Catalog:
 
         self._tables.write(change)
 
+    def has_version(self, name: str, version: int) -> bool:
+        """Say whether a version is there."""
+        with self._tables.reading() as rows:
+            return self._version(rows, self._name_key(name) + _U32.pack(version)) is not None
+
     def scope(self, name: str) -> bytes:
         """Return the scope of the lease that publishing under a name takes."""
         return b"name" + self._name_key(name)

@@ -36,7 +36,7 @@ class BadBlob(Exception):
 
     def __init__(self, want: Want, error: Corrupt) -> None:
         super().__init__(str(error))
-        self.digest, self.error = want.digest, error
+        self.want, self.error = want, error
 
 
 @dataclass(frozen=True, slots=True)

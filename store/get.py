@@ -101,7 +101,7 @@ def write_selected(artifact: Artifact, dest: Path, wanted: Selection, disk: Disk
 def _write_blobs(artifact: Artifact, private: Path, disk: Disk, progress: Progress) -> None:
     """Write every file under its number, on every core."""
     blobs = artifact.manifest.blobs
-    places = artifact.places(range(len(blobs)))
+    artifact.places(range(len(blobs)))  # what is missing or in quarantine is refused before anything is written
 
     def write(task: tuple[int, int, list[int]]) -> int:
         number, offset, members = task
@@ -109,7 +109,7 @@ def _write_blobs(artifact: Artifact, private: Path, disk: Disk, progress: Progre
         read, at = 0, 0
         for member in members:
             length = blobs[member].length
-            read += artifact.read_blob(member, places[member], buffer[at : at + length])
+            read += artifact.read_blob(member, buffer[at : at + length])
             at += length
         disk.write_file_at(private / str(number), buffer[:at], offset)
         progress(at, artifact.manifest.plain_bytes)

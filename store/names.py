@@ -3,6 +3,7 @@
 A version's summary is sealed under that version's own key, so that once the key is destroyed even the name is gone.
 """
 
+import contextlib
 import fnmatch
 import json
 import re
@@ -17,7 +18,7 @@ from ..formats.frames import seal, unseal
 from ..formats.manifest import MANIFEST_MAX_BYTES, Manifest, ManifestId, parse_json, parse_manifest
 from ..formats.record import KIND_VERSION
 from .catalog import Catalog
-from .errors import BadInput, Conflict, Corrupt, NotFound
+from .errors import BadInput, Conflict, Corrupt, NotFound, StoreError
 from .records import OpenRecord, TenantKeys, corrupt
 from .segments import SegmentReader
 
@@ -25,6 +26,7 @@ NAME_MAX_BYTES = 512
 LABEL_MAX_BYTES = 128
 ID_PREFIX_MIN = 8
 _NAME = re.compile(r"[A-Za-z0-9._/-]+")
+_USE_GRAIN_S = 3600
 _SUMMARY = "version summary"
 
 
@@ -136,6 +138,12 @@ class Names:
             return parse_manifest(parse_json(packed)["manifest"])
         except (FormatError, KeyError, TypeError) as error:
             raise corrupt(place, None, error) from None
+
+    def note_use(self, found: Found, now_s: int) -> None:
+        """Note that a version was read, to the hour; where that can't be written it is left."""
+        if now_s - found.row.used_s >= _USE_GRAIN_S:
+            with contextlib.suppress(StoreError):
+                self._catalog.set_used(found.summary.name, found.summary.version, now_s)
 
     def set_pinned(self, text: str, pinned: bool) -> Found:
         """Pin or unpin a version, durably."""

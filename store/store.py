@@ -103,6 +103,7 @@ class Store:
     def get(self, name: str) -> Artifact:
         """Return a stored version by ref or id; raise NotFound, or Corrupt if its record is bad."""
         found = self._parts.names.resolve(name)
+        self._parts.names.note_use(found, self._now_s())
         return Artifact(self._read, found, self._parts.names.manifest(found))
 
     def get_to(
