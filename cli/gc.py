@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ..store.collect import AT_ONCE, CAREFUL, Margins
+from ..store.collect import AT_ONCE, CAREFUL, Collected, Margins
 from ..store.retention import Retention
 from .quantities import parse_duration, parse_size
 from .render import size
@@ -48,7 +48,11 @@ def gc(
     with session.open() as store:
         done = store.gc(margins, retention, dry_run=dry_run, lock_wait_s=parse_duration(lock_wait))
     seconds = session.seconds
-    values: dict[str, object] = {
+    session.emit(_values(done, dry_run, seconds), lambda: _text(done, dry_run, seconds))
+
+
+def _values(done: Collected, dry_run: bool, seconds: float) -> dict[str, object]:
+    return {
         "freed_bytes": done.freed_bytes,
         "deleted_blobs": done.deleted_blobs,
         "kept_blobs": done.kept_blobs,
@@ -58,14 +62,12 @@ def gc(
         "dry_run": dry_run,
         "seconds": seconds,
     }
-    verb = "would free" if dry_run else "freed"
-    session.emit(
-        values,
-        lambda: "\n".join(
-            [
-                *(f"{'would drop' if dry_run else 'dropped'} {text}" for text in done.dropped),
-                f"{verb} {size(done.freed_bytes)}: {done.deleted_blobs} blobs deleted, {done.kept_blobs} kept, "
-                f"{done.condemned_blobs} of them garbage in its grace, in {seconds:.2f} s",
-            ]
-        ),
+
+
+def _text(done: Collected, dry_run: bool, seconds: float) -> str:
+    lines = [f"{'would drop' if dry_run else 'dropped'} {text}" for text in done.dropped]
+    lines.append(
+        f"{'would free' if dry_run else 'freed'} {size(done.freed_bytes)}: {done.deleted_blobs} blobs deleted, "
+        f"{done.kept_blobs} kept, {done.condemned_blobs} of them garbage in its grace, in {seconds:.2f} s"
     )
+    return "\n".join(lines)

@@ -117,7 +117,7 @@ class Artifact:
         rows = self._parts.catalog.find_blobs(digests.values())
         for digest in digests.values():
             row = rows.get(digest)
-            if row is None and not self._parts.catalog.has_version(self.summary.name, self.summary.version):
+            if row is None and self.summary.version not in dict(self._parts.catalog.versions(self.summary.name)):
                 raise NotFound(self._found.text, "was removed while it was read")
             if row is None:
                 raise self._named(Corrupt(f"blob {digest.hex()[:16]}", "is not in the catalog"))

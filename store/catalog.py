@@ -26,14 +26,14 @@ from ..formats.catalog import (
     parse_version,
 )
 from ..formats.digest import Digest, keyed_hash
-from .errors import Conflict, Corrupt, NoRoom
+from .accounts import ERASE_PENDING, account, count, extend, segment_key
+from .errors import Conflict, NoRoom
 from .lease import Lease
 from .slots import doom
 from .tables import Rows, Tables
 
 _U32, _U64 = struct.Struct(">I"), struct.Struct("<Q")
 _HASH_BYTES = 20
-ERASE_PENDING = b"erase-pending"
 TABLES = ("blobs", "versions", "names", "segments", "counters")
 
 
@@ -85,7 +85,7 @@ class Catalog:
 
         def change(rows: Rows) -> int:
             new = self._add_blobs(rows, found)
-            self._extend(rows, durable)
+            extend(rows, durable)
             return new
 
         return self._tables.write(change)
@@ -148,16 +148,11 @@ class Catalog:
             rows.put("versions", key + _U32.pack(new.version), new.row.packed())
             rows.put("names", key, _U32.pack(new.version))
             account(rows, self._prefix, {new.row.place.segment: new.row.place.record_bytes})
-            self._extend(rows, new.durable)
+            extend(rows, new.durable)
             if new.quota_bytes and count(rows, b"usage" + self._prefix) > new.quota_bytes:
                 raise NoRoom("quota", f"the tenant's quota of {new.quota_bytes} bytes would be exceeded")
 
         self._tables.write(change)
-
-    def has_version(self, name: str, version: int) -> bool:
-        """Say whether a version is there."""
-        with self._tables.reading() as rows:
-            return self._version(rows, self._name_key(name) + _U32.pack(version)) is not None
 
     def scope(self, name: str) -> bytes:
         """Return the scope of the lease that publishing under a name takes."""
@@ -238,7 +233,7 @@ class Catalog:
         def change(rows: Rows) -> int:
             segment = count(rows, b"next-segment") + 1
             rows.put("counters", b"next-segment", _U64.pack(segment))
-            rows.put("segments", _segment_key(segment), SegmentRow(lifetime, 0, 0).packed())
+            rows.put("segments", segment_key(segment), SegmentRow(lifetime, 0, 0).packed())
             return segment
 
         return self._tables.write(change)
@@ -269,8 +264,6 @@ class Catalog:
 
         self._tables.write(change)
 
-    # ---- inside a transaction
-
     def _add_blobs(self, rows: Rows, places: Mapping[Digest, Place]) -> int:
         new = 0
         changed: Counter[int] = Counter()
@@ -286,12 +279,6 @@ class Catalog:
             new += 1
         account(rows, self._prefix, changed)
         return new
-
-    def _extend(self, rows: Rows, durable: Mapping[int, int]) -> None:
-        for segment, length in durable.items():
-            row = _segment(rows, segment)
-            if length > row.durable_bytes:
-                rows.put("segments", _segment_key(segment), replace(row, durable_bytes=length).packed())
 
     def _blob(self, rows: Rows, digest: Digest) -> BlobRow | None:
         value = rows.get("blobs", self._blob_key(digest))
@@ -310,37 +297,3 @@ class Catalog:
 
     def _name_key(self, name: str) -> bytes:
         return self._prefix + keyed_hash(self._index_key, b"name", name.encode(), length=_HASH_BYTES)
-
-
-def account(rows: Rows, tenant: bytes, changed: Mapping[int, int]) -> None:
-    """Change the live bytes of segments, and a tenant's usage, by what records took or gave back."""
-    for segment, change_bytes in changed.items():
-        row = _segment(rows, segment)
-        live = replace(row, live_bytes=max(row.live_bytes + change_bytes, 0))
-        rows.put("segments", _segment_key(segment), live.packed())
-    usage = count(rows, b"usage" + tenant) + sum(changed.values())
-    rows.put("counters", b"usage" + tenant, _U64.pack(max(usage, 0)))
-
-
-def write_segments(rows: Rows, segments: Mapping[int, SegmentRow]) -> None:
-    """Write the rows of segments into an empty catalog, and see that no id is given twice."""
-    for segment, row in segments.items():
-        rows.put("segments", _segment_key(segment), row.packed())
-    rows.put("counters", b"next-segment", _U64.pack(max(segments, default=0)))
-
-
-def count(rows: Rows, key: bytes) -> int:
-    """Return a counter, 0 if it was never set."""
-    value = rows.get("counters", key)
-    return int(_U64.unpack(value)[0]) if value is not None else 0
-
-
-def _segment(rows: Rows, segment: int) -> SegmentRow:
-    value = rows.get("segments", _segment_key(segment))
-    if value is None:
-        raise Corrupt(f"catalog: segment {segment}", "is not in the catalog")
-    return parse_segment(value)
-
-
-def _segment_key(segment: int) -> bytes:
-    return segment.to_bytes(8, "big")

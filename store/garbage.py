@@ -10,7 +10,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass, field, replace
 
 from ..formats.catalog import BlobRow, Place, SegmentRow, parse_blob, parse_segment, parse_version
-from .catalog import account, count
+from .accounts import account, count
 from .slots import doom
 from .tables import Rows, Tables
 

@@ -33,7 +33,7 @@ from ..formats.keypage import (
 )
 from .disk import Disk, disk_errors, wait_lock
 from .errors import BadInput, Conflict, Corrupt, KeyRefused, StorageFailed
-from .keytree import NONE, Shadow, find_leaf, leaf_refs, reached, read_page
+from .keytree import NONE, Shadow, changed_leaves, find_leaf, leaf_refs, reached, read_page
 
 PAGES_NAME, LOCK_NAME = "pages", "lock"
 _RETRIES = 50
@@ -130,15 +130,7 @@ class Keyring:
             tenant = self._tenant_at(number)
             first = tenant.next_slot
             made = [(slot, secrets.token_bytes(KEY_BYTES)) for slot in range(first, first + count)]
-            leaves: dict[int, bytearray] = {}
-            for slot, key in made:
-                leaf = slot // LEAF_SLOTS
-                if leaf not in leaves:
-                    body = find_leaf(self._pages, tenant.keys, leaf) if tenant.keys.position else None
-                    leaves[leaf] = bytearray(body or bytes(LEAF_SLOTS * KEY_BYTES))
-                start = slot % LEAF_SLOTS * KEY_BYTES
-                leaves[leaf][start : start + KEY_BYTES] = key
-            keys = shadow.update(tenant.keys, {leaf: bytes(body) for leaf, body in leaves.items()})
+            keys = shadow.update(tenant.keys, changed_leaves(self._pages, tenant.keys, dict(made)))
             grown = tenant.grown(keys, first + count)
             directory = shadow.update(self._root.directory, {number: grown.packed()})
             self._root = replace(self._root, epoch=self._root.epoch + 1, directory=directory)
@@ -156,7 +148,7 @@ class Keyring:
                 if body is None:
                     continue  # the tenant is gone, and every key of it
                 tenant = parse_tenant(body)
-                leaves = self._without(tenant, slots)
+                leaves = changed_leaves(self._pages, tenant.keys, dict.fromkeys(slots))
                 if leaves:
                     emptied = tenant.grown(shadow.update(tenant.keys, leaves), tenant.next_slot)
                     directory = shadow.update(directory, {number: emptied.packed()})
@@ -173,20 +165,6 @@ class Keyring:
         with self._commit():
             self._masters, self.master = [master], master
             self._root = replace(self._root, epoch=self._root.epoch + 1)
-
-    def _without(self, tenant: Tenant, slots: Iterable[int]) -> dict[int, bytes | None]:
-        """Return the changed leaves of a tenant once the keys in `slots` are gone; None for one that held no other."""
-        leaves: dict[int, bytearray] = {}
-        for slot in slots:
-            leaf = slot // LEAF_SLOTS
-            if leaf not in leaves:
-                body = find_leaf(self._pages, tenant.keys, leaf)
-                if body is None:
-                    continue
-                leaves[leaf] = bytearray(body)
-            start = slot % LEAF_SLOTS * KEY_BYTES
-            leaves[leaf][start : start + KEY_BYTES] = bytes(KEY_BYTES)
-        return {leaf: bytes(body) if any(body) else None for leaf, body in leaves.items()}
 
     def slots(self, number: int) -> list[int]:
         """Return every slot of a tenant that holds a key."""

@@ -7,12 +7,14 @@ that the root does not reach and returns a new reference; nothing counts until a
 import os
 import secrets
 from collections import defaultdict
+from collections.abc import Mapping
 
 from ..formats.errors import FormatError
 from ..formats.frames import KEY_BYTES
 from ..formats.keypage import (
     DEPTH_MAX,
     FAN_OUT,
+    LEAF_SLOTS,
     PAGE_BYTES,
     PageRef,
     open_page,
@@ -66,6 +68,24 @@ def reached(fd: int, root: PageRef) -> set[int]:
         for ref in parse_children(read_page(fd, root), root.depth).values():
             positions |= {ref.position} if not ref.depth else reached(fd, ref)
     return positions
+
+
+def changed_leaves(fd: int, root: PageRef, keys: Mapping[int, bytes | None]) -> dict[int, bytes | None]:
+    """Return the leaves of a tree of record keys with the given slots set, or emptied where the key is None.
+
+    A leaf that holds no key any more is None. Emptying a slot that is in no leaf changes nothing.
+    """
+    leaves: dict[int, bytearray] = {}
+    for slot, key in keys.items():
+        number = slot // LEAF_SLOTS
+        if number not in leaves:
+            body = find_leaf(fd, root, number)
+            if body is None and key is None:
+                continue
+            leaves[number] = bytearray(body or bytes(LEAF_SLOTS * KEY_BYTES))
+        start = slot % LEAF_SLOTS * KEY_BYTES
+        leaves[number][start : start + KEY_BYTES] = key or bytes(KEY_BYTES)
+    return {number: bytes(body) if any(body) else None for number, body in leaves.items()}
 
 
 class Shadow:

@@ -23,7 +23,7 @@ from .rekey import RekeyParts, finish_rotation
 from .segments import LIFETIMES, SegmentReader, SegmentWriter
 from .slots import SlotLedger
 from .tables import Tables
-from .unlock import Secrets, open_masters
+from .unlock import Ask, Secrets, open_masters
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,7 @@ def every_tenant(keyring: Keyring, config: Config) -> dict[bytes, TenantKeys]:
     return {tenant.id: TenantKeys(number, tenant, keyring, config.encrypted) for number, tenant in found}
 
 
-def open_keyring(
-    root: Path, held: Secrets, ask: Callable[[], bytes | None], disk: Disk
-) -> tuple[Config, Secrets, Keyring]:
+def open_keyring(root: Path, held: Secrets, ask: Ask, disk: Disk) -> tuple[Config, Secrets, Keyring]:
     """Open a store as far as its keys; raise NoStore if there is none, KeyRefused if the key does not open it."""
     config = read_config(root)
     if held.key_file is None:
@@ -105,9 +103,7 @@ def open_tables(directory: Path, keyring: Keyring) -> Tables:
     return Tables(directory, (*catalog_room.TABLES, *slots_room.TABLES, LEASES_TABLE), keyring.catalog_key)
 
 
-def open_parts(
-    root: Path, tenant: str, held: Secrets, ask: Callable[[], bytes | None], disk: Disk, now: Callable[[], datetime]
-) -> Opened:
+def open_parts(root: Path, tenant: str, held: Secrets, ask: Ask, disk: Disk, now: Callable[[], datetime]) -> Opened:
     """Open a store; raise NoStore if there is none, KeyRefused if key or tenant do not open it."""
     config, held, keyring = open_keyring(root, held, ask, disk)
     with ExitStack() as stack:

@@ -7,6 +7,7 @@ their digest. What was erased or removed stays gone, because its key is.
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,15 +16,19 @@ from ..formats.digest import Digest, digest_bytes
 from ..formats.errors import FormatError
 from ..formats.manifest import Manifest, parse_json, parse_manifest
 from ..formats.record import ALIGN_BYTES, KIND_BLOB, parse_segment_header
-from .catalog import Catalog, write_segments
+from .accounts import write_segments
+from .catalog import Catalog
+from .config import CATALOG_DIR, SEGMENTS_DIR
 from .disk import Disk
 from .keyring import Keyring
 from .names import Summary
+from .opened import create_tables, every_tenant, open_keyring
 from .progress import Progress
 from .records import OpenRecord, TenantKeys
 from .scan import whole_records
 from .segments import SegmentReader, segment_path
 from .tables import Tables
+from .unlock import Ask, Secrets
 
 
 @dataclass(slots=True)
@@ -129,23 +134,36 @@ def _count(tenant: TenantFound) -> None:
         tenant.blobs[digest] = row.referred(needs[digest])
 
 
-def rebuild(
-    tables: Tables, directory: Path, store_id: bytes, keyring: Keyring, keys: Mapping[bytes, TenantKeys], disk: Disk,
-    progress: Progress,
-) -> Repaired:  # fmt: skip
-    """Fill an empty catalog from segments, and destroy the keys of whatever no row stands on; durable on return."""
-    found = salvage(directory, store_id, keys, disk, progress)
+def rebuild(root: Path, held: Secrets, ask: Ask, disk: Disk, progress: Progress) -> Repaired:
+    """Make the catalog of a store anew from its segments, durably; nobody else may use the store meanwhile.
+
+    Keys that open nothing a row stands on are destroyed. Killed in the middle, the old catalog is still there.
+    """
+    config, _, keyring = open_keyring(root, held, ask, disk)
+    fresh = root / f"{CATALOG_DIR}.new"
+    with closing(keyring):
+        found = salvage(root / SEGMENTS_DIR, config.store_id, every_tenant(keyring, config), disk, progress)
+        with closing(create_tables(fresh, keyring, disk)) as tables:
+            recovered = _fill(tables, found)
+        disk.remove(root / CATALOG_DIR)
+        disk.rename(fresh, root / CATALOG_DIR)
+        disk.sync_dir(root)
+        orphans = {own.keys.number: _orphans(keyring, own) for own in found.tenants.values()}
+        if any(orphans.values()):
+            keyring.destroy(orphans)
+    return Repaired(recovered, tuple(lost for tenant in found.tenants.values() for lost in tenant.lost))
+
+
+def _fill(tables: Tables, found: Salvage) -> int:
+    """Fill an empty catalog; return how many records its rows stand on."""
     tables.write(lambda rows: write_segments(rows, found.segments))
-    recovered, lost = 0, list[str]()
-    orphans: dict[int, list[int]] = {}
     for tenant in found.tenants.values():
-        own = tenant.keys
         versions = {ref: row for ref, (_, row, _) in tenant.versions.items()}
-        Catalog(tables, own.number, own.tenant.index_key).restore(tenant.blobs, versions)
-        recovered += len(versions) + len(tenant.blobs)
-        lost += tenant.lost
-        used = {place.slot for place in tenant_places(tenant)}
-        orphans[own.number] = [slot for slot in keyring.slots(own.number) if slot not in used]
-    if any(orphans.values()):
-        keyring.destroy(orphans)
-    return Repaired(recovered, tuple(lost))
+        Catalog(tables, tenant.keys.number, tenant.keys.tenant.index_key).restore(tenant.blobs, versions)
+    return sum(len(tenant.blobs) + len(tenant.versions) for tenant in found.tenants.values())
+
+
+def _orphans(keyring: Keyring, tenant: TenantFound) -> list[int]:
+    """Return the slots of a tenant whose keys open nothing that a row stands on."""
+    used = {place.slot for place in tenant_places(tenant)}
+    return [slot for slot in keyring.slots(tenant.keys.number) if slot not in used]

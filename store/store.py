@@ -1,7 +1,6 @@
 """Store: opens the parts and hands each verb what it needs. No logic of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..formats.manifest import KINDS, Manifest
 from .artifact import Artifact, ReadParts
 from .catalog import Catalog
 from .collect import CAREFUL, Collected, CollectParts, Margins, collect
-from .config import CATALOG_DIR, DEFAULT_TENANT, SEGMENTS_DIR, Config, default_store, default_tenant
+from .config import DEFAULT_TENANT, Config, default_store, default_tenant
 from .disk import Disk, locked
 from .erase import Receipt, erase, foretell, shred
 from .errors import BadInput, Conflict
@@ -24,7 +23,7 @@ from .init import init_store
 from .inputs import inputs_from_path, inputs_from_tensors
 from .lease import Held
 from .names import Found, parse_ref
-from .opened import create_tables, every_tenant, open_keyring, open_parts
+from .opened import open_parts
 from .progress import Progress
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
 from .rekey import add_passphrase, rotate
@@ -33,7 +32,7 @@ from .retention import KEEP_ALL, Retention
 from .scrub import FULL, Pace, Scrubbed, scrub
 from .select import Selection
 from .stats import Stats, gather_stats
-from .unlock import Secrets
+from .unlock import Ask, Secrets
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +49,7 @@ class Store:
 
     def __init__(
         self, root: Path, *, tenant: str = DEFAULT_TENANT, held: Secrets | None = None,
-        ask: Callable[[], bytes | None] = lambda: None, disk: Disk | None = None,
+        ask: Ask = lambda: None, disk: Disk | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:  # fmt: skip
         """Open the store at `root`; raise NoStore if there is none, KeyRefused if key or tenant do not open it."""
@@ -247,23 +246,14 @@ class Store:
 
 def rebuild_catalog(
     path: str | Path | None = None, *, key_file: str | Path | None = None, passphrase: bytes | None = None,
-    ask: Callable[[], bytes | None] = lambda: None, progress: Progress = _silent,
+    ask: Ask = lambda: None, progress: Progress = _silent,
 ) -> Repaired:  # fmt: skip
     """Make the catalog of the store at `path` anew from its segments; nobody else may use the store meanwhile.
 
     Killed in the middle, the old catalog is still there. Pins and times of use are not in segments and are lost.
     """
-    disk, root = Disk(), Path(path) if path is not None else default_store()
-    config, _, keyring = open_keyring(root, _held(key_file, passphrase), ask, disk)
-    fresh = root / f"{CATALOG_DIR}.new"
-    with closing(keyring):
-        with closing(create_tables(fresh, keyring, disk)) as tables:
-            keys = every_tenant(keyring, config)
-            done = rebuild(tables, root / SEGMENTS_DIR, config.store_id, keyring, keys, disk, progress)
-        disk.remove(root / CATALOG_DIR)
-        disk.rename(fresh, root / CATALOG_DIR)
-        disk.sync_dir(root)
-    return done
+    root = Path(path) if path is not None else default_store()
+    return rebuild(root, _held(key_file, passphrase), ask, Disk(), progress)
 
 
 def _held(key_file: str | Path | None, passphrase: bytes | None) -> Secrets:
@@ -300,7 +290,7 @@ def create_store(
 
 def open_store(
     path: str | Path | None = None, *, tenant: str | None = None, key_file: str | Path | None = None,
-    passphrase: bytes | None = None, ask: Callable[[], bytes | None] = lambda: None,
+    passphrase: bytes | None = None, ask: Ask = lambda: None,
 ) -> Store:  # fmt: skip
     """Open the store at `path` (default: `$ARSTORE_STORE`) as `tenant` (default: `$ARSTORE_TENANT`, or `default`).
 

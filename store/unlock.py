@@ -30,6 +30,10 @@ _STANZAS_MAX = 64
 _ARGON2 = {"memory_kib": 64 << 10, "iterations": 3, "lanes": 4}
 
 
+# Asks a person for a passphrase; None where nobody is there to answer.
+Ask = Callable[[], bytes | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Secrets:
     """Where the caller's secrets are. None means not given."""
@@ -112,9 +116,7 @@ class Stanzas:
         return Stanzas(tuple(way for way in self.ways if way["opens"] == wanted and way["kind"] != "previous"))
 
 
-def open_masters(
-    directory: Path, held: Secrets, store_id: bytes, ask: Callable[[], bytes | None], *, encrypted: bool = True
-) -> list[bytes]:
+def open_masters(directory: Path, held: Secrets, store_id: bytes, ask: Ask, *, encrypted: bool = True) -> list[bytes]:
     """Return the master key, and behind it the one before if a rotation is under way.
 
     Raises KeyRefused if no secret that is held opens the store. `ask` is called last, for a passphrase, and may return
