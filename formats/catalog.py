@@ -108,15 +108,15 @@ def place_of(segment: int, offset: int, header: Header) -> Place:
     )  # fmt: skip
 
 
-def close_row(check_key: bytes, key: bytes, packed: bytes) -> bytes:
-    """Return a row's value with its check."""
-    return packed + keyed_hash(check_key, key, packed, length=CHECK_BYTES)
+def close_row(check_key: bytes, table: str, key: bytes, packed: bytes) -> bytes:
+    """Return a row's value with its check, which holds in this table and under this key alone."""
+    return packed + keyed_hash(check_key, table.encode(), key, packed, length=CHECK_BYTES)
 
 
-def open_row(check_key: bytes, key: bytes, value: bytes) -> bytes:
+def open_row(check_key: bytes, table: str, key: bytes, value: bytes) -> bytes:
     """Return a row's value without its check; raise FormatError if the check refuses."""
     packed = value[:-CHECK_BYTES]
-    if keyed_hash(check_key, key, packed, length=CHECK_BYTES) != value[-CHECK_BYTES:]:
+    if keyed_hash(check_key, table.encode(), key, packed, length=CHECK_BYTES) != value[-CHECK_BYTES:]:
         raise FormatError("catalog row fails its check")
     return packed
 

@@ -35,7 +35,6 @@ All integers little-endian. A record is valid iff its magic, zeros and limits ho
 its key, every frame and the footer open, and the padding is zero. Readers trust lengths only within the limits.
 """
 
-import hmac
 import struct
 from dataclasses import dataclass
 
@@ -91,13 +90,6 @@ class Header:
         """Return the 160 header bytes with their check."""
         body = self._body()
         return body + frames.header_check(body)
-
-    def check(self, packed: bytes, frames: Frames) -> None:
-        """Raise FormatError unless `packed` is this header under the record's own key."""
-        if not hmac.compare_digest(self.commitment, frames.commitment):
-            raise FormatError("record does not belong to its key")
-        if not hmac.compare_digest(packed[128:HEADER_BYTES], frames.header_check(packed[:128])):
-            raise FormatError("record header fails its check")
 
     def _body(self) -> bytes:
         bound = self.binding

@@ -133,7 +133,7 @@ class Disk:
         parent = dest if dest.is_dir() else dest.parent
         path = parent / f".arstore-{secrets.token_hex(8)}"
         self.make_dirs(parent, 0o777)
-        with disk_errors(path):
+        with disk_errors(dest):
             os.mkdir(path, 0o700)
         return path
 

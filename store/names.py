@@ -88,6 +88,14 @@ def parse_ref(text: str) -> Ref:
     return Ref(name, label=version)
 
 
+def parse_new_ref(text: str) -> Ref:
+    """Return the ref, NAME or NAME@LABEL, under which something is to be stored; raise BadInput if it is not one."""
+    ref = parse_ref(text)
+    if ref.version is not None:
+        raise BadInput(text, "version numbers are given by the store; use a label")
+    return ref
+
+
 class Names:
     """One tenant's names."""
 
@@ -182,8 +190,6 @@ class Names:
 
     def check_free(self, ref: Ref, manifest_id: ManifestId) -> Found | None:
         """Return the version that already has this label and content, None if the label is free; else Conflict."""
-        if ref.version is not None:
-            raise BadInput(f"{ref.name}@{ref.version}", "version numbers are given by the store; use a label")
         for found in self.versions(ref.name) if ref.label else ():
             if found.summary.label == ref.label:
                 if found.summary.id == manifest_id.hex():

@@ -22,7 +22,7 @@ from .get import Written, write_files, write_selected
 from .init import init_store
 from .inputs import inputs_from_path, inputs_from_tensors
 from .lease import Held
-from .names import Found, parse_ref
+from .names import Found, parse_new_ref
 from .opened import open_parts
 from .progress import Progress
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
@@ -88,7 +88,7 @@ class Store:
             raise BadInput("put", "wanted a path or tensors, one of them")
         if kind not in (None, *KINDS) or kind == "kv" or codec not in CODECS:
             raise BadInput("put", f"kind {kind!r} or codec {codec!r} is not known")
-        ref, fields = parse_ref(name), _identity(identity or {})
+        ref, fields = parse_new_ref(name), _identity(identity or {})
         if tensors is not None:
             inputs = inputs_from_tensors(tensors)
         else:
@@ -141,7 +141,7 @@ class Store:
     def tag(self, name: str, new: str) -> Stored:
         """Give a version a further name (or label: `name@label`), durably, without storing a blob."""
         found, manifest = self.show(name)
-        wish = Wish(parse_ref(new), found.summary.kind, manifest.identity)
+        wish = Wish(parse_new_ref(new), found.summary.kind, manifest.identity)
         return commit_manifest(self._put_parts(), manifest, wish)
 
     def verify(self, names: Sequence[str] = (), pace: Pace = FULL, progress: Progress = _silent) -> Scrubbed:

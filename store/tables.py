@@ -82,10 +82,10 @@ class Rows:
     def get(self, table: str, key: bytes) -> bytes | None:
         """Return a row's value, or None; raise Corrupt if its check refuses."""
         value = self._txn.get(key, db=self._tables[table])
-        return self._open(key, bytes(value)) if value is not None else None
+        return self._open(table, key, bytes(value)) if value is not None else None
 
     def put(self, table: str, key: bytes, packed: bytes) -> None:
-        self._txn.put(key, close_row(self._check_key, key, packed), db=self._tables[table])
+        self._txn.put(key, close_row(self._check_key, table, key, packed), db=self._tables[table])
 
     def delete(self, table: str, key: bytes) -> None:
         self._txn.delete(key, db=self._tables[table])
@@ -98,11 +98,11 @@ class Rows:
                 key = bytes(found)
                 if not key.startswith(prefix):
                     return
-                yield key, self._open(key, bytes(value))
+                yield key, self._open(table, key, bytes(value))
 
-    def _open(self, key: bytes, value: bytes) -> bytes:
+    def _open(self, table: str, key: bytes, value: bytes) -> bytes:
         try:
-            return open_row(self._check_key, key, value)
+            return open_row(self._check_key, table, key, value)
         except FormatError as error:
             raise Corrupt("catalog", str(error), hint=_REBUILD) from None
 

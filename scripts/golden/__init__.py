@@ -1,0 +1,1 @@
+"""Golden vectors, written from formats/FORMAT.md alone: nothing here knows the product."""

@@ -1,0 +1,217 @@
+"""Whole stores, byte by byte, and catalog rows: FORMAT.md sections 2 and 9."""
+
+import json
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from golden.codecs import BF16, F32
+from golden.keys import Pages, Ref, root_file, stanza, tenant_body
+from golden.primitives import Json, canonical, changed, derive, digest, fixed, keyed, packed_json, seal
+from golden.records import BLOB, PAGE, VERSION, Owner, Record, padded, segment_header
+
+
+@dataclass(frozen=True)
+class Place:
+    segment: int
+    offset: int
+    record: Record
+
+    def packed(self) -> bytes:
+        one = self.record
+        payload = sum(len(frame) + 16 for frame in one.frames)
+        return struct.pack(
+            "<QQQQQ16sIBB", self.segment, self.offset, one.slot, len(one.plain), payload, one.instance,
+            one.frame_bytes, one.codec, int(one.key is not None),
+        )  # fmt: skip
+
+
+class Store:
+    """A store built byte by byte: the artifact `golden/note` and, where it is sealed, `golden/model`, whose version 1
+    was removed.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.sealed = name, name == "sealed"
+        self.id, self.master = fixed(f"{name} store", 16), fixed(f"{name} master")
+        self.pages = Pages(name)
+        seed = fixed("sealed tenant", 80) if self.sealed else derive(self.id + b"default", "open tenant", 80)
+        slots = [*range(1, 12), 130] if self.sealed else []
+        record_keys = {slot: fixed(f"record key {slot}") for slot in slots}
+        self.owner = Owner(seed[:16], seed[16:48], seed[48:], record_keys)
+        self.check_key = derive(self.master, "catalog rows")
+        self.holds: dict[int, str] = {}
+        self.directory, self.next_tenant = self._grow_tree()
+        self._segment = bytearray(segment_header(self.id, 1, 1))
+        self._places: dict[bytes, Place] = {}
+        self._refs: dict[bytes, int] = {}
+        self._next_slot = 1
+        self.rows: dict[str, dict[bytes, bytes]] = {
+            table: {} for table in ("blobs", "versions", "names", "segments", "counters")
+        }
+        self.artifacts = {"golden/model": self._put_model()} if self.sealed else {}
+        self.artifacts["golden/note"] = self._put_note()
+        self._finish_rows()
+
+    def _grow_tree(self) -> tuple[Ref, int]:
+        """Return the directory: one page in the plain store, two levels and a tree of keys in the sealed one."""
+        if not self.sealed:
+            return self.pages.add(tenant_body(self.owner, b"default", 0, 1, Ref())), 1
+        low = {slot: key for slot, key in self.owner.keys.items() if slot < 127}
+        leaves = {0: self.pages.leaf(low), 1: self.pages.leaf({130: self.owner.keys[130]})}
+        tree = self.pages.inner(leaves, 1)
+        first = self.pages.add(tenant_body(self.owner, b"default", 1 << 40, 131, tree))
+        seed = fixed("other tenant", 80)
+        other = Owner(seed[:16], seed[16:48], seed[48:], {})
+        second = self.pages.add(tenant_body(other, "zweite-Mieterin-é".encode(), 0, 1, Ref()))
+        self.holds = {1: "leaf", 2: "leaf", 3: "inner", 4: "tenant", 5: "tenant", 6: "inner"}
+        return self.pages.inner({0: first, 1: second}, 1), 2
+
+    def _append(self, plain: bytes, codec: int, kind: int, slot: int, frame_bytes: int) -> Place:
+        place = Place(
+            1, len(self._segment), Record(self.owner, slot if self.sealed else 0, plain, codec, kind, frame_bytes)
+        )
+        self._segment += padded(place.record.packed())
+        return place
+
+    def _blob(self, plain: bytes, codec: int, frame_bytes: int = 64) -> list[Any]:
+        """Return the manifest line of a blob, stored if it is new."""
+        name = digest(self.owner.digest_key, plain)
+        if name not in self._places:
+            self._places[name] = self._append(plain, codec, BLOB, self._next_slot, frame_bytes)
+            self._next_slot += 1
+        return [name.hex(), len(plain)]
+
+    def _row(self, table: str, key: bytes, value: bytes) -> None:
+        self.rows[table][key] = value + keyed(self.check_key, key, value, length=8)
+
+    def _put_model(self) -> Json:
+        header = {
+            "a": {"dtype": "BF16", "shape": [3, 8], "data_offsets": [0, 48]},
+            "b": {"dtype": "F32", "shape": [17], "data_offsets": [48, 116]},
+        }
+        text = canonical(header).encode()
+        text += b" " * (-len(text) % 8)
+        head = struct.pack("<Q", len(text)) + text
+        config = b'{"hidden_size": 8}\n'.ljust(120, b"\n")
+        blobs = [self._blob(config, 1), self._blob(head, 0), self._blob(BF16, 2), self._blob(F32, 3)]
+        size, start = len(head) + 116, len(head)
+        manifest = {
+            "format": 1, "kind": "weights", "identity": {"model": "golden"}, "single": False,
+            "directories": [["shards", 0o750]], "blobs": blobs,
+            "files": [["config.json", 0o640, len(config), "bytes", [0]],
+                      ["shards/model.safetensors", 0o644, size, "safetensors", [1, 2, 3]]],
+            "tensors": [["a", "BF16", [3, 8], 1, start, 48], ["b", "F32", [17], 1, start + 48, 68]],
+        }  # fmt: skip
+        self._version("golden/model", 2, "v2", manifest, 130)
+        files = {
+            "config.json": {"mode": 0o640, "bytes": config.hex()},
+            "shards/model.safetensors": {"mode": 0o644, "bytes": (head + BF16 + F32).hex()},
+        }
+        return {"version": 2, "label": "v2", "pinned": True, "files": files}
+
+    def _put_note(self) -> Json:
+        note = F32  # the bytes of a tensor that is stored already
+        manifest = {
+            "format": 1, "kind": "file", "identity": {}, "single": True, "directories": [],
+            "blobs": [self._blob(note, 0)],
+            "files": [["note.txt", 0o600, len(note), "bytes", [0]]], "tensors": [],
+        }  # fmt: skip
+        self._version("golden/note", 1, None, manifest, 11)
+        files = {"note.txt": {"mode": 0o600, "bytes": note.hex()}}
+        return {"version": 1, "label": None, "pinned": False, "files": files}
+
+    def _version(self, name: str, version: int, label: str | None, manifest: Json, slot: int) -> None:
+        created = "2026-11-24T12:00:00Z"
+        inner = canonical(manifest)
+        head = canonical({"name": name})[:-1] + f',"version":{version},"label":{canonical(label)},"created":"{created}"'
+        record = self._append(f'{head},"manifest":{inner}}}'.encode(), 1, VERSION, slot, 512)
+        size = sum(file[2] for file in manifest["files"])
+        model, kind = manifest["identity"].get("model"), manifest["kind"]
+        id_ = digest(self.owner.digest_key, inner.encode()).hex()
+        summary = json.dumps([name, label, id_, kind, model, size, created], separators=(",", ":")).encode()
+        if record.record.key:
+            summary = seal(record.record.key, "version summary", summary, f"summary {name}")
+        key = bytes(4) + keyed(self.owner.index_key, b"name", name.encode(), length=20)
+        pinned = label is not None
+        value = record.packed() + struct.pack("<BI", pinned, len(summary)) + summary
+        self._row("versions", key + struct.pack(">I", version), value)
+        self._row("names", key, struct.pack(">I", version))
+        for blob, _ in manifest["blobs"]:
+            self._refs[bytes.fromhex(blob)] = self._refs.get(bytes.fromhex(blob), 0) + 1
+
+    def _finish_rows(self) -> None:
+        for name, place in self._places.items():
+            key = bytes(4) + keyed(self.owner.index_key, b"blob", name, length=20)
+            self._row("blobs", key, place.packed() + struct.pack("<IB", self._refs[name], 0))
+        live = len(self._segment) - PAGE
+        self._row("segments", struct.pack(">Q", 1), struct.pack("<BQQ", 1, len(self._segment), live))
+        self._row("counters", b"next-segment", struct.pack("<Q", 1))
+        self._row("counters", b"usage" + bytes(4), struct.pack("<Q", live))
+        if self.sealed:
+            self._row("counters", b"spare" + bytes(4), struct.pack("<3Q", 8, 9, 10))
+
+    def directory_files(self) -> dict[str, bytes]:
+        """Return every file of the store but the catalog, and the sheet that says what is in it."""
+        secret = b"the secret of the golden key file"
+        way = stanza("key-file" if self.sealed else "open", secret, self.master, self.id)
+        root = root_file(self.master, self.id, 5 if self.sealed else 2, self.directory, self.next_tenant)
+        sheet = {
+            "key_file": (secret + b"\n").hex() if self.sealed else None, "epoch": 5 if self.sealed else 2,
+            "master": self.master.hex(),
+            "artifacts": self.artifacts,
+            "catalog": {
+                table: {key.hex(): value.hex() for key, value in rows.items()} for table, rows in self.rows.items()
+            },
+        }  # fmt: skip
+        config = f'format = 1\nstore_id = "{self.id.hex()}"\nencrypted = {str(self.sealed).lower()}\n'
+        top = f"{self.name}-store"
+        return {
+            f"{top}.json": packed_json(sheet),
+            f"{top}/config.toml": config.encode(),
+            f"{top}/keys/stanzas.json": json.dumps({"format": 1, "stanzas": [way]}, indent=1).encode(),
+            f"{top}/keys/root": root,
+            f"{top}/keys/pages": self.pages.packed(),
+            f"{top}/keys/lock": b"",
+            f"{top}/segments/0000000000000001.seg": bytes(self._segment),
+        }
+
+
+def catalog(store: Store) -> Json:
+    """Return rows that must be refused: by their check, or, where that fits, by what they say."""
+    check_key = store.check_key
+    key, value = next(iter(store.rows["blobs"].items()))
+    version = next(iter(store.rows["versions"].values()))[:-8]
+    other = list(store.rows["blobs"])[1]
+    place = value[:62]
+    bad = [
+        ("a bit of the place flipped", key, changed(value, 9)),
+        ("a bit of the check flipped", key, changed(value, len(value) - 8)),
+        ("under the key of another row", other, value),
+        ("cut by a byte", key, value[:-1]),
+        ("shorter than a check", key, bytes(7)),
+        ("empty", key, b""),
+    ]
+    said = [
+        ("blob", "state 2", value[:62] + struct.pack("<IB", 1, 2)),
+        ("blob", "a byte too many", value[:-8] + b"\0"),
+        ("blob", "cut by a byte", value[:-9]),
+        ("blob", "a place alone", place),
+        ("blob", "empty", b""),
+        ("blob", "frame_bytes 0", place[:56] + bytes(4) + value[60:-8]),
+        ("blob", "frames above 16 MiB", place[:56] + b"\xff" * 4 + value[60:-8]),
+        ("version", "pinned 2", version[:62] + b"\2" + version[63:]),
+        ("version", "a summary cut short", version[:-1]),
+        ("version", "a summary of 4 GiB", version[:63] + b"\xff" * 4 + version[67:]),
+        ("version", "a place alone", version[:62]),
+        ("segment", "cut by a byte", bytes(16)),
+        ("segment", "a byte too many", bytes(18)),
+    ]
+    return {
+        "check_key": check_key.hex(),
+        "bad_checks": [{"why": why, "key": at.hex(), "value": put.hex()} for why, at, put in bad],
+        "bad_rows": [
+            {"row": row, "why": why, "key": key.hex(), "value": (put + keyed(check_key, key, put, length=8)).hex()}
+            for row, why, put in said
+        ],
+    }

@@ -1,0 +1,419 @@
+"""A second reader of stores, written from formats/FORMAT.md alone: it knows not a name of the product.
+
+It checks what that page says must be checked and raises Refused for the rest; numbers in comments are its sections.
+"""
+
+import json
+import struct
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import zstandard
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+Rows = Mapping[str, Mapping[bytes, bytes]]
+
+
+class Refused(Exception):
+    """The bytes break a rule of FORMAT.md."""
+
+
+def need(holds: object, rule: str) -> None:
+    if not holds:
+        raise Refused(rule)
+
+
+# --- 1. primitives
+
+
+def derive(secret: bytes, context: str, length: int = 32) -> bytes:
+    return blake3(secret, derive_key_context="arstore 2026-11 " + context).digest(length=length)
+
+
+def keyed(key: bytes, *parts: bytes, length: int = 32) -> bytes:
+    return blake3(b"".join(struct.pack("<Q", len(part)) + part for part in parts), key=key).digest(length=length)
+
+
+def digest(key: bytes, plain: bytes) -> bytes:
+    return blake3(plain, key=key).digest()
+
+
+def gcm_open(key: bytes, nonce: bytes, sealed: bytes, bound: bytes) -> bytes:
+    try:
+        return AESGCM(key).decrypt(nonce, sealed, bound)
+    except (InvalidTag, ValueError):
+        raise Refused("authentication tag") from None
+
+
+def unseal(key: bytes, context: str, sealed: bytes) -> bytes:
+    return gcm_open(key, sealed[:12], sealed[12:], context.encode())
+
+
+# --- 5. codecs
+
+
+def decode(codec: int, encoded: bytes, length: int) -> bytes:
+    need(codec in (0, 1, 2, 3), "codec is known")
+    need(codec == 0 or length <= 4 << 20, "frame limit")
+    if codec == 0:
+        need(len(encoded) == length, "stored length")
+        return encoded
+    if codec == 1:
+        return decode_part(encoded, length)
+    width = 2 if codec == 2 else 4
+    elements, over = divmod(length, width)
+    need(len(encoded) >= 4 * width + over, "plane lengths")
+    lengths = struct.unpack_from(f"<{width}I", encoded)
+    need(4 * width + sum(lengths) + over == len(encoded), "plane lengths add up")
+    plain, at = bytearray(length), 4 * width
+    for plane, size in enumerate(lengths):
+        plain[plane : elements * width : width] = decode_part(encoded[at : at + size], elements)
+        at += size
+    plain[elements * width :] = encoded[at:]
+    return bytes(plain)
+
+
+def decode_part(part: bytes, length: int) -> bytes:
+    if len(part) == length:
+        return part
+    need(len(part) < length and part[:4] == bytes.fromhex("28b52ffd"), "part is shorter, and zstd")
+    try:
+        told = zstandard.get_frame_parameters(part)
+        need(told.content_size == length and not told.dict_id and not told.has_checksum, "zstd frame header")
+        plain = (unpacker := zstandard.ZstdDecompressor().decompressobj()).decompress(part)
+        need(unpacker.eof and not unpacker.unused_data and len(plain) == length, "one zstd frame, to its end")
+    except zstandard.ZstdError:
+        raise Refused("zstd frame decodes") from None
+    return plain
+
+
+# --- 4. records
+
+
+@dataclass(frozen=True)
+class Header:
+    """The fields of a record header."""
+
+    kind: int
+    codec: int
+    protection: int
+    frame_bytes: int
+    plain_bytes: int
+    payload_bytes: int
+    slot: int
+    tenant: bytes
+    instance: bytes
+    commitment: bytes
+
+    @property
+    def frames(self) -> int:
+        return (self.plain_bytes + self.frame_bytes - 1) // self.frame_bytes
+
+    @property
+    def record_bytes(self) -> int:
+        used = 160 + self.payload_bytes + 48 + (4 * self.frames if self.codec else 0)
+        return (used + 4095) // 4096 * 4096
+
+
+def parse_header(record: bytes) -> Header:
+    need(len(record) >= 160 and record[:4] == b"ARR1", "magic")
+    kind, codec, protection, zero, frame_bytes, zeros, plain, payload, slot = struct.unpack_from(
+        "<BBBBIIQQQ", record, 4
+    )
+    need(zero == 0 and zeros == 0 and not any(record[104:128]), "zeros")
+    need(kind in (1, 2) and protection in (0, 1), "kind and protection")
+    need(0 < frame_bytes <= 16 << 20 and plain <= 1 << 40, "limits")
+    header = Header(
+        kind, codec, protection, frame_bytes, plain, payload, slot, record[40:56], record[56:72], record[72:104]
+    )
+    tags = 16 * header.frames
+    need(header.frames <= 1 << 20, "frames limit")
+    need(payload == plain + tags if codec == 0 else payload <= plain * 3 // 2 + tags + 4096, "payload")
+    return header
+
+
+class Record:
+    """A record whose header was checked against its key; None is the key of a plain one."""
+
+    def __init__(self, record: bytes, key: bytes | None) -> None:
+        header = self.header = parse_header(record)
+        need((key is not None) == (header.protection == 1), "protection is the store's")
+        need(len(record) >= header.record_bytes, "record is whole")
+        self._bytes = record[: header.record_bytes]
+        fields = (header.tenant, header.instance, header.kind, header.codec, header.frame_bytes, header.plain_bytes)
+        self._binding = b"arstore frame 1" + struct.pack("<16s16sBBIQ", *fields)
+        if key is None:
+            self._key = self._header_key = derive(self._binding, "plain frame tag")
+            self._prefix, commitment = self._key[:7], bytes(32)
+        else:
+            derived = derive(key + header.instance, "record keys", 103)
+            self._key, commitment, self._header_key, self._prefix = (
+                derived[:32], derived[32:64], derived[64:96], derived[96:],
+            )  # fmt: skip
+        need(header.commitment == commitment, "commitment")
+        need(record[128:160] == keyed(self._header_key, record[:128]), "check")
+
+    def _open(self, index: int, flag: int, sealed: bytes) -> bytes:
+        nonce = self._prefix + struct.pack(">I", index) + bytes([flag])
+        if self.header.protection == 1:
+            return gcm_open(self._key, nonce, sealed, self._binding)
+        content, tag = sealed[:-16], sealed[-16:]
+        need(digest(keyed(self._key, nonce), content)[:16] == tag, "tag")
+        return content
+
+    def read(self, digest_key: bytes) -> tuple[bytes, bytes]:
+        """Return digest and plaintext, every byte of the record checked."""
+        header = self.header
+        start = 160 + header.payload_bytes
+        stop = start + 48 + (4 * header.frames if header.codec else 0)
+        footer = self._open(2**32 - 1, 2, self._bytes[start:stop])
+        need(not any(self._bytes[stop:]), "padding")
+        shares = [min(header.frame_bytes, header.plain_bytes - i * header.frame_bytes) for i in range(header.frames)]
+        lengths = struct.unpack(f"<{header.frames}I", footer[32:]) if header.codec else shares
+        need(sum(lengths) + 16 * header.frames == header.payload_bytes, "frame lengths add up")
+        plain, at = [], 160
+        for index, (length, share) in enumerate(zip(lengths, shares, strict=True)):
+            flag = 1 if index == header.frames - 1 else 0
+            plain.append(decode(header.codec, self._open(index, flag, self._bytes[at : at + length + 16]), share))
+            at += length + 16
+        whole = b"".join(plain)
+        need(digest(digest_key, whole) == footer[:32], "digest")
+        return footer[:32], whole
+
+
+# --- 6. and 7. keys
+
+
+def open_stanzas(document: Any, encrypted: bool, secrets: Mapping[str, bytes], store_id: bytes) -> bytes:
+    """Return the master key that one of the secrets, by stanza kind, opens."""
+    need(document["format"] == 1 and 1 <= len(document["stanzas"]) <= 64, "stanzas file")
+    for kind in ("key-file", "command", "passphrase") if encrypted else ("open",):
+        for stanza in document["stanzas"]:
+            if stanza["kind"] != kind:
+                continue
+            if kind == "open":
+                return bytes.fromhex(stanza["master"])
+            if kind in secrets:
+                sealed = bytes.fromhex(stanza["sealed"])
+                return unseal(stanza_key(stanza, secrets[kind]), f"master key {store_id.hex()}", sealed)
+    raise Refused("no stanza opens")
+
+
+def stanza_key(stanza: Any, secret: bytes) -> bytes:
+    salt = bytes.fromhex(stanza["salt"])
+    if stanza["kind"] != "passphrase":
+        return derive(salt + secret, "stanza key")
+    memory, iterations, lanes = stanza["memory_kib"], stanza["iterations"], stanza["lanes"]
+    need(8 * lanes <= memory <= 4194304 and 1 <= iterations <= 100 and 1 <= lanes <= 64, "Argon2id limits")
+    kdf = Argon2id(salt=salt, length=32, iterations=iterations, lanes=lanes, memory_cost=memory)
+    return kdf.derive(secret)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A reference to a key page."""
+
+    position: int
+    depth: int
+    key: bytes
+
+
+def parse_ref(packed: bytes) -> Ref:
+    ref = Ref(*struct.unpack("<IB32s", packed))
+    need(ref.depth <= 8, "depth")
+    return ref
+
+
+def open_root(master: bytes, store_id: bytes, slots: bytes) -> tuple[int, Ref]:
+    """Return epoch and directory of the newer root that opens."""
+    found = []
+    for slot in (slots[:4096], slots[4096:8192]):
+        try:
+            plain = unseal(master, f"key root {store_id.hex()}", slot[:77])
+        except Refused:
+            continue
+        found.append((struct.unpack_from("<Q", plain)[0], plain[8:45]))
+    need(found, "no root opens")
+    epoch, directory = max(found)
+    return epoch, parse_ref(directory)
+
+
+def leaf(pages: bytes, ref: Ref, number: int) -> bytes | None:
+    """Return the body of a leaf of a key tree."""
+    if ref.position == 0 or number >= 113**ref.depth:
+        return None
+    sealed = pages[4096 * ref.position : 4096 * ref.position + 4096]
+    body = gcm_open(ref.key, bytes(12), sealed, b"arstore key page")
+    need(len(body) == 4080, "page length")
+    if ref.depth == 0:
+        return body
+    child, rest = divmod(number, 113 ** (ref.depth - 1))
+    position, key = struct.unpack_from("<I32s", body, 36 * child)
+    return leaf(pages, Ref(position, ref.depth - 1, key), rest)
+
+
+class Tenant:
+    """A tenant page, and the keys of its records."""
+
+    def __init__(self, body: bytes, pages: bytes) -> None:
+        self.id, self.digest_key, self.index_key, self.quota, self.next_slot = struct.unpack_from("<16s32s32sQQ", body)
+        self._keys, self._pages = parse_ref(body[96:133]), pages
+        need(body[133] <= 128, "name length")
+        self.name = body[134 : 134 + body[133]].decode()
+
+    def key(self, slot: int) -> bytes:
+        body = leaf(self._pages, self._keys, slot // 127)
+        key = body[slot % 127 * 32 : slot % 127 * 32 + 32] if body else bytes(32)
+        need(any(key), "the slot has a key")
+        return key
+
+
+# --- 2., 3. and 9. the store
+
+
+class Store:
+    """A store directory, opened to read."""
+
+    def __init__(self, root: Path, secrets: Mapping[str, bytes], tenant: str = "default") -> None:
+        config = tomllib.loads((root / "config.toml").read_text("utf-8"))
+        need(config["format"] == 1, "format")
+        self._root, self.id, self.encrypted = root, bytes.fromhex(config["store_id"]), config["encrypted"]
+        self._segments: dict[int, bytes] = {}
+        document = json.loads((root / "keys" / "stanzas.json").read_bytes())
+        self.master = open_stanzas(document, self.encrypted, secrets, self.id)
+        roots = Path(config.get("root_file", root / "keys" / "root")).read_bytes()
+        pages = (root / "keys" / "pages").read_bytes()
+        self.epoch, directory = open_root(self.master, self.id, roots)
+        self.number, found = 0, leaf(pages, directory, 0)
+        while found is not None and Tenant(found, pages).name != tenant:
+            self.number += 1
+            found = leaf(pages, directory, self.number)
+        need(found is not None, "tenant is known")
+        self.tenant = Tenant(found or b"", pages)
+        if not self.encrypted:
+            seed = derive(self.id + tenant.encode(), "open tenant", 80)
+            need(self.tenant.id + self.tenant.digest_key + self.tenant.index_key == seed, "keys of an open tenant")
+
+    def catalog(self) -> Rows:
+        """Return the five tables of the catalog as they are."""
+        environment = lmdb.open(str(self._root / "catalog"), readonly=True, lock=False, max_dbs=8)
+        try:
+            with environment.begin() as view:
+                tables = {
+                    name: environment.open_db(name.encode(), view, create=False)
+                    for name in ("blobs", "versions", "names", "segments", "counters")
+                }
+                return {name: dict(view.cursor(table)) for name, table in tables.items()}
+        finally:
+            environment.close()
+
+    def row(self, rows: Rows, table: str, key: bytes) -> bytes:
+        value = rows[table][key]
+        check = keyed(derive(self.master, "catalog rows"), key, value[:-8], length=8)
+        need(value[-8:] == check, "check of the row")
+        return value[:-8]
+
+    def segment(self, segment: int) -> bytes:
+        if segment in self._segments:
+            return self._segments[segment]
+        whole = (self._root / "segments" / f"{segment:016x}.seg").read_bytes()
+        need(whole[:8] == b"ARSEGMT1" and whole[8:24] == self.id, "segment of this store")
+        need(whole[24:32] == struct.pack("<Q", segment) and not any(whole[33:4064]), "segment of this name")
+        need(whole[4064:4096] == derive(whole[:4064], "segment header"), "check of the segment header")
+        self._segments[segment] = whole
+        return whole
+
+    def record(self, whole: bytes, offset: int) -> tuple[Header, bytes, bytes]:
+        """Return header, digest and plaintext of the record at an offset of a segment."""
+        header = parse_header(whole[offset : offset + 160])
+        need(header.tenant == self.tenant.id, "tenant")
+        need((header.protection == 1) == self.encrypted, "protection is the store's")
+        key = self.tenant.key(header.slot) if header.protection else None
+        return header, *Record(whole[offset : offset + header.record_bytes], key).read(self.tenant.digest_key)
+
+    def at(self, place: bytes, kind: int) -> tuple[bytes, bytes]:
+        """Return digest and plaintext of the record at a place of the catalog."""
+        need(len(place) == 62, "length of a place")
+        segment, offset, slot, plain, payload = struct.unpack_from("<QQQQQ", place)
+        header, name, content = self.record(self.segment(segment), offset)
+        told = (slot, plain, payload, place[40:56], *struct.unpack("<IBB", place[56:]), kind)
+        found = (header.slot, header.plain_bytes, header.payload_bytes, header.instance, header.frame_bytes,
+                 header.codec, header.protection, header.kind)  # fmt: skip
+        need(told == found, "place and header agree")
+        return name, content
+
+    # --- 11. reading a file back
+
+    def files(self, name: str, version: int | None = None, rows: Rows | None = None) -> dict[str, tuple[int, bytes]]:
+        """Return mode and bytes of every file of a version, the newest by default, by way of the catalog."""
+        rows = rows or self.catalog()
+        hashed = struct.pack(">I", self.number) + keyed(self.tenant.index_key, b"name", name.encode(), length=20)
+        given = struct.unpack(">I", self.row(rows, "names", hashed))[0]
+        value = self.row(rows, "versions", hashed + struct.pack(">I", version or given))
+        pinned, length = struct.unpack_from("<BI", value, 62)
+        need(pinned in (0, 1) and len(value) == 67 + length, "version row")
+        slot = struct.unpack_from("<Q", value, 16)[0]
+        summary = unseal(self.tenant.key(slot), "version summary", value[67:]) if self.encrypted else value[67:]
+        _, packed = self.at(value[:62], kind=2)
+        body = json.loads(packed)
+        self._check_version(body, json.loads(summary), (name, version or given))
+
+        def blob(wanted: bytes) -> bytes:
+            hashed = struct.pack(">I", self.number) + keyed(self.tenant.index_key, b"blob", wanted, length=20)
+            value = self.row(rows, "blobs", hashed)
+            need(len(value) == 67 and value[66] == 0, "blob row is live")
+            found, plain = self.at(value[:62], kind=1)
+            need(found == wanted, "blob is the one that was asked for")
+            return plain
+
+        return self._assembled(body["manifest"], blob)
+
+    def _check_version(self, body: Any, summary: Any, wanted: tuple[str, int]) -> None:
+        need(list(body) == ["name", "version", "label", "created", "manifest"], "keys of a version record")
+        need((body["name"], body["version"]) == wanted, "name and version")
+        manifest = body["manifest"]
+        text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        size = sum(file[2] for file in manifest["files"])
+        need(summary == [
+            body["name"], body["label"], digest(self.tenant.digest_key, text.encode()).hex(), manifest["kind"],
+            manifest["identity"].get("model"), size, body["created"],
+        ], "summary")  # fmt: skip
+
+    def _assembled(self, manifest: Any, blob: Any) -> dict[str, tuple[int, bytes]]:
+        need(manifest["format"] == 1, "manifest format")
+        found = {}
+        for path, mode, size, _, numbers in manifest["files"]:
+            content = b"".join(blob(bytes.fromhex(manifest["blobs"][number][0])) for number in numbers)
+            need(len(content) == size, "size")
+            found[path] = (mode, content)
+        return found
+
+    def scan(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """Yield kind, digest and plaintext of every record of this tenant in every segment: no catalog is needed."""
+        for path in sorted((self._root / "segments").glob("[!.]*.seg")):
+            whole = self.segment(int(path.name.removesuffix(".seg"), 16))
+            at = 4096
+            while at < len(whole):
+                try:
+                    header, name, plain = self.record(whole, at)
+                except Refused:
+                    at += 4096
+                    continue
+                yield header.kind, name, plain
+                at += header.record_bytes
+
+    def scanned_files(self) -> dict[tuple[str, int], dict[str, tuple[int, bytes]]]:
+        """Return the files of every version by name and number, from segments and keys alone."""
+        records = list(self.scan())
+        blobs = {name: plain for kind, name, plain in records if kind == 1}
+        bodies = [json.loads(plain) for kind, _, plain in records if kind == 2]
+        return {
+            (body["name"], body["version"]): self._assembled(body["manifest"], blobs.__getitem__) for body in bodies
+        }

@@ -1,0 +1,708 @@
+"""Golden vectors: the product reads every good one, writes the same bytes again, and refuses every bad one by its rule.
+
+The vectors are written by scripts/vectors from FORMAT.md alone, and `spec_reader` reads from FORMAT.md alone: what the
+two of them and the product agree on stands in that page.
+"""
+
+import ast
+import json
+import os
+import re
+import resource
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+import arstore
+from arstore.formats import catalog, codec, digest, keypage, manifest, record
+from arstore.formats.errors import FormatError
+from arstore.formats.frames import TAG_BYTES, Binding, frames_of, seal, unseal
+from arstore.formats.identity import make_identity
+from arstore.formats.tensor import TensorSpan, cut_span, dense_bytes
+from arstore.store.disk import Disk
+from arstore.store.errors import Corrupt, KeyRefused, StoreError
+from arstore.store.ingest import cut_file
+from arstore.store.inputs import InputFile, MemorySource
+from arstore.store.keyring import Keyring, create_keyring
+from arstore.store.records import OpenRecord, TenantKeys
+from arstore.store.segments import SegmentReader
+from arstore.store.unlock import Secrets, open_master
+from tests import spec_reader
+from tests.spec_reader import Refused
+
+ROOT = Path(__file__).resolve().parents[1]
+VECTORS = ROOT / "tests" / "vectors"
+WAYS = ("sealed", "plain")
+
+
+@cache
+def sheet(name: str) -> Any:
+    return json.loads((VECTORS / f"{name}.json").read_bytes())
+
+
+def each(name: str, part: str, *say: str) -> pytest.MarkDecorator:
+    """Return a decorator that runs a test over one list of vectors, each called by what it says of itself."""
+    vectors = sheet(name)[part]
+    ids = [" ".join(str(one.get(key)) for key in say) or str(number) for number, one in enumerate(vectors)]
+    return pytest.mark.parametrize("vector", vectors, ids=ids)
+
+
+def refuses(decode: Callable[..., object], *arguments: Any) -> str:
+    """Check that a decoder raises FormatError, exactly; return what it says."""
+    with pytest.raises(FormatError) as caught:
+        decode(*arguments)
+    assert type(caught.value) is FormatError
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- digests and codecs
+
+
+def test_digests() -> None:
+    for one in sheet("digests")["digests"]:
+        assert digest.digest_bytes(bytes.fromhex(one["key"]), bytes.fromhex(one["plain"])).hex() == one["digest"]
+        assert digest.parse_digest(one["digest"]).hex() == one["digest"]
+    for one in sheet("digests")["derived"]:
+        assert digest.derive(bytes.fromhex(one["secret"]), one["context"], one["length"]).hex() == one["derived"]
+    for one in sheet("digests")["keyed"]:
+        parts = [bytes.fromhex(part) for part in one["parts"]]
+        assert digest.keyed_hash(bytes.fromhex(one["key"]), *parts, length=one["length"]).hex() == one["keyed"]
+    for one in sheet("digests")["bad_texts"]:
+        refuses(digest.parse_digest, one["text"])
+
+
+def decoded(number: int, encoded: bytes, length: int) -> bytes:
+    plain = bytearray(length)
+    codec.decode(number, memoryview(encoded), memoryview(plain))
+    return bytes(plain)
+
+
+@each("codecs", "good", "name")
+def test_good_frame(vector: Any) -> None:
+    encoded, plain = bytes.fromhex(vector["encoded"]), bytes.fromhex(vector["plain"])
+    assert decoded(vector["codec"], encoded, len(plain)) == plain
+    assert spec_reader.decode(vector["codec"], encoded, len(plain)) == plain
+    again = codec.encode(codec.Codec(vector["codec"]), memoryview(plain))  # zstd may find other bytes for the same
+    assert decoded(vector["codec"], again, len(plain)) == plain
+    if vector["codec"] == codec.Codec.STORED:
+        assert again == encoded
+
+
+CODEC_RULES = {
+    "length": r"stored frame is \d+ bytes|codec part is \d+ bytes, want at most",
+    "zstd": r"codec part|zstd frame",
+    "planes": r"plane frame is|plane parts are",
+    "limits": r"exceeds the limit",
+    "codec": r"codec \d+ is not known",
+}
+
+
+@each("codecs", "bad", "why")
+def test_bad_frame(vector: Any) -> None:
+    encoded = bytes.fromhex(vector["encoded"])
+    said = refuses(decoded, vector["codec"], encoded, vector["plain_bytes"])
+    assert re.search(CODEC_RULES[vector["refused"]], said), said
+    with pytest.raises(Refused):
+        spec_reader.decode(vector["codec"], encoded, vector["plain_bytes"])
+
+
+# --- segments
+
+
+def spread(pieces: Any) -> bytes:
+    whole = bytearray(pieces["length"])
+    for at, piece in pieces["pieces"].items():
+        whole[int(at) : int(at) + len(piece) // 2] = bytes.fromhex(piece)
+    return bytes(whole)
+
+
+@each("segments", "good")
+def test_good_segment_header(vector: Any) -> None:
+    header = record.SegmentHeader(bytes.fromhex(vector["store_id"]), vector["segment"], vector["lifetime"])
+    assert record.parse_segment_header(spread(vector["header"])) == header
+    assert header.packed() == spread(vector["header"])
+
+
+@each("segments", "bad", "why")
+def test_bad_segment_header(vector: Any) -> None:
+    refuses(record.parse_segment_header, spread(vector["header"]))
+
+
+# --- records, read as the store reads them: from a segment, with the key that the golden key tree has in their slot
+
+
+class Shelf:
+    """A golden store's keys, and segments of one record each."""
+
+    def __init__(self, way: str, home: Path) -> None:
+        told = sheet(f"{way}-store")
+        shutil.copytree(VECTORS / f"{way}-store" / "keys", home / "keys")
+        header = record.parse_segment_header((VECTORS / f"{way}-store" / "segments" / f"{1:016x}.seg").read_bytes())
+        self.store_id, self._home = header.store_id, home
+        self.keyring = Keyring(
+            home / "keys", home / "keys" / "root", bytes.fromhex(told["master"]), self.store_id, Disk()
+        )
+        number, tenant = self.keyring.tenant("default")
+        self.keys = TenantKeys(number, tenant, self.keyring, encrypted=way == "sealed")
+
+    def opened(self, whole: bytes) -> OpenRecord:
+        """Write a record to a segment and return it opened, not yet checked."""
+        header = record.parse_header(whole)
+        (self._home / f"{1:016x}.seg").write_bytes(record.SegmentHeader(self.store_id, 1, 1).packed() + whole)
+        place = catalog.place_of(1, 4096, header)
+        return OpenRecord(SegmentReader(self._home, self.store_id), self.keys, place, header.binding.kind)
+
+
+@pytest.fixture(scope="module")
+def shelves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Shelf]]:
+    made = {way: Shelf(way, tmp_path_factory.mktemp(way)) for way in WAYS}
+    yield made
+    for shelf in made.values():
+        shelf.keyring.close()
+
+
+def padded(text: str) -> bytes:
+    return bytes.fromhex(text).ljust(4096, b"\0")
+
+
+@each("records", "good", "name")
+def test_good_record(vector: Any, shelves: dict[str, Shelf]) -> None:
+    shelf, owner = shelves[vector["store"]], sheet("records")["owners"][vector["store"]]
+    whole, plain, named = padded(vector["record"]), bytes.fromhex(vector["plain"]), bytes.fromhex(vector["digest"])
+    digest_key, key = bytes.fromhex(owner["digest_key"]), bytes.fromhex(vector["key"]) if vector["key"] else None
+    opened = shelf.opened(whole)
+    assert shelf.keys.tenant.digest_key == digest_key
+    assert shelf.keys.key(opened.place) == key
+    opened.check(digest.Digest(named), digest_key)
+    assert opened.footer().digest == named
+    assert opened.read_all() == plain
+    assert spec_reader.Record(whole, key).read(digest_key) == (named, plain)
+
+
+@each("records", "good", "name")
+def test_good_record_is_written_again_byte_by_byte(vector: Any) -> None:
+    owner = sheet("records")["owners"][vector["store"]]
+    plain, frame_bytes = bytes.fromhex(vector["plain"]), vector["frame_bytes"]
+    binding = Binding(
+        bytes.fromhex(owner["tenant"]), bytes.fromhex(vector["instance"]), vector["kind"], vector["codec"],
+        frame_bytes, len(plain),
+    )  # fmt: skip
+    assert binding.packed().hex() == vector["binding"]
+    frames = frames_of(bytes.fromhex(vector["key"]) if vector["key"] else None, binding)
+    assert frames.commitment.hex() == vector["commitment"]
+    cut = [plain[at : at + frame_bytes] for at in range(0, len(plain), frame_bytes)]
+    encoded = [bytes.fromhex(frame) for frame in vector["encoded"]] if vector["codec"] else cut
+    payload = b""
+    for index, frame in enumerate(encoded):
+        sealed = bytearray(len(frame) + TAG_BYTES)
+        frames.seal_into(index, frame, memoryview(sealed))
+        payload += sealed
+    header = record.Header(binding, int(vector["key"] is not None), len(payload), vector["slot"], frames.commitment)
+    named = digest.Digest(bytes.fromhex(vector["digest"]))
+    footer = record.seal_footer(frames, named, [len(frame) for frame in encoded] if vector["codec"] else None)
+    assert header.packed(frames) + payload + footer == padded(vector["record"])[: header.used_bytes]
+    assert header.record_bytes == 4096
+
+
+RECORD_RULES = {
+    "form": r"no record starts here|does not know|exceeds the limits|contradict each other",
+    "header": r"header is not the one that was written",
+    "footer": r"footer fails its",
+    "lengths": r"footer contradicts its header",
+    "digest": r"holds another blob",
+    "padding": r"padding is not zero",
+    "frame": r"frame \d+ fails its",
+    "codec": r"codec",
+    "plaintext": r"another digest",
+}
+
+
+def damaged(vector: Any) -> tuple[Any, bytes]:
+    """Return the good record that a bad one was made of, and the bad one."""
+    of = next(one for one in sheet("records")["good"] if one["name"] == vector["of"])
+    whole = bytearray(padded(of["record"]))
+    for at, put in vector["puts"]:
+        piece = bytes(put) if isinstance(put, int) else bytes.fromhex(put)
+        whole[at : at + len(piece)] = piece
+    assert whole != padded(of["record"])
+    return of, bytes(whole)
+
+
+@each("records", "bad", "of", "why")
+def test_bad_record(vector: Any, shelves: dict[str, Shelf]) -> None:
+    of, whole = damaged(vector)
+    shelf = shelves[of["store"]]
+
+    def read() -> bytes:
+        opened = shelf.opened(whole)
+        opened.check(digest.Digest(bytes.fromhex(of["digest"])), shelf.keys.tenant.digest_key)
+        return opened.read_all()
+
+    if vector["refused"] == "key":  # there is no key to try, so the store says which record it is
+        with pytest.raises(Corrupt):
+            read()
+        return
+    said = refuses(read)
+    assert re.search(RECORD_RULES[vector["refused"]], said), said
+    if vector["refused"] == "form":
+        refuses(record.parse_header, whole)
+    else:
+        record.parse_header(whole)
+
+
+@each("records", "bad", "of", "why")
+def test_rules_of_the_specification_refuse_a_bad_record(vector: Any) -> None:
+    of, whole = damaged(vector)
+    told = sheet(f"{of['store']}-store")
+    store = spec_store(of["store"], VECTORS / f"{of['store']}-store", told)
+    try:
+        _, found, plain = store.record(whole, 0)
+    except Refused:
+        return
+    assert vector["refused"] == "digest", "only a record of another blob is one that opens"
+    assert found.hex() != of["digest"]
+    assert plain.hex() != of["plain"]
+
+
+# --- keys
+
+
+@each("keys", "pages", "page", "holds")
+def test_good_key_page(vector: Any) -> None:
+    page = (VECTORS / sheet("keys")["pages_file"]).read_bytes()[4096 * vector["page"] :][:4096]
+    key, body = bytes.fromhex(vector["key"]), bytes.fromhex(vector["body"])
+    opened = keypage.open_page(key, page)
+    assert opened == body.ljust(4080, b"\0")
+    assert keypage.seal_page(key, body) == page
+    if vector["holds"] == "inner":
+        children = keypage.parse_children(opened, 1)
+        assert keypage.pack_children(children) == opened
+        keys = {one["page"]: one["key"] for one in sheet("keys")["pages"]}
+        assert {child.position: child.key.hex() for child in children.values()}.items() <= keys.items()
+    elif vector["holds"] == "tenant":
+        tenant = keypage.parse_tenant(opened)
+        assert tenant.packed().ljust(4080, b"\0") == opened
+        assert tenant.name in ("default", "zweite-Mieterin-é")
+    else:
+        assert any(keypage.slot_key(opened, slot) for slot in range(127))
+
+
+@each("keys", "bad_pages", "why")
+def test_bad_key_page(vector: Any) -> None:
+    page = bytearray((VECTORS / sheet("keys")["pages_file"]).read_bytes()[4096 * vector["page"] :][:4096])
+    page[vector["at"]] ^= vector["mask"]
+    refuses(keypage.open_page, bytes.fromhex(vector["key"]), bytes(page))
+    refuses(keypage.open_page, bytes.fromhex(vector["key"]), bytes(page[:-1]))
+
+
+@each("keys", "bad_tenants", "why")
+def test_bad_tenant_page(vector: Any) -> None:
+    body = bytes.fromhex(vector["body"])
+    refuses(keypage.parse_tenant, keypage.open_page(bytes(32), keypage.seal_page(bytes(32), body)))
+
+
+def test_good_key_root() -> None:
+    told = sheet("keys")["root"]
+    master, store_id, slot = (bytes.fromhex(told[name]) for name in ("master", "store_id", "slot"))
+    at = told["directory"]
+    directory = keypage.PageRef(at["position"], at["depth"], bytes.fromhex(at["key"]))
+    root = keypage.Root(told["epoch"], directory, told["next_tenant"])
+    whole = keypage.seal_root(master, store_id, root, slot[:12])
+    assert whole == slot.ljust(4096, b"\0")
+    assert keypage.open_root(master, store_id, whole) == root
+    refuses(keypage.open_root, master[::-1], store_id, whole)
+    refuses(keypage.open_root, master, store_id[::-1], whole)
+
+
+@each("keys", "bad_roots", "why")
+def test_bad_key_root(vector: Any) -> None:
+    told = sheet("keys")["root"]
+    master, store_id, slot = bytes.fromhex(told["master"]), bytes.fromhex(told["store_id"]), vector["slot"]
+    refuses(keypage.open_root, master, store_id, bytes.fromhex(slot))
+
+
+def test_sealed_text() -> None:
+    told = sheet("keys")["sealed_text"]
+    key, plain, sealed = (bytes.fromhex(told[name]) for name in ("key", "plain", "sealed"))
+    assert unseal(key, told["context"], sealed) == plain
+    assert seal(key, told["context"], plain, sealed[:12]) == sealed
+    refuses(unseal, key, "master key", sealed)
+
+
+def unlocked(vector: Any, home: Path) -> bytes:
+    """Open a vector's stanzas with its secret in every place where a secret can be."""
+    (home / "stanzas.json").write_text(json.dumps(vector["document"]))
+    (home / "secret").write_bytes(bytes.fromhex(vector["secret"]) + b"\r\n")
+    held = Secrets(home / "secret", home / "secret", f"cat {home / 'secret'}")
+    listed = vector["document"]["stanzas"] if isinstance(vector["document"], dict) else []
+    sealed = not any(isinstance(one, dict) and one.get("kind") == "open" for one in listed)
+    return open_master(home, held, bytes.fromhex(sheet("stanzas")["store_id"]), lambda: None, encrypted=sealed)
+
+
+@each("stanzas", "good", "kind")
+def test_good_stanza(vector: Any, tmp_path: Path) -> None:
+    assert unlocked(vector, tmp_path).hex() == sheet("stanzas")["master"]
+    store_id, kind = bytes.fromhex(sheet("stanzas")["store_id"]), vector["kind"]
+    secrets = {kind: bytes.fromhex(vector["secret"])}
+    master = spec_reader.open_stanzas(vector["document"], kind != "open", secrets, store_id)
+    assert master.hex() == sheet("stanzas")["master"]
+
+
+@each("stanzas", "bad", "why")
+def test_bad_stanza(vector: Any, tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(KeyRefused if vector["refused"] == "key" else Corrupt):
+        unlocked(vector, tmp_path)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - before < 256 << 10, "a stanza must not make opening cost all memory"
+
+
+# --- identities and manifests
+
+
+@each("identities", "good")
+def test_good_identity(vector: Any) -> None:
+    identity = make_identity(vector["fields"])
+    assert dict(identity) == vector["identity"]
+    assert list(identity) == sorted(identity)
+    assert make_identity(vector["identity"]) == identity
+
+
+@each("identities", "bad", "why")
+def test_bad_identity(vector: Any) -> None:
+    refuses(make_identity, vector["fields"])
+
+
+@each("manifests", "good", "name")
+def test_good_manifest(vector: Any) -> None:
+    parsed = manifest.parse_manifest(manifest.parse_json(vector["text"].encode()))
+    assert parsed.packed() == vector["text"].encode()
+    assert parsed.id(bytes.fromhex(sheet("manifests")["digest_key"])).hex() == vector["id"]
+
+
+@each("manifests", "bad", "why")
+def test_bad_manifest(vector: Any) -> None:
+    good = manifest.parse_json(sheet("manifests")["good"][0]["text"].encode())
+    value = {key: part for key, part in good.items() if key != vector.get("without")} | vector.get("puts", {})
+    assert value != good or vector["why"].startswith(("format as truth", "single that is a number"))  # 1 == True
+    refuses(manifest.parse_manifest, manifest.parse_json(json.dumps(value).encode()))
+
+
+@each("manifests", "bad_texts", "why")
+def test_bad_manifest_text(vector: Any) -> None:
+    refuses(lambda: manifest.parse_manifest(manifest.parse_json(vector["text"].encode())))
+
+
+@each("manifests", "bad_bytes", "why")
+def test_bad_manifest_bytes(vector: Any) -> None:
+    refuses(manifest.parse_json, bytes.fromhex(vector["bytes"]))
+
+
+def repeated(cuts: Any) -> list[tuple[Any, ...]]:
+    return [(length, *more) for length, times, *more in cuts for _ in range(times)]
+
+
+@each("cuts", "tensors", "dtype", "shape")
+def test_cut_of_a_tensor(vector: Any) -> None:
+    shape = tuple(vector["shape"])
+    stride = shape if vector["strided"] else None
+    span = TensorSpan("name", vector["dtype"], shape, 7, dense_bytes(vector["dtype"], shape), stride)
+    assert [(length,) for length in cut_span(span)] == repeated(vector["blobs"])
+
+
+class Length(MemorySource):
+    """A file of which only the length is asked."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__([])
+        self.size = size
+
+
+@each("cuts", "files", "size", "tensors")
+def test_cut_of_a_file(vector: Any) -> None:
+    spans = tuple(
+        TensorSpan(str(number), dtype, tuple(shape), start, dense_bytes(dtype, tuple(shape)))
+        for number, (start, dtype, shape) in enumerate(vector["tensors"])
+    )
+    cuts = cut_file(InputFile("x", 0o644, Length(vector["size"]), "safetensors", spans))
+    assert [(cut.length, cut.dtype) for cut in cuts] == repeated(vector["blobs"])
+
+
+# --- catalog rows
+
+PARSERS: dict[str, Callable[[bytes], Any]] = {
+    "blobs": catalog.parse_blob, "versions": catalog.parse_version, "segments": catalog.parse_segment,
+    "blob": catalog.parse_blob, "version": catalog.parse_version, "segment": catalog.parse_segment,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_good_catalog_rows(way: str) -> None:
+    told = sheet(f"{way}-store")
+    check_key = digest.derive(bytes.fromhex(told["master"]), "catalog rows")
+    for table, rows in told["catalog"].items():
+        assert rows, table
+        for key_text, value_text in rows.items():
+            key, value = bytes.fromhex(key_text), bytes.fromhex(value_text)
+            packed = catalog.open_row(check_key, key, value)
+            if table in PARSERS:
+                packed = PARSERS[table](packed).packed()
+            assert catalog.close_row(check_key, key, packed) == value
+
+
+@each("catalog", "bad_checks", "why")
+def test_catalog_row_with_a_bad_check(vector: Any) -> None:
+    check_key = bytes.fromhex(sheet("catalog")["check_key"])
+    refuses(catalog.open_row, check_key, bytes.fromhex(vector["key"]), bytes.fromhex(vector["value"]))
+
+
+@each("catalog", "bad_rows", "row", "why")
+def test_catalog_row_that_says_too_much(vector: Any) -> None:
+    check_key, key = bytes.fromhex(sheet("catalog")["check_key"]), bytes.fromhex(vector["key"])
+    refuses(PARSERS[vector["row"]], catalog.open_row(check_key, key, bytes.fromhex(vector["value"])))
+
+
+# --- whole stores
+
+
+def spec_store(way: str, root: Path, told: Any) -> spec_reader.Store:
+    secret = {"key-file": bytes.fromhex(told["key_file"]).strip()} if way == "sealed" else {}
+    return spec_reader.Store(root, secret)
+
+
+@pytest.fixture(params=WAYS)
+def golden(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, Any]:
+    """Return a golden store as a directory of its own, its catalog made of its rows, its key file beside it."""
+    way = request.param
+    told, root = sheet(f"{way}-store"), tmp_path / "golden"
+    shutil.copytree(VECTORS / f"{way}-store", root)
+    for path in [root, *root.rglob("*")]:  # a checkout may be read-only
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    with lmdb.open(str(root / "catalog"), max_dbs=16, map_size=1 << 20) as environment:
+        for table, rows in told["catalog"].items():
+            place = environment.open_db(table.encode())
+            with environment.begin(write=True, db=place) as change:
+                for key, value in rows.items():
+                    change.put(bytes.fromhex(key), bytes.fromhex(value))
+    if told["key_file"]:
+        (tmp_path / "key").write_bytes(bytes.fromhex(told["key_file"]))
+    return way, root, told
+
+
+def opened(root: Path) -> arstore.Store:
+    return arstore.open_store(root, key_file=root.parent / "key")
+
+
+def test_golden_store_is_read_by_the_product(golden: tuple[str, Path, Any], tmp_path: Path) -> None:
+    _, root, told = golden
+    with opened(root) as store:
+        listed = {found.summary.name: found.summary for found in store.ls()}
+        assert listed.keys() == told["artifacts"].keys()
+        for name, artifact in told["artifacts"].items():
+            summary = listed[name]
+            expected = artifact["version"], artifact["label"], artifact["pinned"]
+            assert (summary.version, summary.label, summary.pinned) == expected
+            single = len(artifact["files"]) == 1
+            store.get_to(name, dest := tmp_path / "out" / name)
+            for path, file in artifact["files"].items():
+                got = dest if single else dest / path
+                assert got.read_bytes().hex() == file["bytes"]
+                assert stat.S_IMODE(got.stat().st_mode) == file["mode"]
+        scrubbed = store.verify(deep=True)
+        assert scrubbed.corrupt == ()
+        assert scrubbed.checked == sum(map(len, (told["catalog"][table] for table in ("blobs", "versions"))))
+
+
+def test_golden_store_takes_more(golden: tuple[str, Path, Any], tmp_path: Path) -> None:
+    way, root, told = golden
+    (tmp_path / "more").write_bytes(b"more " * 100)
+    with opened(root) as store:
+        assert store.put(tmp_path / "more", name="golden/more").summary.version == 1
+        assert store.put(tmp_path / "more", name="golden/note").summary.version == 2
+        assert store.put(tmp_path / "more", name="golden/more").blobs_new == 0
+        store.rm("golden/note@1")
+        assert store.verify(deep=True).corrupt == ()
+    other = spec_store(way, root, told)
+    assert other.files("golden/note") == {"more": (0o644, b"more " * 100)}
+
+
+def test_golden_store_is_read_from_the_specification(golden: tuple[str, Path, Any]) -> None:
+    way, root, told = golden
+    store = spec_store(way, root, told)
+    assert store.epoch == told["epoch"]
+    scanned = store.scanned_files()
+    for name, artifact in told["artifacts"].items():
+        files = {path: (file["mode"], bytes.fromhex(file["bytes"])) for path, file in artifact["files"].items()}
+        assert store.files(name) == files
+        assert scanned[name, artifact["version"]] == files
+
+
+def test_a_key_tree_of_three_levels_is_read_from_the_specification(tmp_path: Path) -> None:
+    """The golden trees are small; leaf 113 is the first that needs a second inner level."""
+    root, master, store_id = tmp_path / "root", bytes(range(32)), bytes(16)
+    (tmp_path / "keys").mkdir()
+    create_keyring(tmp_path / "keys", root, master, store_id, Disk())
+    keyring = Keyring(tmp_path / "keys", root, master, store_id, Disk())
+    try:
+        number = keyring.add_tenant("big", open_keys=False)
+        made = dict(keyring.reserve(number, 127 * 114))
+        epoch = keyring.epoch
+    finally:
+        keyring.close()
+    pages = (tmp_path / "keys" / "pages").read_bytes()
+    found, directory = spec_reader.open_root(master, store_id, root.read_bytes())
+    body = spec_reader.leaf(pages, directory, number)
+    assert found == epoch
+    assert body is not None
+    tenant = spec_reader.Tenant(body, pages)
+    for slot in (1, 126, 127, 127 * 112, 127 * 113 - 1, 127 * 113, 127 * 114):
+        assert tenant.key(slot) == made[slot]
+    with pytest.raises(Refused):
+        tenant.key(127 * 114 + 1)
+
+
+# --- a store that the product makes now, read from the specification
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Return a directory of files that take every codec, several frames, one blob twice and one name in UTF-8."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    chance = np.random.default_rng(7)
+    weights: dict[str, np.ndarray[Any, Any]] = {
+        "half": chance.standard_normal((64, 100)).astype(np.float16),
+        "single": (chance.standard_normal((31, 5)) * 0.02).astype(np.float32),
+        "other": chance.standard_normal((33,)).astype(np.float16),
+        "zeros": np.zeros((5 << 20,), np.uint8),
+        "empty": np.zeros((0, 3), np.int64),
+    }
+    home = tmp_path / "checkpoint"
+    (home / "größe").mkdir(parents=True)
+    save_file(weights, home / "model.safetensors")
+    (home / "größe" / "config.json").write_text('{"hidden_size": 8}')
+    (home / "again.bin").write_bytes(weights["half"].tobytes())
+    (home / "nothing").write_bytes(b"")
+    (home / "run.sh").write_bytes(b"#!/bin/sh\n")
+    (home / "run.sh").chmod(0o750)
+    (home / "random.bin").write_bytes(chance.bytes((8 << 20) + 12345))
+    return home
+
+
+def files_of(home: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        path.relative_to(home).as_posix(): (stat.S_IMODE(path.stat().st_mode), path.read_bytes())
+        for path in home.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("kind", ["key-file", "passphrase", "open"])
+def test_a_fresh_store_is_read_from_the_specification(kind: str, checkpoint: Path, tmp_path: Path) -> None:
+    root, wanted = tmp_path / "fresh", files_of(checkpoint)
+    passphrase = b"correct horse battery staple" if kind == "passphrase" else None
+    arstore.create_store(root, encrypted=kind != "open", passphrase=passphrase, key_file=tmp_path / "key")
+    with arstore.open_store(root, passphrase=passphrase) as store:
+        for number in range(3):
+            store.add_tenant(f"other-{number}")
+        store.put(checkpoint, name="model", codec="plane", identity={"model": "größe"})
+        store.put(checkpoint / "run.sh", name="model@script", pin=True)
+    with arstore.open_store(root, passphrase=passphrase, tenant="other-1") as store:
+        store.put(checkpoint, name="model")  # where nothing of it is stored yet: that other tenant's blobs are its own
+        store.put(checkpoint / "größe", name="model")
+
+    secrets: dict[str, bytes] = {}
+    if kind != "open":
+        secrets[kind] = passphrase or (tmp_path / "key").read_bytes().strip()
+    reader = spec_reader.Store(root, secrets)
+    script = {"run.sh": wanted["run.sh"]}
+    assert reader.files("model", version=1) == wanted
+    assert reader.files("model") == script
+    assert reader.scanned_files() == {("model", 1): wanted, ("model", 2): script}
+    config = {"config.json": wanted["größe/config.json"]}
+    other = spec_reader.Store(root, secrets, tenant="other-1")
+    assert other.files("model", version=1) == wanted
+    assert other.files("model") == config
+    assert other.scanned_files() == {("model", 1): wanted, ("model", 2): config}
+    codecs = {catalog.parse_blob(value[:-8]).place.codec for value in reader.catalog()["blobs"].values()}
+    assert codecs == {0, 1, 2, 3}, "it would prove little if all were stored alike"
+    if kind != "open":
+        with pytest.raises(Refused):
+            spec_reader.Store(root, {kind: b"another secret"})
+
+
+# --- config
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("format = 1", "format = 2"), ("format = 1\n", ""), ("format = 1", 'format = "1"'),
+        ("encrypted = true", "encrypted = false"), ("encrypted = true", "encrypted = 1"), ('_id = "', '_id = "00'),
+        ("store_id", "store_di"), ("encrypted = true", "encrypted = true\nkey_file = 7"), ("format", "\x00"),
+    ],
+)  # fmt: skip
+def test_bad_config(old: str, new: str, tmp_path: Path) -> None:
+    """Nothing authenticates the config: whatever is written there, the store only shuts."""
+    arstore.create_store(root := tmp_path / "store", key_file=tmp_path / "key")
+    config = root / "config.toml"
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new, 1))
+    with pytest.raises(StoreError):
+        arstore.open_store(root, key_file=tmp_path / "key")
+
+
+# --- the vectors themselves
+
+
+def test_vectors_are_what_scripts_vectors_writes(tmp_path: Path) -> None:
+    """A check that script and files have not drifted apart; the files themselves are never written here."""
+    command = [sys.executable, str(ROOT / "scripts" / "vectors"), "--into"]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([*command, tmp_path / "new"], env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = {path.relative_to(tmp_path / "new") for path in (tmp_path / "new").rglob("*") if path.is_file()}
+    assert made == {path.relative_to(VECTORS) for path in VECTORS.rglob("*") if path.is_file()}
+    for path in made:
+        assert (tmp_path / "new" / path).read_bytes() == (VECTORS / path).read_bytes(), path
+
+    (tmp_path / "new" / "cuts.json").write_text("{}")
+    (tmp_path / "new" / "keys.json").unlink()
+    done = subprocess.run([*command, tmp_path / "new"], env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "cuts.json" in done.stderr
+    assert (tmp_path / "new" / "cuts.json").read_text() == "{}"
+    assert not (tmp_path / "new" / "keys.json").exists(), "it wrote some files before it refused"
+
+
+def test_vectors_are_small() -> None:
+    assert sum(path.stat().st_size for path in VECTORS.rglob("*") if path.is_file()) < 200_000
+
+
+@pytest.mark.parametrize(
+    "path", [Path("tests/spec_reader.py"), Path("scripts/vectors"), Path("scripts/golden")], ids=str
+)
+def test_second_implementations_do_not_know_the_product(path: str) -> None:
+    files = sorted((ROOT / path).glob("*.py")) if (ROOT / path).is_dir() else [ROOT / path]
+    assert files
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(module.split(".")[0] == "arstore" for module in modules), file
+
+
+def test_every_vector_file_is_named_in_the_specification() -> None:
+    text = (ROOT / "formats" / "FORMAT.md").read_text("utf-8")
+    named = {name for names in re.findall(r"\[([a-z, -]+)\]", text) for name in names.split(", ")}
+    assert {path.stem for path in VECTORS.glob("*.json")} <= named
