@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..store.errors import BadInput
-from ..store.select import COLWISE, ROWWISE, Selection, Shard
+from ..store.select import TP_STYLES, Selection, Shard
 from .render import rate, size
 from .session import session_of
 
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def get(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="NAME, NAME@VERSION or an id.")],
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Where to write.")],
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="Where to write; with a slash at the end, a directory.")],
     tensor: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Only tensors whose names match. Repeatable.")
     ] = None,
@@ -97,6 +97,6 @@ def _read_plan(path: Path | None) -> tuple[tuple[str, str], ...]:
             plan = json.loads(file.read(_PLAN_MAX_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"--tp-plan {path}", f"can't be read as JSON ({error})") from None
-    if not isinstance(plan, dict) or not all(style in (COLWISE, ROWWISE) for style in plan.values()):
-        raise BadInput(f"--tp-plan {path}", f"wanted an object of name patterns to {COLWISE} or {ROWWISE}")
-    return tuple(plan.items())
+    if not isinstance(plan, dict) or not all(isinstance(s, str) and s in TP_STYLES for s in plan.values()):
+        raise BadInput(f"--tp-plan {path}", f"wanted an object of name patterns to one of {', '.join(TP_STYLES)}")
+    return tuple((pattern, TP_STYLES[style]) for pattern, style in plan.items())

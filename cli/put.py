@@ -8,6 +8,7 @@ import typer
 
 from ..store.errors import BadInput
 from ..store.put import Stored
+from .quantities import parse_duration
 from .render import rate, size
 from .session import session_of
 
@@ -62,6 +63,8 @@ def put(
             codec=codec,
             pin=pin,
             opaque=opaque or (),
+            multi_writer=multi_writer,
+            lock_wait_s=parse_duration(lock_wait),
             progress=progress,
         )
     seconds = session.seconds

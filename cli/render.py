@@ -26,5 +26,5 @@ def pairs(values: Sequence[tuple[str, object]]) -> str:
 
 
 def rate(length_bytes: float, seconds: float) -> str:
-    """Return a speed, or nothing where the time was too short to mean one."""
-    return f", {length_bytes / seconds / 1e9:.2f} GB/s" if seconds >= 0.05 else ""
+    """Return a speed, or nothing where there was too little to measure one by."""
+    return f", {length_bytes / seconds / 1e9:.2f} GB/s" if length_bytes >= 16 << 20 and seconds >= 0.05 else ""

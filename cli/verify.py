@@ -32,9 +32,12 @@ def verify(
     session = session_of(context)
     if tier not in (None, "local"):
         raise BadInput(f"--tier {tier}", "this store has the tier local")
+    rate_bytes = parse_size(max_rate) if max_rate is not None else None
+    if rate_bytes == 0:
+        raise BadInput(f"--max-rate {max_rate}", "would never end; leave it out for no limit")
     pace = Pace(
         deep,
-        parse_size(max_rate) if max_rate is not None else None,
+        rate_bytes,
         parse_duration(max_duration) if max_duration is not None else None,
     )
     with session.open() as store, session.progress("verify") as progress:

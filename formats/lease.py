@@ -37,7 +37,9 @@ class ProcessId:
 
 
 def parse_process(packed: bytes) -> ProcessId:
-    """Return the process in exactly 36 bytes."""
+    """Return the process in exactly 36 bytes; raise FormatError if they are more or less."""
+    if len(packed) != PROCESS_BYTES:
+        raise FormatError(f"process is {len(packed)} bytes, wanted {PROCESS_BYTES}")
     return ProcessId(*_PROCESS.unpack(packed))
 
 

@@ -30,11 +30,11 @@ def account(rows: Rows, tenant: bytes, changed: Mapping[int, int]) -> None:
     rows.put("counters", b"usage" + tenant, _U64.pack(max(usage, 0)))
 
 
-def write_segments(rows: Rows, segments: Mapping[int, SegmentRow]) -> None:
-    """Write the rows of segments into an empty catalog, and see that no id is given twice."""
+def write_segments(rows: Rows, segments: Mapping[int, SegmentRow], last: int) -> None:
+    """Write the rows of segments into an empty catalog, and see that no id up to `last` is given again."""
     for segment, row in segments.items():
         rows.put("segments", segment_key(segment), row.packed())
-    rows.put("counters", b"next-segment", _U64.pack(max(segments, default=0)))
+    rows.put("counters", b"next-segment", _U64.pack(last))
 
 
 def count(rows: Rows, key: bytes) -> int:

@@ -107,7 +107,7 @@ class Artifact:
             except BadBlob as bad:
                 row = self._parts.catalog.find_blobs([bad.want.digest]).get(bad.want.digest)
                 if row and row.place == bad.want.place:
-                    self._parts.catalog.quarantine(bad.want.digest)
+                    self._parts.catalog.quarantine(bad.want.digest, row.place)
                     raise self._named(bad.error) from None
         raise self._named(Corrupt("blobs", "kept being moved; try again"))
 

@@ -66,8 +66,6 @@ class Catalog:
         self._tables, self._tenant = tables, tenant
         self._prefix, self._index_key = _U32.pack(tenant), index_key
 
-    # ---- blobs
-
     def find_blobs(self, digests: Iterable[Digest]) -> dict[Digest, BlobRow]:
         """Return the rows of those digests that are known, quarantined ones included."""
         with self._tables.reading() as rows:
@@ -90,12 +88,15 @@ class Catalog:
 
         return self._tables.write(change)
 
-    def quarantine(self, digest: Digest) -> None:
-        """Mark a blob as bad: reads refuse it, and the next put of the same bytes replaces it."""
+    def quarantine(self, digest: Digest, place: Place) -> None:
+        """Mark a blob as bad where it lies: reads refuse it, and the next put of the same bytes replaces it.
+
+        Nothing happens if it lies elsewhere by now.
+        """
 
         def change(rows: Rows) -> None:
             row = self._blob(rows, digest)
-            if row:
+            if row and row.place == place:
                 rows.put("blobs", self._blob_key(digest), replace(row, state=QUARANTINED).packed())
 
         self._tables.write(change)
@@ -111,8 +112,6 @@ class Catalog:
                     rows.put("blobs", self._blob_key(digest), good.packed())
 
         self._tables.write(change)
-
-    # ---- versions
 
     def last_version(self, name: str) -> int:
         """Return the highest version number ever given under a name, 0 if none."""
@@ -222,10 +221,7 @@ class Catalog:
             return count(rows, ERASE_PENDING) > 0
 
     def erase_finished(self) -> None:
-        """Say that no erase is pending."""
         self._tables.write(lambda rows: rows.delete("counters", ERASE_PENDING))
-
-    # ---- segments, usage, spare slots
 
     def new_segment(self, lifetime: int) -> int:
         """Return the id of a fresh segment row."""

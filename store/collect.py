@@ -4,19 +4,21 @@ lease -> abandoned loans -> retention -> mark -> delete, re-checked -> keys dest
 safe to be killed in and finished by the next collection; puts and gets go on beside it.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..formats.catalog import BlobRow
-from .disk import Disk
+from .disk import Disk, locked
 from .erase import shred
+from .errors import Conflict
 from .garbage import Garbage
 from .keyring import Keyring
 from .lease import Leases
-from .names import Names
+from .names import Found, Names
 from .reclaim import reclaim
-from .retention import Retention, choose
+from .retention import KEEP_ALL, Retention, choose
 from .slots import SlotLedger
 
 SCOPE = b"gc"
@@ -72,29 +74,48 @@ def collect(
     with parts.leases.hold(SCOPE, "gc", lock_wait_s):
         if not dry_run:
             parts.recover()
-        outdated = choose(list(parts.names.all()), retention, now_s, lambda found: parts.names.manifest(found).blobs)
+        outdated = _outdated(parts, retention, now_s)
         for found in outdated if not dry_run else ():
-            parts.names.drop(found)
-        loans = parts.ledger.abandoned()
-        asked = {(int.from_bytes(loan[:4], "big"), slot) for loan, slots in loans.items() for slot in slots}
-        survey = parts.garbage.survey(asked)
-        due, waiting = _sort(survey.unneeded, margins, now_s)
+            with contextlib.suppress(Conflict):  # removed by somebody else meanwhile
+                parts.names.drop(found)
         dropped = tuple(found.text for found in outdated)
         if dry_run:
-            survey.forget(row.place for _, row in due)
-            seen = reclaim(parts.directory, survey, parts.garbage, parts.disk, dry_run=True)
-            kept = survey.blobs - len(due)
-            return Collected(seen.freed_bytes, len(due), kept, len(waiting), seen.segments, dropped, 0)
+            return _foretell(parts, margins, outdated, dropped, now_s)
+        with locked(parts.directory):  # nobody takes in what a killed put left while its keys are judged
+            loans = parts.ledger.abandoned()
+            asked = {(int.from_bytes(loan[:4], "big"), slot) for loan, slots in loans.items() for slot in slots}
+            survey = parts.garbage.survey(asked)
+            for loan, slots in loans.items():
+                parts.ledger.foreclose(loan, slots, survey.needed_slots)
+        due, waiting = _sort(survey.unneeded, margins, now_s)
         cycle = parts.garbage.next_cycle()
         parts.garbage.condemn([key for key, row in waiting if not _stamped(row, now_s)], cycle, now_s)
         deleted = parts.garbage.delete(key for key, _ in due)
-        for loan, slots in loans.items():
-            parts.ledger.foreclose(loan, slots, survey.needed_slots)
         keys = shred(parts.keyring, parts.ledger)
-        freed = reclaim(parts.directory, parts.garbage.survey(), parts.garbage, parts.disk, dry_run=False)
-        return Collected(
-            freed.freed_bytes, deleted, survey.blobs - deleted, len(waiting), freed.segments, dropped, keys
-        )
+        # What was committed since the survey lies past the lengths that it saw.
+        survey.forget(deleted)
+        freed = reclaim(parts.directory, survey, parts.garbage, parts.disk, dry_run=False)
+        kept = survey.blobs - len(deleted)
+        return Collected(freed.freed_bytes, len(deleted), kept, len(waiting), freed.segments, dropped, keys)
+
+
+def _outdated(parts: CollectParts, retention: Retention, now_s: int) -> list[Found]:
+    if retention == KEEP_ALL:  # then no version has to be readable
+        return []
+    return choose(list(parts.names.all()), retention, now_s, lambda found: parts.names.manifest(found).blobs)
+
+
+def _foretell(
+    parts: CollectParts, margins: Margins, outdated: Sequence[Found], dropped: tuple[str, ...], now_s: int
+) -> Collected:
+    """Return what a collection would do."""
+    survey = parts.garbage.survey()
+    survey.forget(found.row.place for found in outdated)
+    survey.unneeded += [(b"", row) for row in parts.names.released(outdated)]
+    due, waiting = _sort(survey.unneeded, margins, now_s)
+    survey.forget(row.place for _, row in due)
+    seen = reclaim(parts.directory, survey, parts.garbage, parts.disk, dry_run=True)
+    return Collected(seen.freed_bytes, len(due), survey.blobs - len(due), len(waiting), seen.segments, dropped, 0)
 
 
 def _sort(

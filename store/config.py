@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .disk import Disk
-from .errors import NoStore, StorageFailed
+from .errors import BadInput, NoStore, StorageFailed
 
 FORMAT = 1
 CONFIG_NAME = "config.toml"
@@ -36,15 +36,35 @@ class Config:
         return "\n".join(lines) + "\n"
 
 
+def setting(name: str) -> str | None:
+    """Return what the environment says of `store`, `tenant`, `key_file`, `passphrase_file` or `key_command`.
+
+    `$ARSTORE_STORE` and so on go before the TOML file that `$ARSTORE_CONFIG` names; None where neither speaks.
+    Raises BadInput if that file can't be read as one.
+    """
+    given = os.environ.get(f"ARSTORE_{name.upper()}")
+    path = os.environ.get("ARSTORE_CONFIG")
+    if given or not path:
+        return given or None
+    try:
+        with open(path, "rb") as file:
+            value = tomllib.loads(file.read(_SIZE_MAX).decode()).get(name)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"ARSTORE_CONFIG {path}", f"can't be read as TOML ({error})") from None
+    if value is not None and not isinstance(value, str):
+        raise BadInput(f"ARSTORE_CONFIG {path}", f"{name} is not text")
+    return value or None
+
+
 def default_store() -> Path:
-    """Return `$ARSTORE_STORE`, or `$XDG_DATA_HOME/arstore`."""
-    given = os.environ.get("ARSTORE_STORE")
+    """Return the store that the environment names, or `$XDG_DATA_HOME/arstore`."""
+    given = setting("store")
     return Path(given) if given else _xdg("XDG_DATA_HOME", ".local/share") / "arstore"
 
 
 def default_tenant() -> str:
-    """Return `$ARSTORE_TENANT`, or `default`."""
-    return os.environ.get("ARSTORE_TENANT") or DEFAULT_TENANT
+    """Return the tenant that the environment names, or `default`."""
+    return setting("tenant") or DEFAULT_TENANT
 
 
 def default_key_file(store_id: bytes) -> Path:

@@ -84,24 +84,34 @@ class Garbage:
         for batch in _batches(keys):
             self._tables.write(lambda rows, batch=batch: change(rows, batch))  # type: ignore[misc]
 
-    def delete(self, keys: Iterable[bytes]) -> int:
-        """Delete blobs that still nothing needs, their keys doomed; return how many."""
+    def delete(self, keys: Iterable[bytes]) -> list[Place]:
+        """Delete blobs that still nothing needs, their keys doomed; return where those were."""
 
-        def change(rows: Rows, batch: list[bytes]) -> int:
+        def change(rows: Rows, batch: list[bytes]) -> list[Place]:
             changed: dict[bytes, Counter[int]] = defaultdict(Counter)
-            deleted = 0
+            deleted: list[Place] = []
             for key in batch:
                 row = _unneeded(rows, key)
                 if row:
                     rows.delete("blobs", key)
                     doom(rows, int.from_bytes(key[:4], "big"), row.place.slot)
                     changed[key[:4]][row.place.segment] -= row.place.record_bytes
-                    deleted += 1
+                    deleted.append(row.place)
             for tenant, by_segment in changed.items():
                 account(rows, tenant, by_segment)
             return deleted
 
-        return sum(self._tables.write(lambda rows, b=batch: change(rows, b)) for batch in _batches(keys))  # type: ignore[misc]
+        gone: list[Place] = []
+        for batch in _batches(keys):
+            gone += self._tables.write(lambda rows, batch=batch: change(rows, batch))  # type: ignore[misc]
+        return gone
+
+    def is_empty(self, segment: int, durable_bytes: int) -> bool:
+        """Say whether nothing lives in a segment and nothing was committed to it since it had that length."""
+        with self._tables.reading() as rows:
+            value = rows.get("segments", segment.to_bytes(8, "big"))
+        row = parse_segment(value) if value is not None else None
+        return row is not None and not row.live_bytes and row.durable_bytes == durable_bytes
 
     def drop_segment(self, segment: int, durable_bytes: int) -> bool:
         """Strike an empty segment off the catalog; False if something was committed to it meanwhile."""

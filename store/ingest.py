@@ -136,7 +136,9 @@ class Ingest:
         known: set[Digest] = set()
         for digest, row in self.catalog.find_blobs(mine).items():
             if row.state == LIVE and not self.segments.reaches(row.place):
-                self.catalog.quarantine(digest)  # its segment is gone or damaged: the copy stored now takes its place
+                self.catalog.quarantine(
+                    digest, row.place
+                )  # its segment is gone or damaged: the copy stored now takes its place
             elif row.state == LIVE:
                 known.add(digest)
         with self._guard:

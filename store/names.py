@@ -8,10 +8,11 @@ import fnmatch
 import json
 import re
 import secrets
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from ..formats.catalog import VersionRow
+from ..formats.catalog import BlobRow, VersionRow
 from ..formats.digest import Digest, digest_bytes
 from ..formats.errors import FormatError
 from ..formats.frames import seal, unseal
@@ -104,8 +105,7 @@ class Names:
 
     def all(self) -> Iterator[Found]:
         """Yield every version of every name, in no particular order of names."""
-        for version, row in self._catalog.versions():
-            yield self._found(version, row)
+        yield from self._opened(None)
 
     def listed(self, glob: str | None = None, kind: str | None = None) -> list[Found]:
         """Return the versions whose names match, by name and version."""
@@ -117,7 +117,7 @@ class Names:
 
     def versions(self, name: str) -> list[Found]:
         """Return the versions of one name, oldest first."""
-        return [self._found(version, row) for version, row in self._catalog.versions(name)]
+        return list(self._opened(name))
 
     def resolve(self, text: str) -> Found:
         """Return the version a ref or an id prefix names; raise NotFound, or BadInput if it is ambiguous."""
@@ -134,7 +134,7 @@ class Names:
         raise NotFound(text, "no such name", hint="'arstore ls' lists the names there are")
 
     def manifest(self, found: Found) -> Manifest:
-        """Return what a version consists of; raise Corrupt if its record is bad."""
+        """Return what a version consists of; raise Corrupt if its record is bad, NotFound if it was removed since."""
         place = found.row.place
         try:
             if place.plain_bytes > MANIFEST_MAX_BYTES:
@@ -144,8 +144,10 @@ class Names:
             record.check_ends(digest_bytes(self._keys.tenant.digest_key, packed))
             record.check_padding()
             return parse_manifest(parse_json(packed)["manifest"])
-        except (FormatError, KeyError, TypeError) as error:
-            raise corrupt(place, None, error) from None
+        except (Corrupt, FormatError, KeyError, TypeError) as error:
+            if not self._is_there(found.summary.name, found.row):
+                raise NotFound(found.text, "was removed while it was read") from None
+            raise error if isinstance(error, Corrupt) else corrupt(place, None, error) from None
 
     def note_use(self, found: Found, now_s: int) -> None:
         """Note that a version was read, to the hour; where that can't be written it is left."""
@@ -181,11 +183,16 @@ class Names:
         """Drop a version, durably."""
         self._catalog.drop(found.summary.name, found.summary.version, self._needed(found))
 
+    def released(self, dropped: Iterable[Found]) -> list[BlobRow]:
+        """Return the rows of blobs that nothing would need once these versions are dropped."""
+        counts = Counter(digest for found in dropped for digest in self._needed(found))
+        return [row for digest, row in self._catalog.find_blobs(counts).items() if 0 < row.refs <= counts[digest]]
+
     def _needed(self, found: Found) -> frozenset[Digest]:
         """Return the blobs a version needs; none where its record is bad, for a bad version must be removable."""
         try:
             return frozenset(blob.digest for blob in self.manifest(found).blobs)
-        except Corrupt:
+        except (Corrupt, NotFound):
             return frozenset()
 
     def check_free(self, ref: Ref, manifest_id: ManifestId) -> Found | None:
@@ -204,6 +211,19 @@ class Names:
         if len({one.summary.id for one in found}) > 1:
             raise BadInput(prefix, f"{len(found)} ids start like this; give more digits")
         return max(found, key=lambda one: one.summary.created)
+
+    def _opened(self, name: str | None) -> Iterator[Found]:
+        for version, row in self._catalog.versions(name):
+            try:
+                found = self._found(version, row)
+            except Corrupt:
+                if self._is_there(name, row):
+                    raise
+                continue  # removed since the rows were read, and its key with it
+            yield found
+
+    def _is_there(self, name: str | None, row: VersionRow) -> bool:
+        return any(other.place == row.place for _, other in self._catalog.versions(name))
 
     def _found(self, version: int, row: VersionRow) -> Found:
         key = self._keys.key(row.place)

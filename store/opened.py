@@ -11,7 +11,7 @@ from . import slots as slots_room
 from .catalog import Catalog
 from .config import CATALOG_DIR, KEYS_DIR, SEGMENTS_DIR, Config, read_config, root_path
 from .disk import Disk
-from .errors import Corrupt
+from .errors import Corrupt, KeyRefused
 from .garbage import Garbage
 from .keyring import Keyring
 from .lease import TABLE as LEASES_TABLE
@@ -86,16 +86,26 @@ def open_keyring(root: Path, held: Secrets, ask: Ask, disk: Disk) -> tuple[Confi
         held = replace(held, key_file=config.key_file)
     masters = open_masters(root / KEYS_DIR, held, config.store_id, ask, encrypted=config.encrypted)
     keyring = Keyring(root / KEYS_DIR, root_path(root, config), masters, config.store_id, disk)
-    if len(masters) > 1:  # a rotation was killed
+    if len(masters) > 1 and _config_opens(root, config, masters[0]):  # a rotation was killed
         finish_rotation(RekeyParts(root, config, disk, held, keyring), masters[0])
     return config, held, keyring
+
+
+def _config_opens(root: Path, config: Config, master: bytes) -> bool:
+    """Say whether the key file that the config names opens a master key: else the old file must go on to do so."""
+    try:
+        return open_masters(root / KEYS_DIR, Secrets(config.key_file), config.store_id, lambda: None)[0] == master
+    except KeyRefused:
+        return False
 
 
 def create_tables(directory: Path, keyring: Keyring, disk: Disk) -> Tables:
     """Make an empty catalog in a directory, durably, whatever was there; return it opened."""
     disk.remove(directory)
     disk.make_dirs(directory)
-    return open_tables(directory, keyring)
+    tables = open_tables(directory, keyring)
+    disk.sync_dir(directory)
+    return tables
 
 
 def open_tables(directory: Path, keyring: Keyring) -> Tables:
@@ -111,7 +121,8 @@ def open_parts(root: Path, tenant: str, held: Secrets, ask: Ask, disk: Disk, now
         number, record = keyring.tenant(tenant)
         keys = TenantKeys(number, record, keyring, config.encrypted)
         # LMDB would make an empty one, in which new segments would take the numbers of those that are there.
-        if not (root / CATALOG_DIR / "data.mdb").exists():
+        rows = root / CATALOG_DIR / "data.mdb"
+        if not rows.exists() or not rows.stat().st_size:
             raise Corrupt(str(root / CATALOG_DIR), "is missing", hint="run 'arstore repair --rebuild-catalog'")
         tables = open_tables(root / CATALOG_DIR, keyring)
         stack.callback(tables.close)

@@ -100,6 +100,8 @@ def _until_committed(parts: PutParts, wish: Wish, progress: Progress, make: Call
                     return _commit(parts, ingest, manifest, wish, lease)
                 except BlobGone:
                     parts.catalog.adopt(dict(ingest.written), writer.sync())
+                    # The next attempt only sees these blobs as reused, and would doom their keys.
+                    slots.settle(parts.catalog.live_slots(ingest.written))
     raise Conflict(wish.ref.name, "blobs it needs kept being collected; try again")
 
 
@@ -148,6 +150,7 @@ def _commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish, lea
         if there:
             # What was bad and is written anew heals; a pin that was asked for holds.
             parts.catalog.adopt(dict(ingest.written), ingest.writer.sync())
+            ingest.slots.settle(parts.catalog.live_slots(ingest.written))
             if wish.pinned:
                 parts.names.set_pinned(f"{wish.ref.name}@{wish.ref.label}", pinned=True)
             return Stored(there.summary, manifest.plain_bytes, 0, 0, len(needs))

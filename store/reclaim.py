@@ -1,7 +1,6 @@
 """Reclaim: space that no record stands on goes back to the file system.
 
-Dead ranges are punched out where the file system can; elsewhere a segment that is mostly dead is copied without its
-dead records (sealed records don't know where they lie) and removed. A segment without live records is removed.
+Dead ranges are punched out where the file system can. A segment without live records is removed, whole, everywhere.
 """
 
 import errno
@@ -30,22 +29,22 @@ def reclaim(directory: Path, survey: Survey, garbage: Garbage, disk: Disk, *, dr
     freed = done = 0
     for segment, row in survey.segments.items():
         path = segment_path(directory, segment)
-        if not path.exists():
-            if not dry_run and not row.live_bytes:
-                garbage.drop_segment(segment, row.durable_bytes)
-            continue
         live = survey.live.get(segment, array("Q"))
-        fd = disk.open(path)
+        if not path.exists() and (dry_run or live):
+            continue
+        # Where a row has no file one is made: under its lock it is seen whether a put is making the segment just now.
+        fd = disk.open(path, create=not live and not dry_run)
         try:
             dead = [run for run in dead_ranges(live, row.durable_bytes) if _allocated(fd, *run)]
             size = sum(_allocated(fd, *run) for run in dead)
             if not live and try_lock(fd) and os.fstat(fd).st_size <= max(row.durable_bytes, ALIGN_BYTES):
                 size = os.fstat(fd).st_blocks * 512
-                if dry_run or garbage.drop_segment(segment, row.durable_bytes):
-                    freed, done = freed + size, done + 1
-                    if not dry_run:
+                if dry_run or garbage.is_empty(segment, row.durable_bytes):
+                    freed, done = freed + size, done + bool(size)
+                    if not dry_run:  # the row goes last: killed between, the next collection finds it without a file
                         disk.remove(path)
                         disk.sync_dir(directory)
+                        garbage.drop_segment(segment, row.durable_bytes)
             elif dry_run or all(disk.punch(fd, start, stop - start) for start, stop in dead):
                 freed, done = freed + size, done + bool(dead)
         finally:

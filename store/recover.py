@@ -14,7 +14,8 @@ from ..formats.catalog import Place
 from ..formats.digest import Digest
 from ..formats.record import ALIGN_BYTES, KIND_BLOB
 from .catalog import Catalog
-from .disk import Disk, try_lock
+from .disk import Disk, locked, try_lock
+from .errors import StorageFailed
 from .records import TenantKeys
 from .scan import whole_records
 from .segments import SegmentReader, segment_path
@@ -40,13 +41,17 @@ def recover_tails(parts: RecoverParts) -> int:
         try:
             if path.stat().st_size <= row.durable_bytes:
                 continue
-        except FileNotFoundError:
-            continue
-        fd = parts.disk.open(path)
+            fd = parts.disk.open(path)
+        except (FileNotFoundError, StorageFailed):
+            if path.exists():
+                raise
+            continue  # a collection removed it
         try:
             # Under the lock the row is read again: its writer may have committed and gone meanwhile.
-            if try_lock(fd):
-                adopted += _recover(parts, segment, fd, parts.catalog.segments()[segment].durable_bytes)
+            if try_lock(fd) and (now := parts.catalog.segments().get(segment)):
+                # A collection that looks for keys nobody needs must not miss those that are just being taken in.
+                with locked(parts.directory):
+                    adopted += _recover(parts, segment, fd, now.durable_bytes)
         finally:
             os.close(fd)
     return adopted

@@ -46,9 +46,13 @@ def rotate(parts: RekeyParts, key_file: Path | None, *, drop_others: bool) -> Pa
     fresh_file = key_file.absolute() if key_file else _next_name(old)
     if fresh_file.exists():
         raise BadInput(str(fresh_file), "is there already; a new key takes a new file")
+    if fresh_file.is_relative_to(parts.root.absolute()):
+        raise BadInput(str(fresh_file), "a key file inside the store protects nothing; keep it elsewhere")
     directory, store_id = parts.root / KEYS_DIR, parts.config.store_id
     stanzas = Stanzas.read(directory)
     others = {kind: parts.held.get(kind) for kind in stanzas.kinds() - {"key-file", "previous"}}
+    for kind, secret in others.items():  # a wrong one must not take the place of the right one
+        others[kind] = secret if secret is not None and stanzas.opened_by(kind, secret, store_id) else None
     missing = [kind for kind, secret in others.items() if secret is None]
     if missing and not drop_others:
         raise BadInput("key", f"the store also opens with: {', '.join(missing)}; give its secret, or --drop-others")

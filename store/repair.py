@@ -47,6 +47,7 @@ class Salvage:
 
     tenants: dict[bytes, TenantFound]
     segments: dict[int, SegmentRow]
+    last_segment: int  # the highest id that a file has, be it readable or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def salvage(
     found = {tenant: TenantFound(own) for tenant, own in keys.items()}
     segments: dict[int, SegmentRow] = {}
     reader = SegmentReader(directory, store_id)
-    paths = sorted(directory.glob("*.seg"))
+    paths = sorted(directory.glob(f"{'[0-9a-f]' * 16}.seg"))
     total = sum(path.stat().st_size for path in paths)
     for path in paths:
         fd = disk.open(path)
@@ -88,7 +89,8 @@ def salvage(
     for tenant in found.values():
         for place in tenant_places(tenant):
             live[place.segment] += place.record_bytes
-    return Salvage(found, {n: replace(row, live_bytes=live[n]) for n, row in segments.items()})
+    last = max((int(path.stem, 16) for path in paths), default=0)
+    return Salvage(found, {n: replace(row, live_bytes=live[n]) for n, row in segments.items()}, last)
 
 
 def tenant_places(tenant: TenantFound) -> Iterator[Place]:
@@ -134,10 +136,13 @@ def _count(tenant: TenantFound) -> None:
         tenant.blobs[digest] = row.referred(needs[digest])
 
 
-def rebuild(root: Path, held: Secrets, ask: Ask, disk: Disk, progress: Progress) -> Repaired:
+def rebuild(
+    root: Path, held: Secrets, ask: Ask, disk: Disk, progress: Progress, *, forget_lost: bool
+) -> Repaired:  # fmt: skip
     """Make the catalog of a store anew from its segments, durably; nobody else may use the store meanwhile.
 
-    Keys that open nothing a row stands on are destroyed. Killed in the middle, the old catalog is still there.
+    Keys of what was not found stay, so that a segment which turns up again can be taken in by another rebuild;
+    with `forget_lost` they are destroyed, and with them what dead records still hold.
     """
     config, _, keyring = open_keyring(root, held, ask, disk)
     fresh = root / f"{CATALOG_DIR}.new"
@@ -145,18 +150,22 @@ def rebuild(root: Path, held: Secrets, ask: Ask, disk: Disk, progress: Progress)
         found = salvage(root / SEGMENTS_DIR, config.store_id, every_tenant(keyring, config), disk, progress)
         with closing(create_tables(fresh, keyring, disk)) as tables:
             recovered = _fill(tables, found)
-        disk.remove(root / CATALOG_DIR)
+        old = root / f"{CATALOG_DIR}.old"
+        disk.remove(old)
+        if (root / CATALOG_DIR).exists():
+            disk.rename(root / CATALOG_DIR, old)
         disk.rename(fresh, root / CATALOG_DIR)
         disk.sync_dir(root)
+        disk.remove(old)
         orphans = {own.keys.number: _orphans(keyring, own) for own in found.tenants.values()}
-        if any(orphans.values()):
+        if forget_lost and any(orphans.values()):
             keyring.destroy(orphans)
     return Repaired(recovered, tuple(lost for tenant in found.tenants.values() for lost in tenant.lost))
 
 
 def _fill(tables: Tables, found: Salvage) -> int:
     """Fill an empty catalog; return how many records its rows stand on."""
-    tables.write(lambda rows: write_segments(rows, found.segments))
+    tables.write(lambda rows: write_segments(rows, found.segments, found.last_segment))
     for tenant in found.tenants.values():
         versions = {ref: row for ref, (_, row, _) in tenant.versions.items()}
         Catalog(tables, tenant.keys.number, tenant.keys.tenant.index_key).restore(tenant.blobs, versions)

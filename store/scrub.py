@@ -15,7 +15,7 @@ from ..formats.digest import Digest
 from ..formats.errors import FormatError
 from ..formats.record import KIND_BLOB
 from .artifact import ReadParts
-from .errors import Corrupt
+from .errors import Corrupt, NotFound
 from .fetch import workers_count
 from .names import Found, Names
 from .progress import Progress
@@ -79,7 +79,7 @@ def scrub(
         limit.wait(place.record_bytes)
         error = _check(parts, digest, place, deep=pace.deep)
         if error:
-            parts.catalog.quarantine(digest)
+            parts.catalog.quarantine(digest, place)
         progress(place.plain_bytes, total_bytes)
         return error
 
@@ -104,6 +104,8 @@ def _needed(names: Names, versions: Sequence[Found]) -> tuple[list[Bad], dict[Di
         try:
             for digest in {blob.digest for blob in names.manifest(found).blobs}:
                 needed.setdefault(digest, []).append(found.text)
+        except NotFound:
+            continue  # removed meanwhile
         except Corrupt as error:
             bad.append(Bad(error.where, error.why, (found.text,)))
     return bad, needed

@@ -139,32 +139,50 @@ class SegmentWriter:
             if not ALIGN_BYTES <= row.durable_bytes <= SEGMENT_MAX_BYTES - length:
                 continue
             path = segment_path(self._directory, segment)
-            if not path.exists():
-                continue
-            with path.open("rb") as file:
-                # What is appended to a segment that readers refuse could never be read.
-                if file.read(ALIGN_BYTES) != SegmentHeader(self._store_id, segment, self._lifetime).packed():
-                    continue
-            fd = self._disk.open(path, direct=True)
+            try:
+                with path.open("rb") as file:
+                    # What is appended to a segment that readers refuse could never be read.
+                    if file.read(ALIGN_BYTES) != SegmentHeader(self._store_id, segment, self._lifetime).packed():
+                        continue
+                fd = self._disk.open(path, direct=True)
+            except (FileNotFoundError, StorageFailed):
+                if path.exists():
+                    raise
+                continue  # a collection removed it
             # The row is read again under the lock: its last writer may have committed since.
-            if try_lock(fd) and os.fstat(fd).st_size == self._catalog.segments()[segment].durable_bytes:
-                owned = self._owned[segment] = _Owned(fd, os.fstat(fd).st_size)
+            length = os.fstat(fd).st_size
+            if self._is_mine(segment, fd) and length == self._catalog.segments()[segment].durable_bytes:
+                owned = self._owned[segment] = _Owned(fd, length)
                 return segment, owned
             os.close(fd)
         return None
 
     def _create(self) -> tuple[int, _Owned]:
-        segment = self._catalog.new_segment(self._lifetime)
-        path = segment_path(self._directory, segment)
-        fd = self._disk.open(path, new=True, direct=True)
-        if not try_lock(fd):
-            raise AssertionError("a fresh segment id was in use")
+        while True:
+            segment = self._catalog.new_segment(self._lifetime)
+            path = segment_path(self._directory, segment)
+            fd = self._disk.open(path, create=True, direct=True)
+            if self._is_mine(segment, fd):
+                if os.fstat(fd).st_size:
+                    os.close(fd)
+                    raise StorageFailed(str(path), "is there, though its number was never given")
+                break
+            os.close(fd)  # a collection took the new row for one that was left over
         page = make_buffer(ALIGN_BYTES)
         page[:] = SegmentHeader(self._store_id, segment, self._lifetime).packed()
         self._disk.write_at(fd, memoryview(page), 0)
         self._disk.sync_dir(self._directory)
         owned = self._owned[segment] = _Owned(fd, ALIGN_BYTES)
         return segment, owned
+
+    def _is_mine(self, segment: int, fd: int) -> bool:
+        """Take the lock of a segment; False if somebody has it, or had it and removed the segment."""
+        if not try_lock(fd) or segment not in self._catalog.segments():
+            return False
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(segment_path(self._directory, segment)))
+        except FileNotFoundError:
+            return False
 
 
 class Extent:

@@ -10,7 +10,20 @@ from ..formats.manifest import Manifest, Tensor
 from ..formats.tensor import DTYPE_BITS
 from .errors import BadInput, NotFound
 
-COLWISE, ROWWISE = "colwise", "rowwise"
+COLWISE, ROWWISE, REPLICATE = "colwise", "rowwise", "replicate"
+# The styles of transformers' tensor-parallel plans, by how they cut what is stored; the rest of a style is about what a
+# layer hands on. Styles that interleave parts of a tensor (packed_…) are not here: a range of rows can't follow them.
+TP_STYLES = {
+    "colwise": COLWISE,
+    "colwise_rep": COLWISE,
+    "local_colwise": COLWISE,
+    "rowwise": ROWWISE,
+    "rowwise_rep": ROWWISE,
+    "local_rowwise": ROWWISE,
+    "replicate": REPLICATE,
+    "gather": REPLICATE,
+    "sequence_parallel": REPLICATE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +155,7 @@ def _sharded(part: Part, shard: Shard, plan: Sequence[tuple[str, str]]) -> Part:
         style = next((style for pattern, style in plan if _covers(pattern, part.name)), None)
         shape = part.tensor.span.shape
         # A row-wise layer's bias is added once, after the sum over ranks: it stays whole, as all that no pattern names.
-        if style is None or not shape or (style == ROWWISE and len(shape) == 1):
+        if style in (None, REPLICATE) or not shape or (style == ROWWISE and len(shape) == 1):
             return part
         axis = 0 if style == COLWISE else 1
     _check_sliceable(part)

@@ -14,6 +14,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Iterable, Set
 
+from ..formats.errors import FormatError
 from ..formats.lease import PROCESS_BYTES, ProcessId, parse_process
 from .lease import sees_dead
 from .tables import Rows, Tables
@@ -106,6 +107,8 @@ class SlotLedger:
 
 
 def _slots(packed: bytes) -> list[int]:
+    if len(packed) % _U64.size:
+        raise FormatError("slot list is cut short")
     return [slot for (slot,) in _U64.iter_unpack(packed)]
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..formats.errors import FormatError
@@ -39,9 +38,7 @@ if TYPE_CHECKING:
 
 CODECS = ("auto", "stored", "zstd", "plane")
 
-
-def _silent(advance_bytes: int, total_bytes: int) -> None:
-    pass
+_silent: Progress = lambda advance_bytes, total_bytes: None  # noqa: E731
 
 
 class Store:
@@ -65,9 +62,7 @@ class Store:
     def __enter__(self) -> "Store":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.close()
 
     # ---- artifacts
@@ -108,8 +103,11 @@ class Store:
     def get_to(
         self, name: str, dest: str | Path, selection: Selection | None = None, progress: Progress = _silent
     ) -> tuple[Artifact, Written]:
-        """Write a version's files, or one file of the selected tensors, to `dest`."""
-        artifact, dest = self.get(name), Path(dest).absolute()
+        """Write a version's files, or one file of the selected tensors, to `dest`; into it where it ends in a slash."""
+        artifact, into = self.get(name), str(dest).endswith("/")
+        dest = Path(dest).absolute()
+        if into:
+            self._parts.disk.make_dirs(dest, 0o777)
         if selection:
             return artifact, write_selected(artifact, dest, selection, self._parts.disk, progress)
         return artifact, write_files(artifact, dest, self._parts.disk, progress)
@@ -233,8 +231,9 @@ class Store:
             raise BadInput(f"tenant {name}", "is the one the store is opened as; use --tenant with another")
         if not erase and Catalog(p.tables, number, tenant.index_key).versions():
             raise Conflict(f"tenant {name}", "has artifacts", hint="add --erase to destroy them with it")
+        p.garbage.drop_tenant(number)  # before its keys: killed between, the tenant is there to be removed again
         p.keyring.remove_tenant(number)
-        p.garbage.drop_tenant(number)
+        p.garbage.drop_tenant(number)  # what was put meanwhile
 
     def _now_s(self) -> int:
         return int(self._parts.now().timestamp())
@@ -246,14 +245,14 @@ class Store:
 
 def rebuild_catalog(
     path: str | Path | None = None, *, key_file: str | Path | None = None, passphrase: bytes | None = None,
-    ask: Ask = lambda: None, progress: Progress = _silent,
+    ask: Ask = lambda: None, forget_lost: bool = False, progress: Progress = _silent,
 ) -> Repaired:  # fmt: skip
     """Make the catalog of the store at `path` anew from its segments; nobody else may use the store meanwhile.
 
     Killed in the middle, the old catalog is still there. Pins and times of use are not in segments and are lost.
     """
     root = Path(path) if path is not None else default_store()
-    return rebuild(root, _held(key_file, passphrase), ask, Disk(), progress)
+    return rebuild(root, _held(key_file, passphrase), ask, Disk(), progress, forget_lost=forget_lost)
 
 
 def _held(key_file: str | Path | None, passphrase: bytes | None) -> Secrets:

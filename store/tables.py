@@ -146,8 +146,17 @@ def _open_environment(path: Path) -> lmdb.Environment:
             env = lmdb.open(str(path), map_size=_MAP_BYTES, max_dbs=16, max_readers=1024, mode=0o600)
             users = 0
             env.reader_check()  # slots of killed readers would hold old pages for ever
+            _check_length(env, path / "data.mdb")
         _environments[key] = env, users + 1, os.getpid()
     return env
+
+
+def _check_length(env: lmdb.Environment, file: Path) -> None:
+    """Raise Corrupt if the file is shorter than its own pages: reading a map beyond a file's end is SIGBUS."""
+    needed = min((env.info()["last_pgno"] + 1) * env.stat()["psize"], env.info()["map_size"])
+    if file.stat().st_size < needed:  # asked after, and a file only grows
+        env.close()
+        raise Corrupt(str(file), "is cut short", hint=_REBUILD)
 
 
 def _close_environment(path: Path) -> None:

@@ -7,7 +7,6 @@ the environment: text inside a store is data, and data is never run.
 
 import contextlib
 import json
-import os
 import secrets
 import shlex
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 from ..formats.digest import derive
 from ..formats.errors import FormatError
 from ..formats.frames import KEY_BYTES, seal, unseal
+from .config import setting
 from .disk import Disk
 from .errors import BadInput, Corrupt, KeyRefused, StoreError
 
@@ -45,14 +45,11 @@ class Secrets:
 
     @classmethod
     def from_environment(cls) -> "Secrets":
-        key_file, passphrase_file = (
-            os.environ.get("ARSTORE_KEY_FILE"),
-            os.environ.get("ARSTORE_PASSPHRASE_FILE"),
-        )
+        key_file, passphrase_file = setting("key_file"), setting("passphrase_file")
         return cls(
             Path(key_file) if key_file else None,
             Path(passphrase_file) if passphrase_file else None,
-            os.environ.get("ARSTORE_KEY_COMMAND") or None,
+            setting("key_command"),
         )
 
     def get(self, kind: str) -> bytes | None:
@@ -95,6 +92,10 @@ class Stanzas:
     def kinds(self) -> set[str]:
         return {way["kind"] for way in self.ways}
 
+    def opened_by(self, kind: str, secret: bytes, store_id: bytes) -> bool:
+        """Say whether a secret opens one of these."""
+        return any(way["kind"] == kind and _unsealed(way, secret, store_id) for way in self.ways)
+
     def adding(self, kind: str, secret: bytes, master: bytes, store_id: bytes) -> "Stanzas":
         """Return these and one more way in to `master`. The kind `open` needs no secret."""
         way: dict[str, Any] = {"kind": kind, "opens": _name(master), "salt": secrets.token_hex(16)}
@@ -113,7 +114,7 @@ class Stanzas:
     def only_to(self, master: bytes) -> "Stanzas":
         """Return the ways in to one master key."""
         wanted = _name(master)
-        return Stanzas(tuple(way for way in self.ways if way["opens"] == wanted and way["kind"] != "previous"))
+        return Stanzas(tuple(way for way in self.ways if way.get("opens") == wanted and way["kind"] != "previous"))
 
 
 def open_masters(directory: Path, held: Secrets, store_id: bytes, ask: Ask, *, encrypted: bool = True) -> list[bytes]:
@@ -134,7 +135,7 @@ def open_masters(directory: Path, held: Secrets, store_id: bytes, ask: Ask, *, e
         except KeyRefused as refused:
             missing = refused
             continue
-        for way in ways if secret is not None else ():
+        for way in reversed(ways) if secret is not None else ():  # newest first: behind it is the master before
             if way["kind"] == kind and (master := _unsealed(way, secret or b"", store_id)):
                 before = (_unsealed(one, master, store_id) for one in ways if one["kind"] == "previous")
                 return [master, *filter(None, before)]

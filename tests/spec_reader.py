@@ -6,7 +6,7 @@ It checks what that page says must be checked and raises Refused for the rest; n
 import json
 import struct
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 Rows = Mapping[str, Mapping[bytes, bytes]]
+TABLES = ("blobs", "versions", "names", "segments", "counters", "loans", "spare", "doomed", "leases")
 
 
 class Refused(Exception):
@@ -191,19 +192,32 @@ class Record:
 # --- 6. and 7. keys
 
 
-def open_stanzas(document: Any, encrypted: bool, secrets: Mapping[str, bytes], store_id: bytes) -> bytes:
-    """Return the master key that one of the secrets, by stanza kind, opens."""
+def open_stanzas(document: Any, encrypted: bool, secrets: Mapping[str, bytes], store_id: bytes) -> list[bytes]:
+    """Return the master key that one of the secrets, by stanza kind, opens, and behind it the one before, if any."""
     need(document["format"] == 1 and 1 <= len(document["stanzas"]) <= 64, "stanzas file")
     for kind in ("key-file", "command", "passphrase") if encrypted else ("open",):
-        for stanza in document["stanzas"]:
-            if stanza["kind"] != kind:
-                continue
-            if kind == "open":
-                return bytes.fromhex(stanza["master"])
-            if kind in secrets:
-                sealed = bytes.fromhex(stanza["sealed"])
-                return unseal(stanza_key(stanza, secrets[kind]), f"master key {store_id.hex()}", sealed)
+        if kind == "open" or kind in secrets:
+            found = open_ways(document, kind, secrets.get(kind, b""), store_id)
+            if found:
+                return [found[0], *open_ways(document, "previous", found[0], store_id)]
     raise Refused("no stanza opens")
+
+
+def open_ways(document: Any, kind: str, secret: bytes, store_id: bytes) -> list[bytes]:
+    """Return what the stanzas of one kind give to a secret."""
+    found = []
+    for stanza in reversed(document["stanzas"]):  # the newest first
+        if stanza["kind"] != kind:
+            continue
+        if kind == "open":
+            found.append(bytes.fromhex(stanza["master"]))
+            continue
+        try:
+            sealed = bytes.fromhex(stanza["sealed"])
+            found.append(unseal(stanza_key(stanza, secret), f"master key {store_id.hex()}", sealed))
+        except Refused:
+            continue
+    return found
 
 
 def stanza_key(stanza: Any, secret: bytes) -> bytes:
@@ -231,18 +245,29 @@ def parse_ref(packed: bytes) -> Ref:
     return ref
 
 
-def open_root(master: bytes, store_id: bytes, slots: bytes) -> tuple[int, Ref]:
-    """Return epoch and directory of the newer root that opens."""
+@dataclass(frozen=True)
+class Root:
+    """The top of the key tree."""
+
+    epoch: int
+    directory: Ref
+    next_tenant: int
+    catalog_key: bytes
+
+
+def open_root(masters: Sequence[bytes], store_id: bytes, slots: bytes) -> Root:
+    """Return the newest root that one of the master keys opens."""
     found = []
-    for slot in (slots[:4096], slots[4096:8192]):
-        try:
-            plain = unseal(master, f"key root {store_id.hex()}", slot[:77])
-        except Refused:
-            continue
-        found.append((struct.unpack_from("<Q", plain)[0], plain[8:45]))
-    need(found, "no root opens")
-    epoch, directory = max(found)
-    return epoch, parse_ref(directory)
+    for master in masters:
+        for slot in (slots[:4096], slots[4096:8192]):
+            try:
+                plain = unseal(master, f"key root {store_id.hex()}", slot[:109])
+            except Refused:
+                continue
+            epoch, directory, next_tenant, catalog_key = struct.unpack("<Q37sI32s", plain)
+            found.append(Root(epoch, parse_ref(directory), next_tenant, catalog_key))
+    need(found, "a root opens")
+    return max(found, key=lambda root: root.epoch)
 
 
 def leaf(pages: bytes, ref: Ref, number: int) -> bytes | None:
@@ -257,6 +282,11 @@ def leaf(pages: bytes, ref: Ref, number: int) -> bytes | None:
     child, rest = divmod(number, 113 ** (ref.depth - 1))
     position, key = struct.unpack_from("<I32s", body, 36 * child)
     return leaf(pages, Ref(position, ref.depth - 1, key), rest)
+
+
+def leaves(pages: bytes, ref: Ref, most: int) -> dict[int, bytes]:
+    """Return the bodies of those of the first leaves that are there: any may be missing."""
+    return {number: body for number in range(most) if (body := leaf(pages, ref, number)) is not None}
 
 
 class Tenant:
@@ -274,6 +304,42 @@ class Tenant:
         need(any(key), "the slot has a key")
         return key
 
+    def slots(self) -> set[int]:
+        """Return every slot that holds a key."""
+        found = leaves(self._pages, self._keys, self.next_slot // 127 + 1)
+        return {
+            127 * number + at
+            for number, body in found.items()
+            for at in range(127)
+            if any(body[32 * at : 32 * at + 32])
+        }
+
+
+# --- 9. rows of slots and leases
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The fields of a lease row."""
+
+    epoch: int
+    expires_ns: int
+    owner: bytes
+    process: bytes
+    acquired_s: int
+    purpose: str
+
+
+def parse_lease(value: bytes) -> Lease:
+    need(76 <= len(value) <= 76 + 64, "length of a lease")
+    epoch, expires_ns, owner, process, acquired_s = struct.unpack_from("<QQ16s36sQ", value)
+    return Lease(epoch, expires_ns, owner, process, acquired_s, value[76:].decode())
+
+
+def parse_slots(value: bytes) -> list[int]:
+    need(len(value) % 8 == 0, "length of slots")
+    return [slot for (slot,) in struct.iter_unpack(">Q", value)]
+
 
 # --- 2., 3. and 9. the store
 
@@ -287,36 +353,31 @@ class Store:
         self._root, self.id, self.encrypted = root, bytes.fromhex(config["store_id"]), config["encrypted"]
         self._segments: dict[int, bytes] = {}
         document = json.loads((root / "keys" / "stanzas.json").read_bytes())
-        self.master = open_stanzas(document, self.encrypted, secrets, self.id)
+        masters = open_stanzas(document, self.encrypted, secrets, self.id)
         roots = Path(config.get("root_file", root / "keys" / "root")).read_bytes()
         pages = (root / "keys" / "pages").read_bytes()
-        self.epoch, directory = open_root(self.master, self.id, roots)
-        self.number, found = 0, leaf(pages, directory, 0)
-        while found is not None and Tenant(found, pages).name != tenant:
-            self.number += 1
-            found = leaf(pages, directory, self.number)
-        need(found is not None, "tenant is known")
-        self.tenant = Tenant(found or b"", pages)
+        self.top = open_root(masters, self.id, roots)
+        tenants = leaves(pages, self.top.directory, self.top.next_tenant).items()
+        found = {number: one for number, body in tenants if (one := Tenant(body, pages)).name == tenant}
+        need(len(found) == 1, "tenant is known")
+        [(self.number, self.tenant)] = found.items()
         if not self.encrypted:
             seed = derive(self.id + tenant.encode(), "open tenant", 80)
             need(self.tenant.id + self.tenant.digest_key + self.tenant.index_key == seed, "keys of an open tenant")
 
     def catalog(self) -> Rows:
-        """Return the five tables of the catalog as they are."""
-        environment = lmdb.open(str(self._root / "catalog"), readonly=True, lock=False, max_dbs=8)
+        """Return the tables of the catalog as they are."""
+        environment = lmdb.open(str(self._root / "catalog"), readonly=True, lock=False, max_dbs=16)
         try:
             with environment.begin() as view:
-                tables = {
-                    name: environment.open_db(name.encode(), view, create=False)
-                    for name in ("blobs", "versions", "names", "segments", "counters")
-                }
+                tables = {name: environment.open_db(name.encode(), view, create=False) for name in TABLES}
                 return {name: dict(view.cursor(table)) for name, table in tables.items()}
         finally:
             environment.close()
 
     def row(self, rows: Rows, table: str, key: bytes) -> bytes:
         value = rows[table][key]
-        check = keyed(derive(self.master, "catalog rows"), key, value[:-8], length=8)
+        check = keyed(self.top.catalog_key, table.encode(), key, value[:-8], length=8)
         need(value[-8:] == check, "check of the row")
         return value[:-8]
 
@@ -357,10 +418,10 @@ class Store:
         hashed = struct.pack(">I", self.number) + keyed(self.tenant.index_key, b"name", name.encode(), length=20)
         given = struct.unpack(">I", self.row(rows, "names", hashed))[0]
         value = self.row(rows, "versions", hashed + struct.pack(">I", version or given))
-        pinned, length = struct.unpack_from("<BI", value, 62)
-        need(pinned in (0, 1) and len(value) == 67 + length, "version row")
+        pinned, _, length = struct.unpack_from("<BQI", value, 62)
+        need(pinned in (0, 1) and len(value) == 75 + length, "version row")
         slot = struct.unpack_from("<Q", value, 16)[0]
-        summary = unseal(self.tenant.key(slot), "version summary", value[67:]) if self.encrypted else value[67:]
+        summary = unseal(self.tenant.key(slot), "version summary", value[75:]) if self.encrypted else value[75:]
         _, packed = self.at(value[:62], kind=2)
         body = json.loads(packed)
         self._check_version(body, json.loads(summary), (name, version or given))
@@ -368,7 +429,7 @@ class Store:
         def blob(wanted: bytes) -> bytes:
             hashed = struct.pack(">I", self.number) + keyed(self.tenant.index_key, b"blob", wanted, length=20)
             value = self.row(rows, "blobs", hashed)
-            need(len(value) == 67 and value[66] == 0, "blob row is live")
+            need(len(value) == 87 and value[66] == 0, "blob row is live")
             found, plain = self.at(value[:62], kind=1)
             need(found == wanted, "blob is the one that was asked for")
             return plain
@@ -398,7 +459,10 @@ class Store:
     def scan(self) -> Iterator[tuple[int, bytes, bytes]]:
         """Yield kind, digest and plaintext of every record of this tenant in every segment: no catalog is needed."""
         for path in sorted((self._root / "segments").glob("[!.]*.seg")):
-            whole = self.segment(int(path.name.removesuffix(".seg"), 16))
+            try:
+                whole = self.segment(int(path.name.removesuffix(".seg"), 16))
+            except Refused:
+                continue
             at = 4096
             while at < len(whole):
                 try:
@@ -410,10 +474,12 @@ class Store:
                 at += header.record_bytes
 
     def scanned_files(self) -> dict[tuple[str, int], dict[str, tuple[int, bytes]]]:
-        """Return the files of every version by name and number, from segments and keys alone."""
+        """Return the files of every version by name and number, from segments and keys alone: what a rebuild finds."""
         records = list(self.scan())
         blobs = {name: plain for kind, name, plain in records if kind == 1}
         bodies = [json.loads(plain) for kind, _, plain in records if kind == 2]
         return {
-            (body["name"], body["version"]): self._assembled(body["manifest"], blobs.__getitem__) for body in bodies
+            (body["name"], body["version"]): self._assembled(body["manifest"], blobs.__getitem__)
+            for body in sorted(bodies, key=lambda body: str(body["created"]))
+            if all(bytes.fromhex(blob) in blobs for blob, _ in body["manifest"]["blobs"])
         }

@@ -68,16 +68,17 @@ def tenant_body(
     return head + keys.packed() + bytes([length]) + name.ljust(128, b"\0")
 
 
-def root_plain(epoch: int, directory: Ref, next_tenant: int) -> bytes:
-    return struct.pack("<Q", epoch) + directory.packed() + struct.pack("<I", next_tenant)
+def root_plain(epoch: int, directory: Ref, next_tenant: int, catalog_key: bytes) -> bytes:
+    return struct.pack("<Q", epoch) + directory.packed() + struct.pack("<I", next_tenant) + catalog_key
 
 
 def root_slot(master: bytes, store_id: bytes, plain: bytes) -> bytes:
     return seal(master, f"key root {store_id.hex()}", plain, f"root {store_id.hex()}").ljust(PAGE, b"\0")
 
 
-def root_file(master: bytes, store_id: bytes, epoch: int, directory: Ref, next_tenant: int) -> bytes:
-    current, effaced = root_slot(master, store_id, root_plain(epoch, directory, next_tenant)), fixed("effaced", PAGE)
+def root_file(master: bytes, store_id: bytes, epoch: int, plain: bytes) -> bytes:
+    """Return the two slots of a root; `plain` is the sealed part of the one that stands."""
+    current, effaced = root_slot(master, store_id, plain), fixed("effaced", PAGE)
     return current + effaced if epoch % 2 == 0 else effaced + current
 
 
@@ -89,9 +90,11 @@ def keys(store: "Store") -> Json:
     ]
     first = pages[0]
     root = Ref(3, 1, fixed("directory"))
-    slot = root_slot(store.master, store.id, root_plain(7, root, 2))[:77]
-    deep = root_slot(store.master, store.id, root_plain(7, Ref(3, 9, fixed("directory")), 2))[:77]
-    short = root_slot(store.master, store.id, root_plain(7, root, 2)[:-1])[:76]
+    plain = root_plain(7, root, 2, store.catalog_key)
+    slot = root_slot(store.master, store.id, plain)[:109]
+    deep = root_slot(store.master, store.id, root_plain(7, Ref(3, 9, fixed("directory")), 2, store.catalog_key))[:109]
+    short = root_slot(store.master, store.id, plain[:-1])[:108]
+    keyless = root_slot(store.master, store.id, plain[:49])[:77]
     owner = store.owner
     return {
         "pages_file": "sealed-store/keys/pages",
@@ -103,22 +106,24 @@ def keys(store: "Store") -> Json:
             {"why": "page 0 holds nothing", "page": 0, "key": first["key"], "at": 0, "mask": 0},
         ],
         "bad_tenants": [
-            {"why": "name of 129 bytes", "body": tenant_body(owner, b"x", 0, 1, Ref(), 129).hex()},
-            {"why": "name that is not UTF-8", "body": tenant_body(owner, b"\xff", 0, 1, Ref()).hex()},
-            {"why": "keys in a tree of depth 9", "body": tenant_body(owner, b"x", 0, 1, Ref(1, 9)).hex()},
+            {"why": "name of 129 bytes", "body": trimmed(tenant_body(owner, b"x", 0, 1, Ref(), 129))},
+            {"why": "name that is not UTF-8", "body": trimmed(tenant_body(owner, b"\xff", 0, 1, Ref()))},
+            {"why": "keys in a tree of depth 9", "body": trimmed(tenant_body(owner, b"x", 0, 1, Ref(1, 9)))},
         ],
         "root": {
             "master": store.master.hex(), "store_id": store.id.hex(), "slot": slot.hex(), "epoch": 7,
-            "directory": root.described(), "next_tenant": 2,
+            "directory": root.described(), "next_tenant": 2, "catalog_key": store.catalog_key.hex(),
         },
         "bad_roots": [
-            {"why": "a bit of the nonce flipped", "slot": changed(slot, 0).hex()},
-            {"why": "a bit of the sealed text flipped", "slot": changed(slot, 12).hex()},
-            {"why": "a bit of the tag flipped", "slot": changed(slot, 76).hex()},
+            {"why": "a bit of the nonce flipped", "flipped": 0},
+            {"why": "a bit of the sealed text flipped", "flipped": 12},
+            {"why": "a bit of the catalog key flipped", "flipped": 92},
+            {"why": "a bit of the tag flipped", "flipped": 108},
             {"why": "cut by a byte", "slot": slot[:-1].hex()},
-            {"why": "effaced", "slot": fixed("effaced", 77).hex()},
+            {"why": "effaced", "slot": fixed("effaced", 109).hex()},
             {"why": "a directory of depth 9", "slot": deep.hex()},
-            {"why": "a root of 48 bytes", "slot": short.hex()},
+            {"why": "a root of 80 bytes", "slot": short.hex()},
+            {"why": "a root without a catalog key", "slot": keyless.hex()},
             {"why": "empty", "slot": ""},
         ],
         "sealed_text": {
@@ -129,8 +134,9 @@ def keys(store: "Store") -> Json:
 
 
 def stanza(kind: str, secret: bytes, master: bytes, store_id: bytes, costs: tuple[int, int, int] = (64, 2, 2)) -> Json:
+    """Return one way in to `master`; of the kind `previous`, `secret` is the master key that came after it."""
     salt = fixed(f"salt {kind}", 16)
-    made: Json = {"kind": kind, "salt": salt.hex()}
+    made: Json = {"kind": kind, "opens": derive(master, "master key name", 8).hex(), "salt": salt.hex()}
     if kind == "open":
         return {**made, "master": master.hex()}
     key = derive(salt + secret, "stanza key")
@@ -143,51 +149,68 @@ def stanza(kind: str, secret: bytes, master: bytes, store_id: bytes, costs: tupl
 
 
 def stanzas() -> Json:
-    master, store_id = fixed("master"), fixed("store id", 16)
-    secret = b"correct horse battery staple"
-    made = {kind: stanza(kind, secret, master, store_id) for kind in ("open", "key-file", "command", "passphrase")}
-    foreign = stanza("key-file", secret, master, fixed("another store", 16))
-    key_file, passphrase = made["key-file"], made["passphrase"]
-    unknown = {"kind": "moonlight", "phase": 3}
-    flipped = changed(bytes.fromhex(key_file["sealed"]), 30)
-
-    def document(*listed: Json, number: Any = 1) -> Json:
-        return {"format": number, "stanzas": list(listed)}
-
-    good = [{"kind": kind, "secret": secret.hex(), "document": document(unknown, made[kind])} for kind in made]
-    good += [{"kind": "passphrase", "secret": secret.hex(), "document": document(key_file, passphrase)}]
-    bad = [
-        ("key", "another secret", document(key_file), b"wrong"),
-        ("key", "the tag of the sealed key cut", document(key_file | {"sealed": key_file["sealed"][:-2]}), secret),
-        ("key", "a bit of the sealed key flipped", document(key_file | {"sealed": flipped.hex()}), secret),
-        ("key", "sealed for another store", document(foreign), secret),
-        ("key", "a salt of another stanza", document(key_file | {"salt": passphrase["salt"]}), secret),
-        ("key", "a kind that is not known", document(unknown), secret),
-        ("key", "no sealed key", document({"kind": "key-file", "salt": key_file["salt"]}), secret),
-        ("key", "a salt that is not hex", document(key_file | {"salt": "salt"}), secret),
-        ("key", "a salt that is not text", document(key_file | {"salt": 7}), secret),
-        ("key", "a sealed key that is not text", document(key_file | {"sealed": [1]}), secret),
-        ("unreadable", "format 2", document(key_file, number=2), secret),
-        ("unreadable", "no format", {"stanzas": [key_file]}, secret),
-        ("unreadable", "no stanzas", document(), secret),
-        ("unreadable", "65 stanzas", document(*[{"kind": ""}] * 65), secret),
-        ("key", "an open stanza whose master key is not text", document({"kind": "open", "master": 7}), secret),
-        ("unreadable", "a stanza without a kind", document({"salt": "00"}), secret),
-        ("unreadable", "a stanza that is no object", {"format": 1, "stanzas": ["open"]}, secret),
-        ("unreadable", "a list instead of an object", [key_file], secret),
-    ]  # fmt: skip
+    """Return stanzas by name, and documents made of them: a name, or a name and what is put in its place."""
+    master, newer, store_id = fixed("master"), fixed("master after a rotation"), fixed("store id", 16)
+    secret, new_secret = b"correct horse battery staple", b"the key file after a rotation"
+    ways = {kind: stanza(kind, secret, master, store_id) for kind in ("open", "key-file", "command", "passphrase")}
+    ways |= {
+        "unknown": {"kind": "moonlight", "phase": 3},
+        "new": stanza("key-file", new_secret, newer, store_id),
+        "previous": stanza("previous", newer, master, store_id),
+        "stale": stanza("previous", fixed("another master"), master, store_id),
+        "foreign": stanza("key-file", secret, master, fixed("another store", 16)),
+        "unsealed": {"kind": "key-file", "salt": fixed("salt key-file", 16).hex()},
+        "101 iterations": stanza("passphrase", secret, master, store_id, (8, 101, 1)),
+        "65 lanes": stanza("passphrase", secret, master, store_id, (520, 1, 65)),
+    }
+    good = [(kind, kind, secret, [master], ["unknown", kind]) for kind in ("open", "key-file", "command", "passphrase")]
+    good += [
+        ("passphrase behind a key file", "passphrase", secret, [master], ["key-file", "passphrase"]),
+        ("rotation, new key file", "key-file", new_secret, [newer, master], ["key-file", "new", "previous"]),
+        ("rotation, old key file", "key-file", secret, [master], ["key-file", "new", "previous"]),
+        ("a previous key sealed for another", "key-file", new_secret, [newer], ["new", "stale"]),
+    ]
+    sealed = ways["key-file"]["sealed"]
+    flipped = changed(bytes.fromhex(sealed), 30).hex()
+    bad: list[tuple[str, bytes, list[Any]]] = [
+        ("another secret", b"wrong", ["key-file"]),
+        ("the tag of the sealed key cut", secret, [["key-file", {"sealed": sealed[:-2]}]]),
+        ("a bit of the sealed key flipped", secret, [["key-file", {"sealed": flipped}]]),
+        ("sealed for another store", secret, ["foreign"]),
+        ("a salt of another stanza", secret, [["key-file", {"salt": ways["passphrase"]["salt"]}]]),
+        ("a kind that is not known", secret, ["unknown"]),
+        ("a previous key alone, the secret being the master key that opens it", newer, ["previous"]),
+        ("a previous key of a way that the secret does not open", secret, ["new", "previous"]),
+        ("no sealed key", secret, ["unsealed"]),
+        ("a salt that is not hex", secret, [["key-file", {"salt": "salt"}]]),
+        ("a salt that is not text", secret, [["key-file", {"salt": 7}]]),
+        ("a sealed key that is not text", secret, [["key-file", {"sealed": [1]}]]),
+        ("an open stanza whose master key is not text", secret, [["open", {"master": 7}]]),
+        ("Argon2id with 101 iterations, and everything fits", secret, ["101 iterations"]),
+        ("Argon2id with 65 lanes, and everything fits", secret, ["65 lanes"]),
+    ]
     for cost in (
         {"memory_kib": (4 << 20) + 1}, {"memory_kib": 15}, {"iterations": 0}, {"lanes": 0}, {"lanes": None},
         {"memory_kib": 1e300}, {"memory_kib": "much"},
     ):  # fmt: skip
-        bad.append(("key", f"Argon2id with {cost}", document(passphrase | cost), secret))
-    for why, costs in (("101 iterations", (8, 101, 1)), ("65 lanes", (520, 1, 65))):
-        costly = stanza("passphrase", secret, master, store_id, costs)
-        bad.append(("key", f"Argon2id with {why}, and everything fits", document(costly), secret))
+        bad.append((f"Argon2id with {cost}", secret, [["passphrase", cost]]))
+    fine = {"kind": "open", "master": master.hex()}
+    unreadable: list[tuple[str, Any]] = [
+        ("format 2", {"format": 2, "stanzas": [fine]}),
+        ("no format", {"stanzas": [fine]}),
+        ("no stanzas", {"format": 1, "stanzas": []}),
+        ("65 stanzas", {"format": 1, "stanzas": [{"kind": ""}] * 65}),
+        ("a stanza without a kind", {"format": 1, "stanzas": [{"salt": "00"}]}),
+        ("a stanza that is no object", {"format": 1, "stanzas": ["open"]}),
+        ("a list instead of an object", [fine]),
+    ]
     return {
-        "master": master.hex(), "store_id": store_id.hex(), "good": good,
-        "bad": [
-            {"why": why, "refused": refused, "secret": used.hex(), "document": listed}
-            for refused, why, listed, used in bad
+        "store_id": store_id.hex(),
+        "stanzas": ways,
+        "good": [
+            {"name": name, "kind": kind, "secret": used.hex(), "masters": [one.hex() for one in opened], "ways": listed}
+            for name, kind, used, opened, listed in good
         ],
-    }  # fmt: skip
+        "bad": [{"why": why, "secret": used.hex(), "ways": listed} for why, used, listed in bad],
+        "unreadable": [{"why": why, "document": document} for why, document in unreadable],
+    }

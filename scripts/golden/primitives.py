@@ -48,7 +48,7 @@ def digests() -> Json:
     ]
     derived = [
         {"secret": plain.hex(), "context": context, "length": length, "derived": derive(plain, context, length).hex()}
-        for context, length in (("record keys", 103), ("stanza key", 32), ("open tenant", 80))
+        for context, length in (("record keys", 103), ("stanza key", 32), ("open tenant", 80), ("master key name", 8))
     ]
     hashed = [
         {"key": key.hex(), "parts": [part.hex() for part in parts], "length": length,
@@ -76,9 +76,10 @@ def canonical(value: Any) -> str:
 def packed_json(value: Json) -> bytes:
     """Return JSON with one vector a line."""
 
+    def dense(part: Any) -> str:
+        return json.dumps(part, separators=(",", ":"))
+
     def lines(part: Any) -> str:
-        if isinstance(part, list) and part:
-            return "[\n  " + ",\n  ".join(json.dumps(line) for line in part) + "\n ]"
-        return json.dumps(part)
+        return "[\n  " + ",\n  ".join(map(dense, part)) + "\n ]" if isinstance(part, list) and part else dense(part)
 
     return ("{\n " + ",\n ".join(f"{json.dumps(key)}: {lines(part)}" for key, part in value.items()) + "\n}\n").encode()

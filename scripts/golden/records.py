@@ -258,6 +258,8 @@ def records(sealed: Owner, plain: Owner) -> Json:
             bad.append(refusal(three[0], "header", "sealed under another key", foreign.packed()))
             unsealed = replace(three[1], owner=replace(owner, keys={}))
             bad.append(refusal(three[0], "key", "a plain record in an encrypted store", unsealed.packed()))
+            erased = replace(three[1], slot=7, owner=replace(owner, keys={7: fixed("record key 7")}))
+            bad.append(refusal(three[0], "key", "its key was destroyed", erased.packed()))
     owners = {
         way: {"tenant": owner.tenant.hex(), "digest_key": owner.digest_key.hex()}
         for way, owner in (("sealed", sealed), ("plain", plain))
