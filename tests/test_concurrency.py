@@ -57,7 +57,9 @@ def check(expected: dict[str, Path], out: Path) -> None:
 
 
 def test_different_content_under_different_names(store: Path, tmp_path: Path) -> None:
-    sources = {f"model-{n}": write_checkpoint(tmp_path / f"{n}.safetensors", 2 * MIB, seed=n + 1) for n in range(3)}
+    """There is a segment with room for each of them, and only one may have it."""
+    sources = {f"model-{n}": write_checkpoint(tmp_path / f"{n}.safetensors", 6 * MIB, seed=n + 1) for n in range(3)}
+    assert arstore("put", write_checkpoint(tmp_path / "first.safetensors", KIB, seed=9), "first").code == 0
     for ran in at_once(*[("put", source, name, "--json") for name, source in sources.items()]):
         assert ran.code == 0, ran.err
         assert ran.json["version"] == 1

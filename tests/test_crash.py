@@ -162,6 +162,12 @@ def test_put_by_several_workers_survives_a_crash_at_every_point(
     assert crash_at_every_point_of_put(copies, before, checkpoints["shards"], loss) > 20
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", range(100, 130))
+def test_put_survives_other_losses(copies: Iterator[World], checkpoints: dict[str, Path], loss: int) -> None:
+    crash_at_every_point_of_put(copies, {"first": checkpoints["first"]}, checkpoints["shards"], loss)
+
+
 def crash_at_every_point_of_put(copies: Iterator[World], before: dict[str, Path], new: Path, loss: int | None) -> int:
     """Die at every point of putting `new`, each time in a fresh copy; return how many points there were."""
     for at, world in enumerate(copies):

@@ -50,7 +50,7 @@ def write_shards(folder: Path, shards_count: int, tensors_count: int, tensor_byt
     """Write a sharded checkpoint of random tensors and return its size in bytes."""
     folder.mkdir()
     values = np.random.default_rng(1)
-    names = {}
+    names: dict[str, str] = {}
     for shard in range(shards_count):
         file = f"model-{shard + 1:05}-of-{shards_count:05}.safetensors"
         tensors = {
