@@ -51,9 +51,9 @@ class Session:
     def emit(self, values: dict[str, object], text: Callable[[], str]) -> None:
         """Print one JSON object or its rendering to stdout."""
         if self.json:
-            print(json.dumps(values))
+            print(json.dumps(values), flush=True)
         elif not self.quiet and (shown := text()):
-            print(shown)
+            print(shown, flush=True)  # before what is said on stderr after it
 
     def say(self, line: str) -> None:
         """Talk to the person, on stderr."""

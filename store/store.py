@@ -81,8 +81,10 @@ class Store:
         """
         if (path is None) == (tensors is None):
             raise BadInput("put", "wanted a path or tensors, one of them")
-        if kind not in (None, *KINDS) or kind == "kv" or codec not in CODECS:
-            raise BadInput("put", f"kind {kind!r} or codec {codec!r} is not known")
+        if kind not in (None, *KINDS) or kind == "kv":
+            raise BadInput(f"kind {kind[:80]!r}", "is not known, wanted weights, intermediate or file")
+        if codec not in CODECS:
+            raise BadInput(f"codec {codec[:80]!r}", f"is not known, wanted one of {', '.join(CODECS)}")
         ref, fields = parse_new_ref(name), _identity(identity or {})
         if tensors is not None:
             inputs = inputs_from_tensors(tensors)
