@@ -5,6 +5,7 @@ with arstore.open_store("~/models") as store:
     tensors = store.get("llama").tensors()
 """
 
+from arstore.store.entry import create_store, open_store
 from arstore.store.errors import (
     BadInput,
     Conflict,
@@ -17,7 +18,7 @@ from arstore.store.errors import (
     StorageFailed,
     StoreError,
 )
-from arstore.store.store import Store, create_store, open_store
+from arstore.store.store import Store
 
 __version__ = "0.1.0"
 __all__ = [

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ..store.entry import create_store
 from ..store.errors import BadInput
-from ..store.store import create_store
 from ..store.unlock import Secrets
 from .render import pairs
 from .session import ask_passphrase, session_of

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from ..store.entry import rebuild_catalog
 from ..store.errors import BadInput
-from ..store.store import rebuild_catalog
 from .session import ask_passphrase, session_of
 
 

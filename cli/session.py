@@ -12,9 +12,10 @@ from pathlib import Path
 import typer
 
 from ..store.config import default_store
+from ..store.entry import open_store
 from ..store.errors import StoreError
 from ..store.progress import Progress
-from ..store.store import Store, open_store
+from ..store.store import Store
 
 
 class Reported(Exception):

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ..store.errors import BadInput, Corrupt
-from ..store.scrub import Pace, Scrubbed
+from ..store.scrub import Scrubbed
 from .quantities import parse_duration, parse_size
 from .render import rate, size
 from .session import Reported, session_of
@@ -35,13 +35,16 @@ def verify(
     rate_bytes = parse_size(max_rate) if max_rate is not None else None
     if rate_bytes == 0:
         raise BadInput(f"--max-rate {max_rate}", "would never end; leave it out for no limit")
-    pace = Pace(
-        deep,
-        rate_bytes,
-        parse_duration(max_duration) if max_duration is not None else None,
-    )
+    rate_bytes = parse_size(max_rate) if max_rate is not None else None
+    duration_s = parse_duration(max_duration) if max_duration is not None else None
     with session.open() as store, session.progress("verify") as progress:
-        result = store.verify(() if all_ else names or (), pace, progress)
+        result = store.verify(
+            () if all_ else names or (),
+            deep=deep,
+            bytes_per_second=rate_bytes,
+            duration_s=duration_s,
+            progress=progress,
+        )
     seconds = session.seconds
     values: dict[str, object] = {
         "checked": result.checked,

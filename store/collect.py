@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..formats.catalog import BlobRow
-from .disk import Disk, locked
-from .erase import shred
+from .disk import Disk
+from .erase import foreclose_abandoned, shred
 from .errors import Conflict
 from .garbage import Garbage
 from .keyring import Keyring
@@ -81,12 +81,7 @@ def collect(
         dropped = tuple(found.text for found in outdated)
         if dry_run:
             return _foretell(parts, margins, outdated, dropped, now_s)
-        with locked(parts.directory):  # nobody takes in what a killed put left while its keys are judged
-            loans = parts.ledger.abandoned()
-            asked = {(int.from_bytes(loan[:4], "big"), slot) for loan, slots in loans.items() for slot in slots}
-            survey = parts.garbage.survey(asked)
-            for loan, slots in loans.items():
-                parts.ledger.foreclose(loan, slots, survey.needed_slots)
+        survey = foreclose_abandoned(parts.directory, parts.ledger, parts.garbage)
         due, waiting = _sort(survey.unneeded, margins, now_s)
         cycle = parts.garbage.next_cycle()
         parts.garbage.condemn([key for key, row in waiting if not _stamped(row, now_s)], cycle, now_s)

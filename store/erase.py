@@ -6,11 +6,14 @@ before the new root, the next open finishes it; from then on no version of any p
 
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..formats.digest import Digest
 from .catalog import Catalog
+from .disk import locked
+from .garbage import Garbage, Survey
 from .keyring import Keyring
 from .names import Found, Names
 from .slots import SlotLedger
@@ -49,7 +52,7 @@ def erase(
         erased += catalog.drop(one.name, one.version, needs[found.text], shred=True)
     keys = shred(keyring, ledger)
     catalog.erase_finished()
-    shared = len(catalog.find_blobs(frozenset[Digest]().union(*needs.values())))
+    shared = len(frozenset[Digest]().union(*needs.values())) - erased
     level = _OUTSIDE if root_outside else _INSIDE
     return Receipt(secrets.token_hex(8), tuple(needs), erased, shared, keys, keyring.epoch, level)
 
@@ -65,6 +68,24 @@ def foretell(names: Names, catalog: Catalog, doomed: Sequence[Found], root_epoch
 
 def _needs(names: Names, found: Found) -> frozenset[Digest]:
     return frozenset(blob.digest for blob in names.manifest(found).blobs)
+
+
+def foreclose_abandoned(directory: Path, ledger: SlotLedger, garbage: Garbage) -> Survey:
+    """Doom what killed puts sealed and no row stands on; return the survey of the catalog that this took."""
+    with locked(directory):  # nobody takes in what a killed put left while its keys are judged
+        loans = ledger.abandoned()
+        asked = {(int.from_bytes(loan[:4], "big"), slot) for loan, slots in loans.items() for slot in slots}
+        survey = garbage.survey(asked)
+        for loan, slots in loans.items():
+            ledger.foreclose(loan, slots, survey.needed_slots)
+    return survey
+
+
+def clear_abandoned(directory: Path, ledger: SlotLedger, garbage: Garbage, recover: Callable[[], int]) -> None:
+    """Doom everything that killed puts left, of the very name that is erased perhaps. Free where there were none."""
+    if ledger.abandoned():
+        recover()
+        garbage.delete(key for key, _ in foreclose_abandoned(directory, ledger, garbage).unneeded)
 
 
 def shred(keyring: Keyring, ledger: SlotLedger) -> int:

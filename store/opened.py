@@ -104,7 +104,11 @@ def create_tables(directory: Path, keyring: Keyring, disk: Disk) -> Tables:
     disk.remove(directory)
     disk.make_dirs(directory)
     tables = open_tables(directory, keyring)
-    disk.sync_dir(directory)
+    try:
+        disk.sync_dir(directory)
+    except BaseException:  # or this process would go on with the files of this one when it tries again
+        tables.close()
+        raise
     return tables
 
 

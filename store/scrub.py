@@ -34,9 +34,6 @@ class Pace:
     duration_s: int | None = None
 
 
-FULL = Pace()
-
-
 @dataclass(frozen=True, slots=True)
 class Bad:
     """Something that is not as it was stored: what and where, why, and which versions need it."""

@@ -1,7 +1,6 @@
 """Store: opens the parts and hands each verb what it needs. No logic of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +12,11 @@ from ..formats.manifest import KINDS, Manifest
 from .artifact import Artifact, ReadParts
 from .catalog import Catalog
 from .collect import CAREFUL, Collected, CollectParts, Margins, collect
-from .config import DEFAULT_TENANT, Config, default_store, default_tenant
-from .disk import Disk, locked
-from .erase import Receipt, erase, foretell, shred
+from .config import DEFAULT_TENANT
+from .disk import Disk
+from .erase import Receipt, clear_abandoned, erase, foretell, shred
 from .errors import BadInput, Conflict
 from .get import Written, write_files, write_selected
-from .init import init_store
 from .inputs import inputs_from_path, inputs_from_tensors
 from .lease import Held
 from .names import Found, parse_new_ref
@@ -26,9 +24,8 @@ from .opened import open_parts
 from .progress import Progress
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
 from .rekey import add_passphrase, rotate
-from .repair import Repaired, rebuild
 from .retention import KEEP_ALL, Retention
-from .scrub import FULL, Pace, Scrubbed, scrub
+from .scrub import Pace, Scrubbed, scrub
 from .select import Selection
 from .stats import Stats, gather_stats
 from .unlock import Ask, Secrets
@@ -38,7 +35,7 @@ if TYPE_CHECKING:
 
 CODECS = ("auto", "stored", "zstd", "plane")
 
-_silent: Progress = lambda advance_bytes, total_bytes: None  # noqa: E731
+silent: Progress = lambda advance_bytes, total_bytes: None  # noqa: E731
 
 
 class Store:
@@ -70,7 +67,7 @@ class Store:
     def put(
         self, path: str | Path | None = None, *, name: str, tensors: "Mapping[str, torch.Tensor] | None" = None,
         kind: str | None = None, identity: Mapping[str, object] | None = None, codec: str = "auto", pin: bool = False,
-        opaque: Sequence[str] = (), multi_writer: bool = False, lock_wait_s: float = 0.0, progress: Progress = _silent,
+        opaque: Sequence[str] = (), multi_writer: bool = False, lock_wait_s: float = 0.0, progress: Progress = silent,
     ) -> Stored:  # fmt: skip
         """Store a file, a directory or tensors as the newest version of `name`; durable on return.
 
@@ -103,7 +100,7 @@ class Store:
         return Artifact(self._read, found, self._parts.names.manifest(found))
 
     def get_to(
-        self, name: str, dest: str | Path, selection: Selection | None = None, progress: Progress = _silent
+        self, name: str, dest: str | Path, selection: Selection | None = None, progress: Progress = silent
     ) -> tuple[Artifact, Written]:
         """Write a version's files, or one file of the selected tensors, to `dest`; into it where it ends in a slash."""
         artifact, into = self.get(name), str(dest).endswith("/")
@@ -144,12 +141,17 @@ class Store:
         wish = Wish(parse_new_ref(new), found.summary.kind, manifest.identity)
         return commit_manifest(self._put_parts(), manifest, wish)
 
-    def verify(self, names: Sequence[str] = (), pace: Pace = FULL, progress: Progress = _silent) -> Scrubbed:
+    def verify(
+        self, names: Sequence[str] = (), *, deep: bool = False, bytes_per_second: int | None = None,
+        duration_s: int | None = None, progress: Progress = silent,
+    ) -> Scrubbed:  # fmt: skip
         """Read back the named versions, or all, and check every byte; bad blobs are quarantined.
 
-        What was checked longest ago comes first, so a verify that `pace` cuts short is gone on with by the next.
+        `deep` hashes plaintexts as well. What was checked longest ago comes first, so that a verify which time cuts
+        short is gone on with by the next.
         """
         versions = [self._parts.names.resolve(name) for name in names] if names else list(self._parts.names.all())
+        pace = Pace(deep, bytes_per_second, duration_s)
         return scrub(self._read, self._parts.names, versions, pace, self._now_s(), progress)
 
     def stats(self) -> Stats:
@@ -182,6 +184,7 @@ class Store:
         doomed = p.names.addressed(name)
         if dry_run:
             return foretell(p.names, p.catalog, doomed, p.keyring.epoch)
+        clear_abandoned(p.directory, p.ledger, p.garbage, p.recover)
         return erase(p.names, p.catalog, p.keyring, p.ledger, doomed, p.config.root_file is not None)
 
     def recover(self) -> int:
@@ -227,8 +230,7 @@ class Store:
 
         Raises Conflict if it has artifacts and `erase` is not given, BadInput for the tenant the store is opened as.
         """
-        p = self._parts
-        number, tenant = p.keyring.tenant(name)
+        p, (number, tenant) = self._parts, self._parts.keyring.tenant(name)
         if number == p.keys.number:
             raise BadInput(f"tenant {name}", "is the one the store is opened as; use --tenant with another")
         if not erase and Catalog(p.tables, number, tenant.index_key).versions():
@@ -245,57 +247,8 @@ class Store:
         return PutParts(p.catalog, p.keys, p.names, p.segments, p.ledger, p.leases, p.open_writer, p.now)
 
 
-def rebuild_catalog(
-    path: str | Path | None = None, *, key_file: str | Path | None = None, passphrase: bytes | None = None,
-    ask: Ask = lambda: None, forget_lost: bool = False, progress: Progress = _silent,
-) -> Repaired:  # fmt: skip
-    """Make the catalog of the store at `path` anew from its segments; nobody else may use the store meanwhile.
-
-    Killed in the middle, the old catalog is still there. Pins and times of use are not in segments and are lost.
-    """
-    root = Path(path) if path is not None else default_store()
-    return rebuild(root, _held(key_file, passphrase), ask, Disk(), progress, forget_lost=forget_lost)
-
-
-def _held(key_file: str | Path | None, passphrase: bytes | None) -> Secrets:
-    """Return the caller's secrets: arguments before environment."""
-    held = Secrets.from_environment()
-    return replace(held, key_file=Path(key_file) if key_file is not None else held.key_file, passphrase=passphrase)
-
-
 def _identity(fields: Mapping[str, object]) -> Identity:
     try:
         return make_identity(fields)
     except FormatError as error:
         raise BadInput("identity", str(error)) from None
-
-
-def create_store(
-    path: str | Path | None = None, *, encrypted: bool = True, passphrase: bytes | None = None,
-    key_file: str | Path | None = None, root_file: str | Path | None = None,
-) -> Config:  # fmt: skip
-    """Make a store at `path` (default: `$ARSTORE_STORE`) and return its settings, or those of the one that is there.
-
-    Raises Conflict if a store of another kind is there, BadInput if the directory holds something else.
-    """
-    root = Path(path) if path is not None else default_store()
-    root_file = Path(root_file) if root_file is not None else None
-    disk = Disk()
-    if not root.exists():
-        disk.make_dirs(root)
-    with locked(root):  # two at once would make one store with the keys of another
-        return init_store(
-            root, disk, _held(key_file, None), encrypted=encrypted, passphrase=passphrase, root_file=root_file
-        )
-
-
-def open_store(
-    path: str | Path | None = None, *, tenant: str | None = None, key_file: str | Path | None = None,
-    passphrase: bytes | None = None, ask: Ask = lambda: None,
-) -> Store:  # fmt: skip
-    """Open the store at `path` (default: `$ARSTORE_STORE`) as `tenant` (default: `$ARSTORE_TENANT`, or `default`).
-
-    Secrets come from the arguments, then the environment, then the store's config. Raises NoStore, KeyRefused.
-    """
-    root = Path(path) if path is not None else default_store()
-    return Store(root, tenant=tenant or default_tenant(), held=_held(key_file, passphrase), ask=ask)

@@ -11,6 +11,7 @@ import lmdb
 
 from ..formats.catalog import close_row, open_row
 from ..formats.errors import FormatError
+from .disk import Disk
 from .errors import Corrupt, NoRoom, StorageFailed
 
 T = TypeVar("T")
@@ -146,17 +147,30 @@ def _open_environment(path: Path) -> lmdb.Environment:
             env = lmdb.open(str(path), map_size=_MAP_BYTES, max_dbs=16, max_readers=1024, mode=0o600)
             users = 0
             env.reader_check()  # slots of killed readers would hold old pages for ever
-            _check_length(env, path / "data.mdb")
+            _fill_up(env, path / "data.mdb")
         _environments[key] = env, users + 1, os.getpid()
     return env
 
 
-def _check_length(env: lmdb.Environment, file: Path) -> None:
-    """Raise Corrupt if the file is shorter than its own pages: reading a map beyond a file's end is SIGBUS."""
-    needed = min((env.info()["last_pgno"] + 1) * env.stat()["psize"], env.info()["map_size"])
-    if file.stat().st_size < needed:  # asked after, and a file only grows
-        env.close()
-        raise Corrupt(str(file), "is cut short", hint=_REBUILD)
+def _fill_up(env: lmdb.Environment, file: Path) -> None:
+    """Give a file that ends before its last page its length, in zeros: a map beyond a file's end is SIGBUS.
+
+    LMDB does not write pages that one transaction took and gave back, so that a file may be short and whole; where it
+    was cut, LMDB or the checks of rows refuse the zeros.
+    """
+
+    def full_bytes() -> int:
+        return int(min((env.info()["last_pgno"] + 1) * env.stat()["psize"], env.info()["map_size"]))
+
+    if file.stat().st_size < full_bytes():
+        disk = Disk()
+        fd = disk.open(file)
+        try:
+            with env.begin(write=True):  # nobody lets it grow meanwhile
+                if os.fstat(fd).st_size < (length := full_bytes()):
+                    disk.truncate(fd, length)
+        finally:
+            os.close(fd)
 
 
 def _close_environment(path: Path) -> None:

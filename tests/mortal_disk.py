@@ -28,12 +28,10 @@ class MortalDisk(Disk):
         self._step()
         super().make_dirs(path, mode)
 
-    def open(
-        self, path: Path, *, create: bool = False, new: bool = False, direct: bool = False, mode: int = 0o600
-    ) -> int:
-        if create or new:
+    def open(self, path: Path, *, create: bool = False, direct: bool = False, mode: int = 0o600) -> int:
+        if create:
             self._step()
-        return super().open(path, create=create, new=new, direct=direct, mode=mode)
+        return super().open(path, create=create, direct=direct, mode=mode)
 
     def write_at(self, fd: int, source: bytes | memoryview, offset: int) -> None:
         dies_here = self._left == 1

@@ -679,7 +679,7 @@ def test_an_ambiguous_prefix_is_refused(store: Path) -> None:
     cli("put", "a.txt", "seed", "--model", "?")
     with open_store() as opened:
         manifest: Manifest = opened.get("seed").manifest
-        key = opened._keys.tenant.digest_key
+        key = opened._parts.keys.tenant.digest_key
     before, after = manifest.packed().split(b'"?"')
     seen: dict[bytes, int] = {}
     for n in range(1_000_000):

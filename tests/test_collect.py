@@ -22,10 +22,11 @@ from arstore.formats.digest import Digest
 from arstore.store.accounts import write_segments
 from arstore.store.collect import AT_ONCE, CAREFUL, Collected, Margins
 from arstore.store.disk import Disk
+from arstore.store.entry import create_store
 from arstore.store.errors import Fenced, NotFound, StorageFailed, StoreError
 from arstore.store.retention import Retention
 from arstore.store.slots import _slots
-from arstore.store.store import Store, create_store
+from arstore.store.store import Store
 from arstore.store.tables import Rows
 from tests.command import cli, ended, start
 
@@ -52,11 +53,9 @@ class HookedDisk(Disk):
     def __init__(self) -> None:
         self.hook: Callable[[str, Path], None] = lambda operation, path: None
 
-    def open(
-        self, path: Path, *, create: bool = False, new: bool = False, direct: bool = False, mode: int = 0o600
-    ) -> int:
+    def open(self, path: Path, *, create: bool = False, direct: bool = False, mode: int = 0o600) -> int:
         self.hook("new" if create else "open", path)
-        return super().open(path, create=create, new=new, direct=direct, mode=mode)
+        return super().open(path, create=create, direct=direct, mode=mode)
 
     def write_at(self, fd: int, source: bytes | memoryview, offset: int) -> None:
         self.hook("write", path_of(fd))
@@ -341,7 +340,8 @@ PUT_AND_STOP = """
 import sys, time
 from pathlib import Path
 from arstore.store.disk import Disk
-from arstore.store.store import Store, default_store
+from arstore.store.config import default_store
+from arstore.store.store import Store
 
 class Stopping(Disk):
     def sync(self, fd):
@@ -571,7 +571,7 @@ def test_a_second_collection_is_refused_or_waits(room: Room) -> None:
 def test_a_killed_collection_is_no_obstacle(room: Room) -> None:
     code = """
 import os, signal
-from arstore.store.store import open_store
+from arstore.store.entry import open_store
 with open_store() as store, store._parts.leases.hold(b"gc", "gc"):
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -678,7 +678,7 @@ BUSY = """
 import random, shutil, sys, time
 from pathlib import Path
 from arstore.store.errors import NotFound
-from arstore.store.store import open_store
+from arstore.store.entry import open_store
 
 role, own, seconds, scratch = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4])
 chance = random.Random(own)
@@ -725,7 +725,7 @@ print(puts, gets, missed)
 COLLECT = """
 import sys, time
 from arstore.store.collect import AT_ONCE
-from arstore.store.store import open_store
+from arstore.store.entry import open_store
 until, runs, deleted = time.monotonic() + float(sys.argv[1]), 0, 0
 while time.monotonic() < until:
     with open_store() as store:
@@ -802,7 +802,7 @@ GC = """
 import re, threading, time
 from pathlib import Path
 from arstore.store.collect import AT_ONCE
-from arstore.store.store import open_store
+from arstore.store.entry import open_store
 most, over = [0], threading.Event()
 def watch():  # private memory: pages of the mapped catalog are the page cache's
     while not over.wait(0.05):
@@ -850,7 +850,7 @@ def fill(store: Store, count: int) -> None:
     parts.catalog.restore(blobs, {})
 
     def change(rows: Rows) -> None:
-        write_segments(rows, segments)
+        write_segments(rows, segments, max(segments))
 
     parts.tables.write(change)
 

@@ -50,7 +50,7 @@ def check(expected: dict[str, Path], out: Path) -> None:
             assert out.read_bytes() == source.read_bytes(), f"{ref} is not what was put"
             out.unlink()
         assert opened.verify(deep=True).corrupt == ()
-        check_keys_are_used_once(opened.root)
+        check_keys_are_used_once(opened._parts.root)
 
 
 # ---- processes
@@ -93,7 +93,9 @@ def test_the_same_name_at_once_loses_no_version(store: Path, tmp_path: Path) -> 
     sources = [write_checkpoint(tmp_path / f"{n}.safetensors", 64 * KIB, seed=n + 1) for n in range(9)]
     given: dict[str, Path] = {}
     for part in (sources[:5], sources[5:]):
-        for source, ran in zip(part, at_once(*[("put", source, "model", "--json") for source in part]), strict=True):
+        for source, ran in zip(
+            part, at_once(*[("put", source, "model", "--multi-writer", "--json") for source in part]), strict=True
+        ):
             assert ran.code == 0, ran.err
             given[f"model@{ran.json['version']}"] = source
     assert given.keys() == {f"model@{version}" for version in range(1, 10)}
@@ -104,7 +106,7 @@ def test_the_same_name_at_once_loses_no_version(store: Path, tmp_path: Path) -> 
 
 def test_the_same_label_at_once_is_given_once(store: Path, tmp_path: Path) -> None:
     sources = [write_checkpoint(tmp_path / f"{n}.safetensors", 64 * KIB, seed=n + 1) for n in range(4)]
-    answers = at_once(*[("put", source, "model@stable", "--json") for source in sources])
+    answers = at_once(*[("put", source, "model@stable", "--multi-writer", "--json") for source in sources])
     assert sorted(ran.code for ran in answers) == [0, 15, 15, 15]
     [winner] = [source for source, ran in zip(sources, answers, strict=True) if ran.code == 0]
     assert len(arstore("ls", "--json").json["artifacts"]) == 1
@@ -177,7 +179,7 @@ def test_threads_share_one_store(store: Path, tmp_path: Path) -> None:
             for version in range(1, rounds + 1):
                 stored = opened.put(sources[n], name=f"own-{n}")
                 assert stored.summary.version == version
-                opened.put(sources[n], name="shared")
+                opened.put(sources[n], name="shared", multi_writer=True)
                 opened.get_to(f"own-{n}", tmp_path / f"out-{n}")
                 assert (tmp_path / f"out-{n}").read_bytes() == sources[n].read_bytes()
                 opened.tag(f"own-{n}", f"passing-{n}")

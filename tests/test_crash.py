@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from arstore.store.config import CONFIG_NAME, read_config
+from arstore.store.config import CONFIG_NAME, KEYS_DIR, read_config, root_path
 from arstore.store.errors import BadInput, Conflict, NoRoom, StorageFailed, StoreError
-from arstore.store.init import KEYS_DIR, init_store, root_path
+from arstore.store.init import init_store
 from arstore.store.keyring import Keyring
 from arstore.store.store import Store
-from arstore.store.unlock import Secrets, open_master
+from arstore.store.unlock import Secrets, open_masters
 from tests.faulty_disk import Crash, FaultyDisk
 from tests.segment_scan import check_keys_are_used_once
 
@@ -51,7 +51,10 @@ class World:
         return Secrets(key_file=self.root / "secrets" / "key")
 
     def open(self, disk: FaultyDisk | None = None) -> Store:
-        return Store(self.store, held=self.held, disk=disk)
+        opened = Store(self.store, held=self.held, disk=disk)
+        for held in opened.leases():  # their owner is dead in this world, though this process goes on
+            opened.break_lease(held.id)
+        return opened
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +127,7 @@ def check(world: World, acknowledged: dict[str, Path], maybe: dict[str, Path] | 
             else:
                 out.unlink()
         assert store.verify(deep=True).corrupt == ()
-        if store.config.encrypted:
+        if store._parts.config.encrypted:
             check_keys_are_used_once(world.store)
     return there
 
@@ -314,8 +317,8 @@ def test_power_cut_while_a_killed_reservation_is_run_again(copies: Iterator[Worl
 
 def keyring(world: World, disk: FaultyDisk) -> Keyring:
     config = read_config(world.store)
-    master = open_master(world.store / KEYS_DIR, world.held, config.store_id, lambda: None)
-    return Keyring(world.store / KEYS_DIR, root_path(world.store, config), master, config.store_id, disk)
+    masters = open_masters(world.store / KEYS_DIR, world.held, config.store_id, lambda: None)
+    return Keyring(world.store / KEYS_DIR, root_path(world.store, config), masters, config.store_id, disk)
 
 
 def reserve_dies(disk: FaultyDisk, world: World, given: dict[int, bytes], at: int, loss: int | None) -> bool:

@@ -71,7 +71,7 @@ def check_readable(acknowledged: dict[str, Path], out: Path) -> None:
             assert out.read_bytes() == source.read_bytes(), f"{name} is not what was put"
             out.unlink()
         assert opened.verify(deep=True).corrupt == ()
-        check_keys_are_used_once(opened.root)
+        check_keys_are_used_once(opened._parts.root)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Erase: what was erased stays unreadable for an attacker who kept every version of every file, and has the key file."""
+"""Erase: what was erased stays unreadable for whoever kept every version of every file and has the key file."""
 
 import itertools
 import json
@@ -41,7 +41,7 @@ from arstore.store.disk import Disk
 from arstore.store.init import init_store
 from arstore.store.unlock import Secrets
 from tests.command import arstore, cli
-from tests.mortal_disk import Died, MortalDisk, deaths
+from tests.mortal_disk import Died, deaths
 
 # ---- what the attacker kept
 

@@ -79,9 +79,9 @@ def within(name: str, *modules: str) -> bool:
 
 # --- floors
 
-VERBS = ("put", "get", "kv", "plan", "prefetch", "collect", "erase", "scrub", "repair", "sync")
+VERBS = ("put", "get", "kv", "plan", "prefetch", "collect", "erase", "scrub", "repair", "rekey", "sync")
 GROUND = ("disk", "config", "errors", "__init__")
-FLOORS = ("formats", "disk, config, errors", "mechanisms", "verbs", "store.py", "engines, arstore", "cli")
+FLOORS = ("formats", "disk, config, errors", "mechanisms", "verbs", "store.py, entry.py", "engines, arstore", "cli")
 
 
 def floor(parts: tuple[str, ...]) -> int:
@@ -98,7 +98,7 @@ def floor(parts: tuple[str, ...]) -> int:
         return 5  # the root's own `__init__.py`: the face, which re-exports from below
     if room == "engines":
         return 5
-    if room == "store":
+    if room in ("store", "entry"):
         return 4
     if room in VERBS:
         return 3

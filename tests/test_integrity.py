@@ -30,6 +30,7 @@ from arstore.formats.frames import TAG_BYTES
 from arstore.formats.manifest import BlobName, Manifest, Tensor
 from arstore.formats.record import ALIGN_BYTES, HEADER_BYTES, KIND_BLOB, KIND_VERSION, Header, parse_header
 from arstore.store.catalog import NewVersion
+from arstore.store.entry import create_store
 from arstore.store.errors import Corrupt, KeyRefused, NotFound
 from arstore.store.names import Summary, parse_ref
 from arstore.store.put import Wish, commit_manifest
@@ -37,7 +38,7 @@ from arstore.store.records import draft_record
 from arstore.store.scrub import Scrubbed
 from arstore.store.segments import staging_buffer
 from arstore.store.select import Selection
-from arstore.store.store import Store, create_store
+from arstore.store.store import Store
 from arstore.store.unlock import Secrets
 from tests.command import arstore
 
@@ -123,7 +124,7 @@ class World:
             owners = {}
             for found in store.ls():
                 manifest = store.show(found.text)[1]
-                rows = store._catalog.find_blobs(blob.digest for blob in manifest.blobs)
+                rows = store._parts.catalog.find_blobs(blob.digest for blob in manifest.blobs)
                 for place in (found.row.place, *(row.place for row in rows.values())):
                     owners[place.segment, place.offset] = found.summary.name
         spots = []
@@ -487,7 +488,7 @@ def test_a_segment_under_another_name(world: World, tmp_path: Path, change: str)
 def test_a_record_that_was_moved_to_another_tenant(world: World) -> None:
     with world.open("stranger") as store:
         store.put(world.source("stranger"), name="theirs", kind="file")
-        place = next(store._catalog.all_blobs()).place
+        place = next(store._parts.catalog.all_blobs()).place
     theirs = (world.root / "segments" / f"{place.segment:016x}.seg").read_bytes()
     theirs = theirs[place.offset : place.offset + place.record_bytes]
     [mine] = of_size(world.spots(), "other", 8192)
@@ -502,12 +503,12 @@ def test_a_row_that_points_to_another_tenants_record(world: World) -> None:
     """Even a catalog that lies, which takes the store's master key, gives no tenant another's plaintext."""
     with world.open("stranger") as store:
         store.put(world.source("other"), name="theirs", kind="file")
-        theirs = next(store._catalog.all_blobs()).place
+        theirs = next(store._parts.catalog.all_blobs()).place
     with world.open() as store:
         [blob] = store.show("other")[1].blobs
         row = BlobRow(theirs, 1)
-        store._catalog._tables.write(
-            lambda rows: rows.put("blobs", store._catalog._blob_key(blob.digest), row.packed())
+        store._parts.catalog._tables.write(
+            lambda rows: rows.put("blobs", store._parts.catalog._blob_key(blob.digest), row.packed())
         )
     assert isinstance(attempt(world, "other"), Corrupt)
     assert listed(world.verify()) == {("other@1",)}
@@ -550,7 +551,7 @@ def test_a_bit_of_any_value_in_the_catalog(world: World) -> None:
     chance = random.Random(5)
     data = world.root / "catalog" / "data.mdb"
     with world.open() as store:
-        index = store._catalog
+        index = store._parts.catalog
         needed = {index._blob_key(blob.digest) for blob in store.show("model")[1].blobs}
         needed |= {index._name_key("model") + (1).to_bytes(4, "big")}
     rows = catalog_rows(world)
@@ -629,7 +630,7 @@ def test_new_keys_are_refused_where_the_tree_is_damaged(world: World) -> None:
         with world.open() as store:  # opened before the damage, as by a put that is at work
             flip(path, start + 99)
             try:
-                store._keyring.reserve(0, 1)
+                store._parts.keyring.reserve(0, 1)
                 outcomes.add("reserved")
             except Corrupt:
                 outcomes.add("refused")

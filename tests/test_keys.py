@@ -29,9 +29,10 @@ from arstore.formats.errors import FormatError
 from arstore.formats.frames import FOOTER_INDEX, TAG_BYTES, Binding, SealedFrames
 from arstore.formats.keypage import PAGE_BYTES, open_root
 from arstore.formats.record import HEADER_BYTES, KIND_BLOB, KIND_VERSION
+from arstore.store.entry import create_store, open_store
 from arstore.store.errors import Corrupt, KeyRefused, NoRoom, NotFound
 from arstore.store.records import OpenRecord
-from arstore.store.store import Store, create_store, open_store
+from arstore.store.store import Store
 from tests.command import Ran, arstore, cli
 
 PASSPHRASE = "correct horse battery staple"
@@ -84,8 +85,8 @@ def segments(root: Path) -> list[Path]:
 
 def places(store: Store) -> list[Place]:
     """Return the place of every record of the store's tenant, blobs and versions."""
-    blobs = [row.place for row in store._catalog.all_blobs()]
-    return blobs + [row.place for _, row in store._catalog.versions()]
+    blobs = [row.place for row in store._parts.catalog.all_blobs()]
+    return blobs + [row.place for _, row in store._parts.catalog.versions()]
 
 
 def record_bytes(root: Path, place: Place) -> bytes:
@@ -490,14 +491,16 @@ def test_one_root_is_readable_at_a_time(root: Path, source: Path) -> None:
     create_store()
     for number in range(4):
         with open_store() as store:
-            keyring = store._keyring
+            keyring = store._parts.keyring
             keyring.reserve(0, 1)
             found = 0
             held = (root / "keys" / "root").read_bytes()
             assert len(held) == 2 * PAGE_BYTES
             for start in (0, PAGE_BYTES):
                 try:
-                    root_found = open_root(keyring._master, store.config.store_id, held[start : start + PAGE_BYTES])
+                    root_found = open_root(
+                        keyring.master, store._parts.config.store_id, held[start : start + PAGE_BYTES]
+                    )
                     assert root_found.epoch == keyring.epoch
                     found += 1
                 except FormatError:
@@ -522,7 +525,7 @@ def test_every_record_has_a_key_of_its_own(root: Path, source: Path, tmp_path: P
             store.put(source, name="m")
     with open_store() as store:
         slots = [place.slot for place in places(store)]
-        keys = [store._keyring.key(0, slot) for slot in slots]
+        keys = [store._parts.keyring.key(0, slot) for slot in slots]
     assert len(slots) == 5 + sum(3 + 9 * number for number in range(5)) + 5  # tensors, headers, versions
     assert 0 not in slots
     assert len(set(slots)) == len(set(keys)) == len(slots)
@@ -538,7 +541,7 @@ def test_a_restored_catalog_leads_to_no_key_stream_twice(root: Path, tmp_path: P
         with open_store() as store:
             store.put(path, name="m", kind="file", codec="stored")
             [blob] = store.show("m")[1].blobs
-            place = store._catalog.find_blobs([blob.digest])[blob.digest].place
+            place = store._parts.catalog.find_blobs([blob.digest])[blob.digest].place
         slots.append(place.slot)
         found.append(record_bytes(root, place))
         if number == 0:
@@ -649,26 +652,26 @@ def test_a_tenant_is_made_once(two_tenants: Path) -> None:
 
 def test_no_record_opens_under_another_tenants_keys(two_tenants: Path) -> None:
     with open_store() as mine, open_store(tenant="second") as theirs:
-        encrypted = mine.config.encrypted
-        own, other = mine._keys, theirs._keys
+        encrypted = mine._parts.config.encrypted
+        own, other = mine._parts.keys, theirs._parts.keys
         assert own.tenant.id != other.tenant.id
         assert len({own.tenant.digest_key, other.tenant.digest_key, own.tenant.index_key, other.tenant.index_key}) == 4
-        keys = [{store._keys.key(place) for place in places(store)} for store in (mine, theirs)]
+        keys = [{store._parts.keys.key(place) for place in places(store)} for store in (mine, theirs)]
         assert not encrypted or not keys[0] & keys[1]
         tried = 0
         for kind, found in ((KIND_BLOB, places(theirs)[:-1]), (KIND_VERSION, places(theirs)[-1:])):
             for place in found:
-                digest = OpenRecord(theirs._segments, other, place, kind).footer().digest
-                OpenRecord(theirs._segments, other, place, kind).check(digest)
+                digest = OpenRecord(theirs._parts.segments, other, place, kind).footer().digest
+                OpenRecord(theirs._parts.segments, other, place, kind).check(digest)
                 for keys_of in (own, type(own)(own.number, own.tenant, other.keyring, encrypted)):
                     with pytest.raises((FormatError, Corrupt)):
-                        OpenRecord(mine._segments, keys_of, place, kind).check(digest)
+                        OpenRecord(mine._parts.segments, keys_of, place, kind).check(digest)
                     with pytest.raises((FormatError, Corrupt)):
-                        OpenRecord(mine._segments, keys_of, place, kind).read_all()
+                        OpenRecord(mine._parts.segments, keys_of, place, kind).read_all()
                 # Their record keys, but named as mine: the frames are bound to the tenant.
                 mixed = type(own)(other.number, own.tenant, other.keyring, encrypted)
                 with pytest.raises(FormatError):
-                    OpenRecord(mine._segments, mixed, place, kind).read_all()
+                    OpenRecord(mine._parts.segments, mixed, place, kind).read_all()
                 tried += 1
         assert tried == 4
 
@@ -676,8 +679,8 @@ def test_no_record_opens_under_another_tenants_keys(two_tenants: Path) -> None:
 def test_one_tenants_catalog_rows_are_not_anothers(two_tenants: Path) -> None:
     with open_store() as mine, open_store(tenant="second") as theirs:
         digests = [blob.digest for blob in theirs.show("theirs")[1].blobs]
-        assert len(theirs._catalog.find_blobs(digests)) == len(digests)
-        assert mine._catalog.find_blobs(digests) == {}
+        assert len(theirs._parts.catalog.find_blobs(digests)) == len(digests)
+        assert mine._parts.catalog.find_blobs(digests) == {}
         with pytest.raises(NotFound):
             mine.get("theirs")
 
@@ -725,7 +728,7 @@ def test_versions_count_against_the_quota_too(root: Path, source: Path) -> None:
         with pytest.raises(NoRoom, match="quota"):
             [store.tag("m", f"m{number}") for number in range(40)]
         assert len(store.ls()) > 3
-        assert store._catalog.usage_bytes() <= quota_bytes
+        assert store._parts.catalog.usage_bytes() <= quota_bytes
         assert store.verify().corrupt == ()
 
 

@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arstore.formats.lease import LeaseRow, ProcessId, parse_lease
+from arstore.store.entry import create_store, open_store
 from arstore.store.errors import BadInput, Fenced, NotFound
 from arstore.store.lease import Leases, current_process, now_ns, process_start, sees_dead
-from arstore.store.store import Store, create_store, open_store
+from arstore.store.store import Store
 from tests.command import arstore, cli, ended, start
 
 HOLDER = """
@@ -31,7 +32,8 @@ from arstore.cli.main import EXIT_CODES
 from arstore.store.disk import Disk
 from arstore.store.errors import StoreError
 from arstore.store.lease import Leases, current_process
-from arstore.store.store import Store, default_store
+from arstore.store.config import default_store
+from arstore.store.store import Store
 
 class Waiting(Disk):
     asked = False
@@ -55,7 +57,7 @@ with Store(default_store(), disk=Waiting()) as store:
 MANY = """
 import sys
 from pathlib import Path
-from arstore.store.store import open_store
+from arstore.store.entry import open_store
 own, count, apart = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "apart"
 source = Path(sys.argv[4]) / f"source-{own}"
 with open_store() as store:

@@ -28,10 +28,11 @@ from hypothesis.stateful import (
 from arstore.formats.catalog import parse_blob, parse_version
 from arstore.store.collect import AT_ONCE, CAREFUL, Margins
 from arstore.store.disk import Disk
+from arstore.store.entry import create_store
 from arstore.store.errors import Fenced, NotFound, StorageFailed
 from arstore.store.retention import Retention
 from arstore.store.slots import _slots
-from arstore.store.store import Store, create_store
+from arstore.store.store import Store
 from arstore.store.unlock import Secrets
 
 NAMES = ("a", "b", "team/c")

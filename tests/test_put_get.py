@@ -622,7 +622,7 @@ def test_hostile_inputs_are_refused_whole(
         assert len(rest) == 1
         assert rest[0].startswith("arstore: hint: ")
     assert stored_counts(store) == (0, 0)
-    assert not list((store.root / "segments").iterdir())
+    assert not list((store._parts.root / "segments").iterdir())
 
     # What is not read can't do harm: as bytes it goes in and comes out, never run.
     assert run(hoisted(["put", str(top), "bad", "--opaque", name])) == 0
@@ -727,7 +727,7 @@ def test_here_and_other_file_systems_are_places_too(store: Store, tmp_path: Path
 
 def flip(store: Store, content: bytes) -> None:
     """Change one bit of the record that holds `content`, which must lie in a segment as it is."""
-    for path in (store.root / "segments").iterdir():
+    for path in (store._parts.root / "segments").iterdir():
         held = bytearray(path.read_bytes())
         if (at := held.find(content)) >= 0:
             held[at] ^= 1

@@ -278,9 +278,9 @@ def test_a_rotation_that_is_killed_keeps_the_passphrase(tmp_path: Path, root: Pa
         for place, copy in ((root, tmp_path / "saved"), (config_key.parent, saved_keys)):
             shutil.rmtree(place)
             shutil.copytree(copy, place)
-        with Store(root, held=Secrets(passphrase_file=passphrase), disk=MortalDisk(at)) as store:
-            with contextlib.suppress(Died):
-                store.rotate_key()
+        held = Secrets(passphrase_file=passphrase)
+        with Store(root, held=held, disk=MortalDisk(at)) as store, contextlib.suppress(Died):
+            store.rotate_key()
         # Whoever has nothing but the passphrase finishes it, and whoever has the key file that the config names.
         assert readable(root, only_passphrase(tmp_path))
         assert readable(root)

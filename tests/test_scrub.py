@@ -10,7 +10,6 @@ import pytest
 from arstore import Corrupt, Store
 from arstore.formats.catalog import LIVE, QUARANTINED, BlobRow
 from arstore.store import scrub as scrub_room
-from arstore.store.scrub import Pace
 from tests.command import cli
 
 
@@ -152,9 +151,7 @@ def test_no_time_checks_nothing_and_says_what_is_left(tmp_path: Path, root: Path
     assert cli("--json", "verify").json["left"] == 0
 
 
-def test_what_was_checked_longest_ago_comes_first(
-    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_checked_longest_ago_comes_first(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every scrub has time for one batch of one blob; which one follows from when each was last checked."""
     store_files(tmp_path, 4)
     monkeypatch.setattr(scrub_room, "_NOTE_BYTES", 1)  # a batch a blob
@@ -166,7 +163,7 @@ def test_what_was_checked_longest_ago_comes_first(
     order = []
     for _ in range(8):
         with at(root, moment) as store:
-            done = store.verify(pace=Pace(bytes_per_second=17_000, duration_s=1))  # the second blob waits past the limit
+            done = store.verify(bytes_per_second=17_000, duration_s=1)  # the second blob waits past the limit
         assert done.left == 2
         before = moment
         order += [name for name in map("file{}".format, range(4)) if row_of(root, name).checked_s == before]
@@ -198,7 +195,7 @@ def test_a_scrub_that_is_killed_is_gone_on_with(tmp_path: Path, root: Path, monk
     assert len(done) == 2
     order: list[float] = []
     with at(root, 2_000_000) as store:
-        result = store.verify(pace=Pace(duration_s=60), progress=lambda *_: order.append(time.monotonic()))
+        result = store.verify(duration_s=60, progress=lambda *_: order.append(time.monotonic()))
     assert result.left == 0
     assert len(order) == 4
     assert all(row_of(root, f"file{n}").checked_s == 2_000_000 for n in range(4))

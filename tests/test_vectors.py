@@ -32,14 +32,13 @@ from arstore.formats.tensor import TensorSpan, cut_span, dense_bytes
 from arstore.store.collect import AT_ONCE
 from arstore.store.config import write_config
 from arstore.store.disk import Disk
+from arstore.store.entry import rebuild_catalog
 from arstore.store.errors import Corrupt, KeyRefused, StoreError
 from arstore.store.ingest import cut_file
 from arstore.store.inputs import InputFile, MemorySource
 from arstore.store.keyring import Keyring, create_keyring
 from arstore.store.records import OpenRecord, TenantKeys
-from arstore.store.scrub import Pace
 from arstore.store.segments import SegmentReader
-from arstore.store.store import rebuild_catalog
 from arstore.store.unlock import Secrets, Stanzas, new_key_file, open_masters
 from tests import spec_reader
 from tests.spec_reader import Refused
@@ -569,7 +568,7 @@ def test_golden_store_is_read_by_the_product(golden: tuple[str, Path, Any], tmp_
                 got = dest if single else dest / path
                 assert got.read_bytes().hex() == file["bytes"]
                 assert stat.S_IMODE(got.stat().st_mode) == file["mode"]
-        scrubbed = store.verify(pace=Pace(deep=True))
+        scrubbed = store.verify(deep=True)
         assert scrubbed.corrupt == ()
         assert scrubbed.checked == sum(map(len, (told["catalog"][table] for table in ("blobs", "versions"))))
 
@@ -582,7 +581,7 @@ def test_golden_store_takes_more(golden: tuple[str, Path, Any], tmp_path: Path) 
         assert store.put(tmp_path / "more", name="golden/note").summary.version == 2
         assert store.put(tmp_path / "more", name="golden/more").blobs_new == 0
         store.rm("golden/note@1")
-        assert store.verify(pace=Pace(deep=True)).corrupt == ()
+        assert store.verify(deep=True).corrupt == ()
     other = spec_store(way, root, told)
     assert other.files("golden/note") == {"more": (0o644, b"more " * 100)}
 
@@ -615,7 +614,7 @@ def test_golden_store_is_rebuilt(golden: tuple[str, Path, Any]) -> None:
     shutil.rmtree(root / "catalog")
     with pytest.raises(Corrupt):
         opened(root)
-    repaired = rebuild_catalog(root, key_file=root.parent / "key")
+    repaired = rebuild_catalog(root, key_file=root.parent / "key", forget_lost=True)
     assert repaired.lost == ()
     assert repaired.recovered == sum(len(told["catalog"][table]) for table in ("blobs", "versions"))
     store = spec_store(way, root, told)
@@ -817,7 +816,7 @@ def test_a_store_with_holes_is_read_from_the_specification(encrypted: bool, tmp_
     holes = sum(not any(whole[at : at + 4096]) for at in range(0, len(whole), 4096))
     assert holes, "it would prove little without holes"
 
-    rebuild_catalog(root)
+    rebuild_catalog(root, forget_lost=True)
     rebuilt = spec_reader.Store(root, secrets)
     assert {name: rebuilt.files(name) for name in left} == left
     check_slots(rebuilt)
