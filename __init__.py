@@ -5,7 +5,7 @@ with arstore.open_store("~/models") as store:
     tensors = store.get("llama").tensors()
 """
 
-from arstore.store.entry import create_store, open_store
+from arstore.store.access import create_store, open_store
 from arstore.store.errors import (
     BadInput,
     Conflict,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..store.entry import create_store
+from ..store.access import create_store
 from ..store.errors import BadInput
 from ..store.unlock import Secrets
 from .render import pairs

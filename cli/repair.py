@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ..store.entry import rebuild_catalog
+from ..store.access import rebuild_catalog
 from ..store.errors import BadInput
 from .session import ask_passphrase, session_of
 

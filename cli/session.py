@@ -11,8 +11,8 @@ from pathlib import Path
 
 import typer
 
+from ..store.access import open_store
 from ..store.config import default_store
-from ..store.entry import open_store
 from ..store.errors import StoreError
 from ..store.progress import Progress
 from ..store.store import Store

@@ -19,10 +19,10 @@ import pytest
 
 from arstore.formats.catalog import BlobRow, Place, SegmentRow, parse_blob, parse_version
 from arstore.formats.digest import Digest
+from arstore.store.access import create_store
 from arstore.store.accounts import write_segments
 from arstore.store.collect import AT_ONCE, CAREFUL, Collected, Margins
 from arstore.store.disk import Disk
-from arstore.store.entry import create_store
 from arstore.store.errors import Fenced, NotFound, StorageFailed, StoreError
 from arstore.store.retention import Retention
 from arstore.store.slots import _slots
@@ -571,7 +571,7 @@ def test_a_second_collection_is_refused_or_waits(room: Room) -> None:
 def test_a_killed_collection_is_no_obstacle(room: Room) -> None:
     code = """
 import os, signal
-from arstore.store.entry import open_store
+from arstore.store.access import open_store
 with open_store() as store, store._parts.leases.hold(b"gc", "gc"):
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -678,7 +678,7 @@ BUSY = """
 import random, shutil, sys, time
 from pathlib import Path
 from arstore.store.errors import NotFound
-from arstore.store.entry import open_store
+from arstore.store.access import open_store
 
 role, own, seconds, scratch = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4])
 chance = random.Random(own)
@@ -725,7 +725,7 @@ print(puts, gets, missed)
 COLLECT = """
 import sys, time
 from arstore.store.collect import AT_ONCE
-from arstore.store.entry import open_store
+from arstore.store.access import open_store
 until, runs, deleted = time.monotonic() + float(sys.argv[1]), 0, 0
 while time.monotonic() < until:
     with open_store() as store:
@@ -802,7 +802,7 @@ GC = """
 import re, threading, time
 from pathlib import Path
 from arstore.store.collect import AT_ONCE
-from arstore.store.entry import open_store
+from arstore.store.access import open_store
 most, over = [0], threading.Event()
 def watch():  # private memory: pages of the mapped catalog are the page cache's
     while not over.wait(0.05):

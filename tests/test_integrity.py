@@ -29,8 +29,8 @@ from arstore.formats.digest import digest_bytes
 from arstore.formats.frames import TAG_BYTES
 from arstore.formats.manifest import BlobName, Manifest, Tensor
 from arstore.formats.record import ALIGN_BYTES, HEADER_BYTES, KIND_BLOB, KIND_VERSION, Header, parse_header
+from arstore.store.access import create_store
 from arstore.store.catalog import NewVersion
-from arstore.store.entry import create_store
 from arstore.store.errors import Corrupt, KeyRefused, NotFound
 from arstore.store.names import Summary, parse_ref
 from arstore.store.put import Wish, commit_manifest

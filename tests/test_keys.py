@@ -29,7 +29,7 @@ from arstore.formats.errors import FormatError
 from arstore.formats.frames import FOOTER_INDEX, TAG_BYTES, Binding, SealedFrames
 from arstore.formats.keypage import PAGE_BYTES, open_root
 from arstore.formats.record import HEADER_BYTES, KIND_BLOB, KIND_VERSION
-from arstore.store.entry import create_store, open_store
+from arstore.store.access import create_store, open_store
 from arstore.store.errors import Corrupt, KeyRefused, NoRoom, NotFound
 from arstore.store.records import OpenRecord
 from arstore.store.store import Store

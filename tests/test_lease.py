@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arstore.formats.lease import LeaseRow, ProcessId, parse_lease
-from arstore.store.entry import create_store, open_store
+from arstore.store.access import create_store, open_store
 from arstore.store.errors import BadInput, Fenced, NotFound
 from arstore.store.lease import Leases, current_process, now_ns, process_start, sees_dead
 from arstore.store.store import Store
@@ -57,7 +57,7 @@ with Store(default_store(), disk=Waiting()) as store:
 MANY = """
 import sys
 from pathlib import Path
-from arstore.store.entry import open_store
+from arstore.store.access import open_store
 own, count, apart = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "apart"
 source = Path(sys.argv[4]) / f"source-{own}"
 with open_store() as store:

@@ -26,9 +26,9 @@ from hypothesis.stateful import (
 )
 
 from arstore.formats.catalog import parse_blob, parse_version
+from arstore.store.access import create_store
 from arstore.store.collect import AT_ONCE, CAREFUL, Margins
 from arstore.store.disk import Disk
-from arstore.store.entry import create_store
 from arstore.store.errors import Fenced, NotFound, StorageFailed
 from arstore.store.retention import Retention
 from arstore.store.slots import _slots

@@ -29,10 +29,10 @@ from arstore.formats.errors import FormatError
 from arstore.formats.frames import TAG_BYTES, Binding, frames_of, seal, unseal
 from arstore.formats.identity import make_identity
 from arstore.formats.tensor import TensorSpan, cut_span, dense_bytes
+from arstore.store.access import rebuild_catalog
 from arstore.store.collect import AT_ONCE
 from arstore.store.config import write_config
 from arstore.store.disk import Disk
-from arstore.store.entry import rebuild_catalog
 from arstore.store.errors import Corrupt, KeyRefused, StoreError
 from arstore.store.ingest import cut_file
 from arstore.store.inputs import InputFile, MemorySource

@@ -1,4 +1,4 @@
-"""Entry: make a store, open one, or make its catalog anew, with what arguments and environment say."""
+"""Access: make a store, open one, or make its catalog anew, with what arguments and environment say."""
 
 from dataclasses import replace
 from pathlib import Path
