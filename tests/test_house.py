@@ -471,7 +471,7 @@ BROKEN: list[tuple[Rule, str, str]] = [
     ),
     (empty_names, "store/utils.py", ""),
     (empty_names, "store/common/digest.py", ""),
-    (empty_names, "store/blob_access.py", ""),
+    (empty_names, "store/blob_entry.py", ""),
     (empty_names, "store/put.py", "class LeaseManager: ..."),
     (empty_names, "store/put.py", "async def put_helper(): ..."),
     (undocumented, "store/put.py", "VERB = 'put'"),
