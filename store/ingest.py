@@ -8,8 +8,9 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
-from ..formats.catalog import LIVE, Place
+from ..formats.catalog import LIVE, BlobRow, Place
 from ..formats.codec import SAMPLE_MAX_BYTES, Codec, choose
 from ..formats.digest import Digest, digest_bytes
 from ..formats.frames import WEIGHT_FRAME_BYTES
@@ -49,6 +50,11 @@ class Group:
     @property
     def length(self) -> int:
         return sum(cut.length for cut in self.cuts)
+
+    def parts(self, plain: memoryview) -> list[memoryview]:
+        """Return the group's bytes as its blobs."""
+        ends = list(accumulate(cut.length for cut in self.cuts))
+        return [plain[start:stop] for start, stop in pairwise([0, *ends])]
 
 
 def cut_file(file: InputFile) -> Iterator[Cut]:
@@ -94,6 +100,7 @@ class Ingest:
     written: dict[Digest, Place] = field(default_factory=dict)
     reused: set[Digest] = field(default_factory=set)
     _total_bytes: int = 0
+    _all_known: bool = False  # the group that was read last was stored already
     _claimed: set[Digest] = field(default_factory=set)
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _local: threading.local = field(default_factory=threading.local)
@@ -114,18 +121,36 @@ class Ingest:
         return sum(place.record_bytes for place in self.written.values())
 
     def _store_group(self, group: Group) -> list[Digest]:
+        # While nothing was missing so far, chances are that nothing is here: a look in place costs half a reading.
+        digests = self._look(group) if self._all_known else None
+        if digests is None:
+            digests = self._read(group)
+        self.progress(group.length, self._total_bytes)
+        return digests
+
+    def _look(self, group: Group) -> list[Digest] | None:
+        """Return the digests of a group if every blob of it is stored already."""
+        with group.source.mapped(group.offset, group.length) as plain:
+            digests = [digest_bytes(self.keys.tenant.digest_key, part) for part in group.parts(plain)]
+        known = {digest for digest, row in self.catalog.find_blobs(digests).items() if self._is_readable(row)}
+        if not known.issuperset(digests):
+            return None
+        with self._guard:
+            self.reused |= known - self._claimed
+            self._claimed |= known
+        return digests
+
+    def _read(self, group: Group) -> list[Digest]:
+        """Read a group and store what is missing of it; return its digests."""
         plain = self._buffer(group.length)
         group.source.read_into(group.offset, plain)
-        parts, at = [], 0
-        for cut in group.cuts:
-            parts.append(plain[at : at + cut.length])
-            at += cut.length
+        parts = group.parts(plain)
         digests = [digest_bytes(self.keys.tenant.digest_key, part) for part in parts]
         missing = self._missing(digests)
+        self._all_known = not missing
         fresh = {digest: n for n, digest in enumerate(digests) if digest in missing}
         if fresh:
             self._write([(digest, parts[n], group.cuts[n].dtype) for digest, n in fresh.items()])
-        self.progress(group.length, self._total_bytes)
         return digests
 
     def _missing(self, digests: Sequence[Digest]) -> set[Digest]:
@@ -135,15 +160,16 @@ class Ingest:
             self._claimed |= mine
         known: set[Digest] = set()
         for digest, row in self.catalog.find_blobs(mine).items():
-            if row.state == LIVE and not self.segments.reaches(row.place):
-                self.catalog.quarantine(
-                    digest, row.place
-                )  # its segment is gone or damaged: the copy stored now takes its place
-            elif row.state == LIVE:
+            if self._is_readable(row):
                 known.add(digest)
+            elif row.state == LIVE:  # its segment is gone or damaged: the copy stored now takes its place
+                self.catalog.quarantine(digest, row.place)
         with self._guard:
             self.reused |= known
         return mine - known
+
+    def _is_readable(self, row: BlobRow) -> bool:
+        return row.state == LIVE and self.segments.reaches(row.place)
 
     def _write(self, parts: list[tuple[Digest, memoryview, str | None]]) -> None:
         drafts: list[Draft] = []

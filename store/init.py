@@ -37,6 +37,8 @@ def init_store(
         config = read_config(root)
         if config.encrypted != encrypted or (root_file and config.root_file != root_file.absolute()):
             raise Conflict(str(root), "a store made with other settings is here already")
+        if held.key_file and config.key_file and held.key_file.absolute() != config.key_file:
+            raise Conflict(str(root), f"a store that opens with {config.key_file} is here already")
         disk.sync_dir(root)  # the init that wrote it may have been killed before it came to that
         return config
     _check_empty(root)

@@ -2,7 +2,7 @@
 
 Commit: changed pages to free positions, sync; the new root into the root slot that is not current, sync; the old
 root effaced in place, sync. A crash before the new root leaves the old tree whole; a crash after it leaves two
-readable roots, of which the higher epoch counts and the lower is effaced at the next open.
+readable roots, of which the higher epoch counts; the next commit goes over the lower one.
 A key is durable here before a byte that it seals reaches a segment.
 """
 

@@ -21,7 +21,8 @@ from .names import Found, Names
 from .progress import Progress
 from .records import OpenRecord, corrupt
 
-# Bytes between two notes of what was good: a killed scrub does at most this much again.
+# Bytes between two notes of what was good: a killed scrub does at most this much again. Where the rate is lower, a
+# second's worth, so that the end of the time is seen.
 _NOTE_BYTES = 256 << 20
 
 
@@ -82,7 +83,7 @@ def scrub(
 
     checked = checked_bytes = 0
     with ThreadPoolExecutor(workers_count()) as pool:
-        for batch in _batches(rows):
+        for batch in _batches(rows, min(_NOTE_BYTES, pace.bytes_per_second or _NOTE_BYTES)):
             if limit.over():
                 break
             found = dict(zip(batch, pool.map(check, batch), strict=True))
@@ -108,14 +109,14 @@ def _needed(names: Names, versions: Sequence[Found]) -> tuple[list[Bad], dict[Di
     return bad, needed
 
 
-def _batches(rows: dict[Digest, BlobRow]) -> Iterator[list[Digest]]:
+def _batches(rows: dict[Digest, BlobRow], batch_bytes: int) -> Iterator[list[Digest]]:
     batch, size = list[Digest](), 0
     for digest, row in sorted(
         rows.items(), key=lambda one: (one[1].checked_s, one[1].place.segment, one[1].place.offset)
     ):
         batch.append(digest)
         size += row.place.plain_bytes
-        if size >= _NOTE_BYTES:
+        if size >= batch_bytes:
             yield batch
             batch, size = [], 0
     if batch:
@@ -146,6 +147,8 @@ class _Limit:
             with self._guard:
                 due = self._started + self._bytes / self._rate
                 self._bytes += length_bytes
+            if self._duration_s is not None:
+                due = min(due, self._started + self._duration_s)
             time.sleep(max(due - time.monotonic(), 0))
 
     def over(self) -> bool:

@@ -3,6 +3,7 @@
 File readers and codecs have tests of their own; golden vectors are in test_vectors.py.
 """
 
+import contextlib
 import json
 import tracemalloc
 from collections.abc import Callable
@@ -709,6 +710,9 @@ class Sized:
         raise AssertionError("the cut reads no byte")
 
     def read_into(self, offset: int, out: memoryview) -> None:
+        raise AssertionError("the cut reads no byte")
+
+    def mapped(self, offset: int, length: int) -> contextlib.AbstractContextManager[memoryview]:
         raise AssertionError("the cut reads no byte")
 
 
