@@ -1,0 +1,1 @@
+"""The parts of scripts/bench.py: one module per question, each returning rows. Nothing here is product code."""

@@ -1,0 +1,53 @@
+"""Section 7: a get to files beside a copy, and a check of every byte beside a plain hash. Informational."""
+
+from .processes import Failed, run, run_arstore, take_turns, warm
+from .programs.memory import back
+from .rows import Row, compared
+from .workplace import NAME, Workplace
+
+
+def file_rows(place: Workplace) -> list[Row]:
+    """Compare getting files with copying them, and verifying with hashing, page cache warm, nothing fsynced."""
+    store = ["--store", str(place.store)]
+
+    def get() -> float:
+        with place.scratch("got") as folder:
+            warm(place.segments)
+            back(place.room_bytes)
+            ran = run_arstore(place.env, *store, "get", NAME, str(folder / "files"))
+            return ran.seconds
+
+    def copy() -> float:
+        with place.scratch("copy") as folder:
+            warm(place.shards)
+            back(place.room_bytes)
+            return run(["cp", "-r", "--", str(place.source), str(folder / "files")], place.env).seconds
+
+    def hashed() -> float:
+        return run(["sha256sum", "--", *map(str, place.shards)], place.env).seconds
+
+    def verify(*flags: str) -> float:
+        warm(place.segments)
+        return run_arstore(place.env, *store, "verify", NAME, *flags).seconds
+
+    _check_equal(place)
+    times = take_turns(
+        {"get": get, "cp": copy, "verify": verify, "deep": lambda: verify("--deep"), "sha256sum": hashed}, place.rounds
+    )
+    length = place.source_bytes
+    return [
+        compared("arstore get to files, verified", times["get"], "cp -r", times["cp"], length=length,
+                 otherwise="where a plain copy is at hand"),
+        compared("arstore verify", times["verify"], "sha256sum of the source", times["sha256sum"], length=length),
+        compared("arstore verify --deep", times["deep"], "sha256sum of the source", times["sha256sum"], length=length),
+    ]  # fmt: skip
+
+
+def _check_equal(place: Workplace) -> None:
+    """Raise Failed unless what comes back is byte for byte what was put: a fast wrong answer counts for nothing."""
+    with place.scratch("got") as folder:
+        run_arstore(place.env, "--store", str(place.store), "get", NAME, str(folder / "files"))
+        try:
+            run(["diff", "-r", "--", str(place.source), str(folder / "files")], place.env)
+        except Failed as error:
+            raise Failed(f"get gave other files than were put: {error}") from None
