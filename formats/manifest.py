@@ -110,7 +110,7 @@ def canonical(value: object) -> bytes:
 def parse_json(packed: bytes) -> Any:
     """Return the JSON value in `packed`; raise FormatError for anything malformed, deep or doubled."""
     try:
-        return json.loads(packed.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+        return _DECODER.decode(packed.decode())
     except (ValueError, RecursionError) as error:
         raise FormatError(f"not valid JSON: {error}") from None
 
@@ -208,3 +208,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> None:
     raise FormatError(f"{constant} is not a JSON number")
+
+
+# Made once: a listing decodes thousands of small values.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)

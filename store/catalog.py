@@ -29,7 +29,7 @@ from ..formats.digest import Digest, keyed_hash
 from .accounts import ERASE_PENDING, account, count, extend, segment_key
 from .errors import Conflict, NoRoom
 from .lease import Lease
-from .slots import doom
+from .slots import doom, is_doomed
 from .tables import Rows, Tables
 
 _U32, _U64 = struct.Struct(">I"), struct.Struct("<Q")
@@ -101,13 +101,13 @@ class Catalog:
 
         self._tables.write(change)
 
-    def passed(self, digests: Iterable[Digest], checked_s: int) -> None:
-        """Note that blobs were read and are good; it takes them out of quarantine."""
+    def passed(self, places: Mapping[Digest, Place], checked_s: int) -> None:
+        """Note that blobs were read where they lie and are good; it takes them out of quarantine."""
 
         def change(rows: Rows) -> None:
-            for digest in digests:
+            for digest, place in places.items():
                 row = self._blob(rows, digest)
-                if row:
+                if row and row.place == place:
                     good = replace(row, state=LIVE, checked_s=checked_s)
                     rows.put("blobs", self._blob_key(digest), good.packed())
 
@@ -265,6 +265,8 @@ class Catalog:
         changed: Counter[int] = Counter()
         for digest, place in places.items():
             old = self._blob(rows, digest)
+            if is_doomed(rows, self._tenant, place.slot):
+                continue  # left by a killed put, and judged by a collection before it was taken in
             if old and old.state == LIVE:
                 continue  # another writer was first: its copy stays, ours is dead space in its segment
             if old:

@@ -86,7 +86,7 @@ def collect(
         cycle = parts.garbage.next_cycle()
         parts.garbage.condemn([key for key, row in waiting if not _stamped(row, now_s)], cycle, now_s)
         deleted = parts.garbage.delete(key for key, _ in due)
-        keys = shred(parts.keyring, parts.ledger)
+        keys = shred(parts.directory, parts.keyring, parts.ledger)
         # What was committed since the survey lies past the lengths that it saw.
         survey.forget(deleted)
         freed = reclaim(parts.directory, survey, parts.garbage, parts.disk, dry_run=False)

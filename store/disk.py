@@ -151,10 +151,10 @@ class Disk:
                 path.unlink(missing_ok=True)
 
 
-def try_lock(fd: int) -> bool:
-    """Take the exclusive lock of an open file without waiting; the kernel drops it when its process dies."""
+def try_lock(fd: int, *, shared: bool = False) -> bool:
+    """Take the lock of an open file without waiting, alone or `shared`; the kernel drops it when its process dies."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -39,7 +39,13 @@ _OUTSIDE = (
 
 
 def erase(
-    names: Names, catalog: Catalog, keyring: Keyring, ledger: SlotLedger, doomed: Sequence[Found], root_outside: bool
+    directory: Path,
+    names: Names,
+    catalog: Catalog,
+    keyring: Keyring,
+    ledger: SlotLedger,
+    doomed: Sequence[Found],
+    root_outside: bool,
 ) -> Receipt:
     """Erase versions for good; on return nothing in the store opens what only they needed.
 
@@ -50,7 +56,7 @@ def erase(
     for found in doomed:
         one = found.summary
         erased += catalog.drop(one.name, one.version, needs[found.text], shred=True)
-    keys = shred(keyring, ledger)
+    keys = shred(directory, keyring, ledger)
     catalog.erase_finished()
     shared = len(frozenset[Digest]().union(*needs.values())) - erased
     level = _OUTSIDE if root_outside else _INSIDE
@@ -88,11 +94,12 @@ def clear_abandoned(directory: Path, ledger: SlotLedger, garbage: Garbage, recov
         garbage.delete(key for key, _ in foreclose_abandoned(directory, ledger, garbage).unneeded)
 
 
-def shred(keyring: Keyring, ledger: SlotLedger) -> int:
+def shred(directory: Path, keyring: Keyring, ledger: SlotLedger) -> int:
     """Destroy every doomed key, durably; return how many that were."""
-    doomed = ledger.doomed()
-    if doomed:
-        keyring.destroy(doomed)
-        for tenant, slots in doomed.items():
-            ledger.forget(tenant, slots)
+    with locked(directory):  # nobody is taking in a record of such a key just now
+        doomed = ledger.doomed()
+        if doomed:
+            keyring.destroy(doomed)
+            for tenant, slots in doomed.items():
+                ledger.forget(tenant, slots)
     return sum(map(len, doomed.values()))

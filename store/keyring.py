@@ -31,9 +31,9 @@ from ..formats.keypage import (
     seal_root,
     slot_key,
 )
-from .disk import Disk, disk_errors, wait_lock
-from .errors import BadInput, Conflict, Corrupt, KeyRefused, StorageFailed
-from .keytree import NONE, Shadow, changed_leaves, find_leaf, leaf_refs, reached, read_page
+from .disk import Disk, disk_errors, try_lock, wait_lock
+from .errors import BadInput, Conflict, Corrupt, Fenced, KeyRefused, StorageFailed, StoreError
+from .keytree import NONE, Shadow, changed_leaves, filled_slots, find_leaf, leaf_refs, reached, read_page
 
 PAGES_NAME, LOCK_NAME = "pages", "lock"
 _RETRIES = 50
@@ -66,9 +66,13 @@ class Keyring:
             self._pages = disk.open(directory / PAGES_NAME)
             self._lock = disk.open(directory / LOCK_NAME)
         self._root_fd = disk.open(root_path)
+        if not try_lock(self._pages, shared=True):
+            self.close()
+            raise Fenced("store", "its catalog is being made anew", hint="try again when that is done")
         self._leaves: dict[tuple[int, int], bytes] = {}
         self._guard = threading.RLock()
-        self._failed, self._pid = False, os.getpid()
+        self._failure: StoreError | None = None
+        self._pid = os.getpid()
         self._durable_epoch = 0  # of the newest root that this process saw synced
         try:
             self._root = self._read_root()
@@ -80,14 +84,19 @@ class Keyring:
         for fd in (self._pages, self._lock, self._root_fd):
             os.close(fd)
 
+    def own_alone(self) -> None:
+        """Keep everybody else from opening the store until this is closed; raise Fenced if somebody has it open."""
+        if not try_lock(self._pages):
+            raise Fenced("store", "is open in another process or place", hint="stop what uses it and run it again")
+
     @property
     def epoch(self) -> int:
-        """The number of the root that stands; it grows with every commit."""
+        """The number of the root that stands; it grows."""
         return self._root.epoch
 
     @property
     def catalog_key(self) -> bytes:
-        """The key that closes the rows of the catalog. It stays when the master key changes."""
+        """The key of the catalog's row checks."""
         return self._root.catalog_key
 
     def tenants(self) -> dict[int, Tenant]:
@@ -139,7 +148,7 @@ class Keyring:
     def destroy(self, doomed: Mapping[int, Iterable[int]]) -> None:
         """Destroy record keys, by tenant, for good: on return no root of the key tree leads to them.
 
-        Costs one commit, whatever the size of what they sealed.
+        Costs one commit, whatever they sealed.
         """
         with self._commit() as shadow:
             directory = self._root.directory
@@ -168,16 +177,7 @@ class Keyring:
 
     def slots(self, number: int) -> list[int]:
         """Return every slot of a tenant that holds a key."""
-
-        def read() -> list[int]:
-            found = []
-            for leaf, ref in leaf_refs(self._pages, self._tenant_at(number).keys).items():
-                body = read_page(self._pages, ref)
-                slots = range(leaf * LEAF_SLOTS, (leaf + 1) * LEAF_SLOTS)
-                found += [slot for slot in slots if slot_key(body, slot)]
-            return found
-
-        return self._steady(read)
+        return self._steady(lambda: filled_slots(self._pages, self._tenant_at(number).keys))
 
     def key(self, number: int, slot: int) -> bytes:
         """Return the key in a slot; raise Corrupt if it was destroyed or never made."""
@@ -205,8 +205,8 @@ class Keyring:
         """Hold the keyring alone, let the body set the new root, and make it the one root there is."""
         if os.getpid() != self._pid:  # the lock is the parent's too, and keeps nobody out
             raise StorageFailed(str(self._root_path), "opened before a fork")
-        if self._failed:
-            raise StorageFailed(str(self._root_path), "a write failed before; nothing is written until it is reopened")
+        if self._failure:
+            raise type(self._failure)(str(self._root_path), "a sync failed before; open the store again")
         with self._guard:
             wait_lock(self._lock)
             try:
@@ -218,9 +218,6 @@ class Keyring:
                     yield shadow
                     shadow.flush()
                     self._write_root(self._root)
-                except StorageFailed:
-                    self._failed = True
-                    raise
                 except BaseException as error:
                     self._root = before
                     if isinstance(error, FormatError):
@@ -231,10 +228,9 @@ class Keyring:
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _settle_root(self) -> None:
-        # A killed process may have written this root and not synced it: only when it is durable may the pages of
-        # the root before it be overwritten.
+        # Killed before its sync, this root may not be durable: until it is, the pages of the one before must stay.
         if self._durable_epoch != self._root.epoch:
-            self._disk.sync(self._root_fd)
+            self._sync_root()
             self._durable_epoch = self._root.epoch
 
     def _used(self) -> set[int]:
@@ -246,16 +242,26 @@ class Keyring:
     def _write_root(self, root: Root) -> None:
         sealed = seal_root(self.master, self._store_id, root, secrets.token_bytes(12))
         self._disk.write_at(self._root_fd, sealed, root.epoch % 2 * PAGE_BYTES)
-        self._disk.sync(self._root_fd)
+        self._sync_root()
         self._durable_epoch = root.epoch
         self._efface(root.epoch - 1)
 
+    def _sync_root(self) -> None:
+        try:
+            self._disk.sync(self._root_fd)
+        except StoreError as error:
+            self._failure = error  # the next sync would report a success that is none
+            raise
+
     def _efface(self, epoch: int) -> None:
         self._disk.write_at(self._root_fd, secrets.token_bytes(PAGE_BYTES), epoch % 2 * PAGE_BYTES)
-        self._disk.sync(self._root_fd)
+        self._sync_root()
 
     def _refresh(self) -> None:
-        root = self._read_root()
+        try:
+            root = self._read_root()
+        except Corrupt:  # it opened before
+            raise KeyRefused("key", "was rotated meanwhile; open the store again") from None
         if root.epoch != self._root.epoch:
             self._root = root
             self._leaves.clear()

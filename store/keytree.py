@@ -21,6 +21,7 @@ from ..formats.keypage import (
     pack_children,
     parse_children,
     seal_page,
+    slot_key,
 )
 from .disk import Disk
 
@@ -86,6 +87,16 @@ def changed_leaves(fd: int, root: PageRef, keys: Mapping[int, bytes | None]) -> 
         start = slot % LEAF_SLOTS * KEY_BYTES
         leaves[number][start : start + KEY_BYTES] = key or bytes(KEY_BYTES)
     return {number: bytes(body) if any(body) else None for number, body in leaves.items()}
+
+
+def filled_slots(fd: int, root: PageRef) -> list[int]:
+    """Return every slot of a tree of record keys that holds a key."""
+    found: list[int] = []
+    for number, ref in leaf_refs(fd, root).items():
+        body = read_page(fd, ref)
+        slots = range(number * LEAF_SLOTS, (number + 1) * LEAF_SLOTS)
+        found += [slot for slot in slots if slot_key(body, slot)]
+    return found
 
 
 class Shadow:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from ..formats.catalog import Place, VersionRow
+from ..formats.catalog import LIVE, Place, VersionRow
 from ..formats.codec import Codec
 from ..formats.digest import Digest, digest_bytes
 from ..formats.identity import Identity
 from ..formats.manifest import MANIFEST_MAX_BYTES, BlobName, Manifest, StoredFile, Tensor
 from ..formats.record import KIND_VERSION
 from .catalog import BlobGone, Catalog, NewVersion, Superseded
-from .errors import BadInput, Conflict, NoRoom, StoreError
+from .errors import BadInput, Conflict, Corrupt, NoRoom, StoreError
 from .ingest import Group, Ingest, cut_file, group_cuts
 from .inputs import Inputs
 from .lease import Lease, Leases
@@ -83,6 +83,9 @@ def commit_manifest(parts: PutParts, manifest: Manifest, wish: Wish) -> Stored:
     newest = parts.names.versions(wish.ref.name)[-1:]
     if newest and not wish.ref.label and newest[0].summary.id == manifest.id(parts.keys.tenant.digest_key).hex():
         return Stored(newest[0].summary, manifest.plain_bytes, 0, 0, len(manifest.blobs))
+    rows = parts.catalog.find_blobs(blob.digest for blob in manifest.blobs)
+    if any(blob.digest not in rows or rows[blob.digest].state != LIVE for blob in manifest.blobs):
+        raise Corrupt(wish.ref.name, "a blob that it needs is missing or bad", hint="put it again from its source")
     return _until_committed(parts, wish, lambda *_: None, lambda _: manifest)
 
 
@@ -146,6 +149,7 @@ def _commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish, lea
     manifest_id = manifest.id(parts.keys.tenant.digest_key)
     needs = frozenset(blob.digest for blob in manifest.blobs)
     for _ in range(_ATTEMPTS):
+        version = parts.catalog.last_version(wish.ref.name) + 1  # before the label is looked at: the commit compares it
         there = parts.names.check_free(wish.ref, manifest_id)
         if there:
             # What was bad and is written anew heals; a pin that was asked for holds.
@@ -154,7 +158,6 @@ def _commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish, lea
             if wish.pinned:
                 parts.names.set_pinned(f"{wish.ref.name}@{wish.ref.label}", pinned=True)
             return Stored(there.summary, manifest.plain_bytes, 0, 0, len(needs))
-        version = parts.catalog.last_version(wish.ref.name) + 1
         created = parts.now().strftime("%Y-%m-%dT%H:%M:%SZ")
         summary = Summary(
             wish.ref.name, version, wish.ref.label, manifest_id.hex(), wish.kind, dict(wish.identity).get("model"),

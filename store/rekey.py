@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ..formats.frames import KEY_BYTES
 from .config import KEYS_DIR, Config, write_config
-from .disk import Disk
-from .errors import BadInput
+from .disk import Disk, locked
+from .errors import BadInput, Conflict
 from .keyring import Keyring
 from .unlock import Secrets, Stanzas, check_passphrase, new_key_file
 
@@ -30,9 +30,19 @@ class RekeyParts:
 
 def add_passphrase(parts: RekeyParts, passphrase: bytes) -> None:
     """Let a passphrase open the store as well, durably."""
+    check_passphrase(passphrase)
+    with locked(parts.root / KEYS_DIR):
+        stanzas = _current(parts)
+        added = stanzas.adding("passphrase", passphrase, parts.keyring.master, parts.config.store_id)
+        added.write(parts.root / KEYS_DIR, parts.disk)
+
+
+def _current(parts: RekeyParts) -> Stanzas:
+    """Return the ways in; raise Conflict if the key that the store was opened with has been rotated since."""
     stanzas = Stanzas.read(parts.root / KEYS_DIR)
-    added = stanzas.adding("passphrase", check_passphrase(passphrase), parts.keyring.master, parts.config.store_id)
-    added.write(parts.root / KEYS_DIR, parts.disk)
+    if not stanzas.only_to(parts.keyring.master).ways:
+        raise Conflict("key", "was rotated by somebody else meanwhile; try again")
+    return stanzas
 
 
 def rotate(parts: RekeyParts, key_file: Path | None, *, drop_others: bool) -> Path:
@@ -40,6 +50,11 @@ def rotate(parts: RekeyParts, key_file: Path | None, *, drop_others: bool) -> Pa
 
     Ways in besides the key file go on if their secrets are at hand; raise BadInput if one is not, unless `drop_others`.
     """
+    with locked(parts.root / KEYS_DIR):
+        return _rotate(parts, key_file, drop_others=drop_others)
+
+
+def _rotate(parts: RekeyParts, key_file: Path | None, *, drop_others: bool) -> Path:
     old = parts.config.key_file
     if old is None:
         raise BadInput(str(parts.root), "opens with no key file; rotate the secret where it is kept")
@@ -49,7 +64,7 @@ def rotate(parts: RekeyParts, key_file: Path | None, *, drop_others: bool) -> Pa
     if fresh_file.is_relative_to(parts.root.absolute()):
         raise BadInput(str(fresh_file), "a key file inside the store protects nothing; keep it elsewhere")
     directory, store_id = parts.root / KEYS_DIR, parts.config.store_id
-    stanzas = Stanzas.read(directory)
+    stanzas = _current(parts)
     others = {kind: parts.held.get(kind) for kind in stanzas.kinds() - {"key-file", "previous"}}
     for kind, secret in others.items():  # a wrong one must not take the place of the right one
         others[kind] = secret if secret is not None and stanzas.opened_by(kind, secret, store_id) else None
@@ -62,12 +77,18 @@ def rotate(parts: RekeyParts, key_file: Path | None, *, drop_others: bool) -> Pa
         grown = grown if secret is None else grown.adding(kind, secret, master, store_id)
     grown.adding_previous(parts.keyring.master, master, store_id).write(directory, parts.disk)
     write_config(parts.root, replace(parts.config, key_file=fresh_file), parts.disk)
-    finish_rotation(parts, master)
+    _finish(parts, master)
     return fresh_file
 
 
 def finish_rotation(parts: RekeyParts, master: bytes) -> None:
-    """Do the last two steps of a rotation to `master`, durably."""
+    """Do the last two steps of a rotation to `master` that was killed, durably."""
+    with locked(parts.root / KEYS_DIR):
+        if Stanzas.read(parts.root / KEYS_DIR).only_to(master).ways:
+            _finish(parts, master)
+
+
+def _finish(parts: RekeyParts, master: bytes) -> None:
     if parts.keyring.master != master:
         parts.keyring.reseal(master)
     directory = parts.root / KEYS_DIR

@@ -1,4 +1,4 @@
-"""Repair: the catalog made right again, from the manifests it leads to, or from segments alone.
+"""Repair: the catalog made anew from segments alone.
 
 Segments hold everything but pins and times of use: version records carry name, number, label and manifest, blob records
 their digest. What was erased or removed stays gone, because its key is.
@@ -139,7 +139,7 @@ def _count(tenant: TenantFound) -> None:
 def rebuild(
     root: Path, held: Secrets, ask: Ask, disk: Disk, progress: Progress, *, forget_lost: bool
 ) -> Repaired:  # fmt: skip
-    """Make the catalog of a store anew from its segments, durably; nobody else may use the store meanwhile.
+    """Make the catalog of a store anew from its segments, durably. Raises Fenced if somebody has the store open.
 
     Keys of what was not found stay, so that a segment which turns up again can be taken in by another rebuild;
     with `forget_lost` they are destroyed, and with them what dead records still hold.
@@ -147,6 +147,7 @@ def rebuild(
     config, _, keyring = open_keyring(root, held, ask, disk)
     fresh = root / f"{CATALOG_DIR}.new"
     with closing(keyring):
+        keyring.own_alone()
         found = salvage(root / SEGMENTS_DIR, config.store_id, every_tenant(keyring, config), disk, progress)
         with closing(create_tables(fresh, keyring, disk)) as tables:
             recovered = _fill(tables, found)

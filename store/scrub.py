@@ -77,6 +77,9 @@ def scrub(
         limit.wait(place.record_bytes)
         error = _check(parts, digest, place, deep=pace.deep)
         if error:
+            row = parts.catalog.find_blobs([digest]).get(digest)
+            if row is None or row.place != place:
+                error = None  # removed, erased or stored anew meanwhile: what lay here is nobody's any more
             parts.catalog.quarantine(digest, place)
         progress(place.plain_bytes, total_bytes)
         return error
@@ -87,7 +90,7 @@ def scrub(
             if limit.over():
                 break
             found = dict(zip(batch, pool.map(check, batch), strict=True))
-            parts.catalog.passed([digest for digest, error in found.items() if not error], now_s)
+            parts.catalog.passed({digest: rows[digest].place for digest, error in found.items() if not error}, now_s)
             bad += [Bad(e.where, e.why, tuple(needed[digest])) for digest, e in found.items() if e]
             checked += len(batch)
             checked_bytes += sum(rows[digest].place.plain_bytes for digest in batch)

@@ -150,9 +150,9 @@ class SegmentWriter:
                     raise
                 continue  # a collection removed it
             # The row is read again under the lock: its last writer may have committed since.
-            length = os.fstat(fd).st_size
-            if self._is_mine(segment, fd) and length == self._catalog.segments()[segment].durable_bytes:
-                owned = self._owned[segment] = _Owned(fd, length)
+            size = os.fstat(fd).st_size
+            if self._is_mine(segment, fd) and size == self._catalog.segments()[segment].durable_bytes:
+                owned = self._owned[segment] = _Owned(fd, size)
                 return segment, owned
             os.close(fd)
         return None

@@ -29,6 +29,11 @@ def doom(rows: Rows, tenant: int, slot: int) -> None:
         rows.put("doomed", _U32.pack(tenant) + _U64.pack(slot), b"")
 
 
+def is_doomed(rows: Rows, tenant: int, slot: int) -> bool:
+    """Say whether a key is to be destroyed: what it sealed must not be taken in again."""
+    return rows.get("doomed", _U32.pack(tenant) + _U64.pack(slot)) is not None
+
+
 class SlotLedger:
     """The slots of one store; every method is one transaction."""
 

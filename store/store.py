@@ -50,7 +50,7 @@ class Store:
         self._parts = open_parts(root, tenant, held or Secrets.from_environment(), ask, disk or Disk(), now)
         self._read = ReadParts(self._parts.catalog, self._parts.keys, self._parts.segments)
         if self._parts.catalog.erase_pending():  # an erase was killed: what it promised is done before anything else
-            shred(self._parts.keyring, self._parts.ledger)
+            shred(self._parts.directory, self._parts.keyring, self._parts.ledger)
             self._parts.catalog.erase_finished()
 
     def close(self) -> None:
@@ -124,7 +124,9 @@ class Store:
         """Drop a version, or all of a name; what nothing else needs becomes garbage, collected later."""
         removed = self._parts.names.remove(name, all_versions=all_versions, dry_run=dry_run)
         if not dry_run:
-            shred(self._parts.keyring, self._parts.ledger)  # or a rebuilt catalog would have the names again
+            shred(
+                self._parts.directory, self._parts.keyring, self._parts.ledger
+            )  # or a rebuilt catalog would have the names again
         return removed
 
     def pin(self, name: str) -> Found:
@@ -185,7 +187,7 @@ class Store:
         if dry_run:
             return foretell(p.names, p.catalog, doomed, p.keyring.epoch)
         clear_abandoned(p.directory, p.ledger, p.garbage, p.recover)
-        return erase(p.names, p.catalog, p.keyring, p.ledger, doomed, p.config.root_file is not None)
+        return erase(p.directory, p.names, p.catalog, p.keyring, p.ledger, doomed, p.config.root_file is not None)
 
     def recover(self) -> int:
         """Take in what killed writers left whole; return how many blobs that were. Every put does this first."""

@@ -7,6 +7,7 @@ the environment: text inside a store is data, and data is never run.
 
 import contextlib
 import json
+import os
 import secrets
 import shlex
 import subprocess
@@ -49,7 +50,7 @@ class Secrets:
         return cls(
             Path(key_file) if key_file else None,
             Path(passphrase_file) if passphrase_file else None,
-            setting("key_command"),
+            os.environ.get("ARSTORE_KEY_COMMAND") or None,
         )
 
     def get(self, kind: str) -> bytes | None:

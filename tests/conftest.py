@@ -1,9 +1,13 @@
 """What every test stands on: an environment of its own, the real command line, and slow tests only where asked for."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# A shell that starts a program in the background lets it ignore Ctrl-C, and so do all its children; the tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -106,6 +106,7 @@ class Machine(RuleBasedStateMachine):
     @initialize(encrypted=st.sampled_from([True, True, True, False]))
     def make(self, encrypted: bool) -> None:
         self.encrypted = encrypted
+        self.leaked: set[int] = set()
         create_store(self.path / "store", encrypted=encrypted, key_file=self.path / "key" if encrypted else None)
         self.store = self.opened()
 
@@ -216,6 +217,7 @@ class Machine(RuleBasedStateMachine):
             stored = self.store.put(self.source(content), name=name)
         except Killed:
             self.restart()
+            self.leaked |= self.unaccounted()
             found = [one.summary.version for one in self.store.ls(name)]
             if (name, self.last[name] + 1) not in [(name, version) for version in found]:
                 return
@@ -336,9 +338,15 @@ class Machine(RuleBasedStateMachine):
     # ---- how it is done
 
     def check_keys(self) -> None:
+        """Check that every key is needed, lent or spare; only a put that died as it reserved keys may leave others,
+        which sealed nothing.
+        """
+        if self.encrypted:
+            assert self.unaccounted() <= self.leaked
+
+    def unaccounted(self) -> set[int]:
+        """Return the slots whose keys no row, loan or spare list knows of."""
         parts = self.store._parts
-        if not self.encrypted:
-            return
         parts.keyring._refresh()
         with parts.tables.reading() as rows:
             used = {parse_blob(value).place.slot for _, value in rows.scan("blobs", b"")}
@@ -346,8 +354,8 @@ class Machine(RuleBasedStateMachine):
             spare = set(_slots(rows.get("spare", bytes(4)) or b""))
             lent = {slot for _, value in rows.scan("loans", b"") for slot in _slots(value[36:])}
         there = set(parts.keyring.slots(parts.keys.number))
-        assert used | spare <= there
-        assert there <= used | spare | lent
+        assert used | spare <= there if self.encrypted else not there
+        return there - (used | spare | lent)
 
     def restart(self) -> None:
         """What a new process finds: the store closed by a death, its loans and leases of a process that is gone."""
