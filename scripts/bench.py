@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,7 +60,7 @@ def main() -> int:
     print(f"{time.monotonic() - began:.0f} s in all")
     if options.json:
         options.json.write_text(json.dumps(facts | {"sections": [as_json(one) for one in sections]}, indent=2) + "\n")
-    return 1 if any(section.failed for section in sections) else 0
+    return 1 if any(section.broken for section in sections) else 0
 
 
 def parse() -> argparse.Namespace:
@@ -106,6 +107,10 @@ def measure(number: int, place: "Workplace") -> "Section":
         section.rows += questions[number](place)
     except Failed as error:
         section.failed = str(error)
+    except Exception as error:
+        # A bug in here: said as such, and the other sections still run.
+        traceback.print_exc()
+        section.failed = f"{type(error).__name__}: {error}"
     section.others_cpu = others.share()
     return section
 
@@ -145,6 +150,8 @@ def _check_room(options: argparse.Namespace, machine: dict[str, object], folder:
         sys.exit(f"bench: error: {folder}: {free:,} bytes free, wanted {_ROOM * options.size:,}: set --dir or --size")
     if str(machine["file_system"]).startswith("tmpfs"):
         sys.exit(f"bench: error: {folder}: a tmpfs is no disk: set --dir")
+    if options.size < GIB:
+        say("warning: the targets are meant for 1GiB and more; below that, starting Python is most of the time")
     if int(str(machine["memory_available_bytes"])) < 4 * options.size:
         say("warning: less memory than four times the size is free: the page cache will not stay warm")
 
@@ -160,17 +167,20 @@ def _head(facts: dict[str, object]) -> str:
 def _size(text: str) -> int:
     units = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": GIB, "KB": 1000, "MB": 10**6, "GB": 10**9}
     number = text.rstrip("BGKMi")
-    size = int(float(number) * units[text[len(number) :]])
+    try:
+        size = int(float(number) * units[text[len(number) :]])
+    except (ValueError, KeyError):
+        raise argparse.ArgumentTypeError(f"{text}: wanted a size, as 2GiB or 512MiB") from None
     if size < 256 << 20:
-        raise ValueError("too small")
+        raise argparse.ArgumentTypeError(f"{text}: wanted at least 256MiB")
     return size
 
 
 def _numbers(text: str) -> list[int]:
-    numbers = sorted({int(one) for one in text.split(",")})
-    if not set(numbers) <= set(TITLES):
-        raise ValueError("no such section")
-    return numbers
+    numbers = {int(one) for one in text.split(",") if one.isdecimal()}
+    if not numbers or not numbers <= set(TITLES):
+        raise argparse.ArgumentTypeError(f"{text}: wanted numbers of 1 to {len(TITLES)}, as 1,3")
+    return sorted(numbers)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,11 @@ class Section:
     others_cpu: float = 0.0  # share of the machine's cores that other processes, and the hypervisor, took
     failed: str | None = None  # why it broke off: a bug in arstore or in the benchmark
 
+    @property
+    def broken(self) -> bool:
+        """Whether arstore or the benchmark failed, and not a tool that arstore is compared with."""
+        return self.failed is not None or any(row.baseline and row.value is None for row in self.rows)
+
 
 def compared(
     name: str, found: Samples | str, baseline: str, against: Samples | str, *, length: int = 0,

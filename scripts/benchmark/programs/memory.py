@@ -2,6 +2,7 @@
 
 import contextlib
 import mmap
+from pathlib import Path
 
 _PAGE_BYTES = 4096
 
@@ -14,6 +15,14 @@ def touched(length: int) -> mmap.mmap:
     for at in range(0, length, _PAGE_BYTES):
         memory[at] = 1
     return memory
+
+
+def huge_bytes() -> int:
+    """Return how much of this process's memory lies in huge pages."""
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("AnonHugePages:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def back(length: int) -> None:

@@ -1,7 +1,7 @@
 """Load stored tensors into one buffer again and again, in turns with plain reads of as many bytes into that buffer.
 
 The task is a JSON object: `store`, `name`, `paths` (files in the page cache to read from), `rounds`. The answer:
-`bytes`, and the seconds of each round as `get` and `read`.
+`bytes`, how many of them lie in `huge` pages, and the seconds of each round as `get` and `read`.
 """
 
 import itertools
@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any
 
-from benchmark.programs.memory import touched
+from benchmark.programs.memory import huge_bytes, touched
 
 _BLOCK = 4 << 20
 _THREADS = 2
@@ -84,7 +84,7 @@ def measure(task: dict[str, Any]) -> dict[str, object]:
                 gets.append(loaded - began)
                 plain.append(done - again)
             if turn == task["rounds"]:
-                return {"bytes": total, "get": gets, "read": plain}
+                return {"bytes": total, "huge": huge_bytes(), "get": gets, "read": plain}
     raise AssertionError
 
 
