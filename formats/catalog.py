@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from .digest import keyed_hash
 from .errors import FormatError
 from .frames import FRAME_MAX_BYTES, Binding
-from .record import KIND_BLOB, Header
+from .record import HEADER_BYTES, Header, footer_length, padded
 
 CHECK_BYTES = 8
 LIVE, QUARANTINED = 0, 1
@@ -40,7 +40,8 @@ class Place:
 
     @property
     def record_bytes(self) -> int:
-        return self.header(bytes(16), KIND_BLOB).record_bytes
+        footer = footer_length(self.codec, -(-self.plain_bytes // self.frame_bytes))
+        return padded(HEADER_BYTES + self.payload_bytes + footer)
 
     def packed(self) -> bytes:
         return _PLACE.pack(

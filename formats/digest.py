@@ -36,5 +36,5 @@ def derive(secret: bytes, context: str, length: int = 32) -> bytes:
 
 def keyed_hash(key: bytes, *parts: bytes, length: int = 32) -> bytes:
     """Return a keyed BLAKE3 of parts, each led by its length so that no two lists of parts collide."""
-    framed = b"".join(piece for part in parts for piece in (len(part).to_bytes(8, "little"), part))
+    framed = b"".join([piece for part in parts for piece in (len(part).to_bytes(8, "little"), part)])
     return blake3(framed, key=key, max_threads=1).digest(length=length)

@@ -112,12 +112,8 @@ def pack_children(children: dict[int, PageRef]) -> bytes:
 
 def parse_children(body: bytes, depth: int) -> dict[int, PageRef]:
     """Return the children of an inner page that stands `depth` levels above the leaves."""
-    children = {}
-    for number in range(FAN_OUT):
-        position, key = _CHILD.unpack_from(body, number * _CHILD.size)
-        if position:
-            children[number] = PageRef(position, depth - 1, key)
-    return children
+    children = enumerate(_CHILD.iter_unpack(body[: FAN_OUT * _CHILD.size]))
+    return {number: PageRef(position, depth - 1, key) for number, (position, key) in children if position}
 
 
 def slot_key(leaf: bytes, slot: int) -> bytes | None:

@@ -142,6 +142,14 @@ def parse_manifest(value: Any) -> Manifest:
     return manifest
 
 
+def parse_needs(value: Any) -> frozenset[Digest]:
+    """Return the digests of the blobs that a manifest in a parsed JSON value needs, and look at nothing else of it."""
+    try:
+        return frozenset([parse_digest(digest) for digest, _ in value["blobs"]])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"manifest is malformed: {error}") from None
+
+
 def check_path(path: object) -> str:
     """Return a path that stays inside whatever directory it is joined to; raise FormatError for any other."""
     if not isinstance(path, str) or not path or len(path.encode("utf-8", "replace")) > NAME_MAX_BYTES:

@@ -73,8 +73,7 @@ class Header:
 
     @property
     def footer_bytes(self) -> int:
-        table = 4 * self.binding.frames_count if self.binding.codec else 0
-        return DIGEST_BYTES + table + TAG_BYTES
+        return footer_length(self.binding.codec, self.binding.frames_count)
 
     @property
     def used_bytes(self) -> int:
@@ -97,6 +96,11 @@ class Header:
             _MAGIC, bound.kind, bound.codec, self.protection, 0, bound.frame_bytes, 0, bound.plain_bytes,
             self.payload_bytes, self.slot, bound.tenant, bound.instance, self.commitment, bytes(24),
         )  # fmt: skip
+
+
+def footer_length(codec: int, frames_count: int) -> int:
+    """Return the bytes of a record's footer: digest, table of frame lengths where they vary, tag."""
+    return DIGEST_BYTES + (4 * frames_count if codec else 0) + TAG_BYTES
 
 
 def stored_payload_bytes(binding: Binding) -> int:

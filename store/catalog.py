@@ -29,7 +29,7 @@ from ..formats.digest import Digest, keyed_hash
 from .accounts import ERASE_PENDING, account, count, extend, segment_key
 from .errors import Conflict, NoRoom
 from .lease import Lease
-from .slots import doom, is_doomed
+from .slots import doom, doomed_slots
 from .tables import Rows, Tables
 
 _U32, _U64 = struct.Struct(">I"), struct.Struct("<Q")
@@ -170,24 +170,24 @@ class Catalog:
             if row is None:
                 raise Conflict(f"{name}@{version}", "was removed by somebody else")
             changed: Counter[int] = Counter({row.place.segment: -row.place.record_bytes})
-            shredded = 0
-            for digest in needed:
-                blob = self._blob(rows, digest)
+            slots = [row.place.slot]
+            for blob_key in map(self._blob_key, needed):
+                value = rows.get("blobs", blob_key)
+                blob = parse_blob(value) if value is not None else None
                 if blob and shred and blob.refs <= 1:
-                    rows.delete("blobs", self._blob_key(digest))
-                    doom(rows, self._tenant, blob.place.slot)
+                    rows.delete("blobs", blob_key)
+                    slots.append(blob.place.slot)
                     changed[blob.place.segment] -= blob.place.record_bytes
-                    shredded += 1
                 elif blob and blob.refs:
-                    rows.put("blobs", self._blob_key(digest), blob.referred(-1).packed())
+                    rows.put("blobs", blob_key, blob.referred(-1).packed())
             rows.delete("versions", key)
-            doom(rows, self._tenant, row.place.slot)
+            doom(rows, self._tenant, slots)
             account(rows, self._prefix, changed)
             if shred:
                 rows.put("counters", ERASE_PENDING, _U64.pack(1))
                 if next(rows.scan("versions", self._name_key(name)), None) is None:
                     rows.delete("names", self._name_key(name))
-            return shredded
+            return len(slots) - 1
 
         return self._tables.write(change)
 
@@ -263,18 +263,21 @@ class Catalog:
     def _add_blobs(self, rows: Rows, places: Mapping[Digest, Place]) -> int:
         new = 0
         changed: Counter[int] = Counter()
+        doomed = doomed_slots(rows, self._tenant) if places else frozenset[int]()
+        replaced: list[int] = []
         for digest, place in places.items():
             old = self._blob(rows, digest)
-            if is_doomed(rows, self._tenant, place.slot):
+            if place.slot in doomed:
                 continue  # left by a killed put, and judged by a collection before it was taken in
             if old and old.state == LIVE:
                 continue  # another writer was first: its copy stays, ours is dead space in its segment
             if old:
                 changed[old.place.segment] -= old.place.record_bytes
-                doom(rows, self._tenant, old.place.slot)
+                replaced.append(old.place.slot)
             changed[place.segment] += place.record_bytes
             rows.put("blobs", self._blob_key(digest), BlobRow(place, old.refs if old else 0).packed())
             new += 1
+        doom(rows, self._tenant, replaced)
         account(rows, self._prefix, changed)
         return new
 

@@ -51,7 +51,7 @@ def erase(
 
     Cost grows with the pages of the key tree that are touched, not with the bytes erased.
     """
-    needs = {found.text: _needs(names, found) for found in doomed}  # all readable before the first is dropped
+    needs = {found.text: names.needs(found) for found in doomed}  # all readable before the first is dropped
     erased = 0
     for found in doomed:
         one = found.summary
@@ -65,15 +65,11 @@ def erase(
 
 def foretell(names: Names, catalog: Catalog, doomed: Sequence[Found], root_epoch: int) -> Receipt:
     """Return the receipt that an erase would give, destroying nothing."""
-    counts = Counter(digest for found in doomed for digest in _needs(names, found))
+    counts = Counter(digest for found in doomed for digest in names.needs(found))
     rows = catalog.find_blobs(counts)
     erased = sum(row.refs <= counts[digest] for digest, row in rows.items())
     texts = tuple(found.text for found in doomed)
     return Receipt("dry-run", texts, erased, len(rows) - erased, 0, root_epoch, "nothing was erased")
-
-
-def _needs(names: Names, found: Found) -> frozenset[Digest]:
-    return frozenset(blob.digest for blob in names.manifest(found).blobs)
 
 
 def foreclose_abandoned(directory: Path, ledger: SlotLedger, garbage: Garbage) -> Survey:
@@ -100,6 +96,5 @@ def shred(directory: Path, keyring: Keyring, ledger: SlotLedger) -> int:
         doomed = ledger.doomed()
         if doomed:
             keyring.destroy(doomed)
-            for tenant, slots in doomed.items():
-                ledger.forget(tenant, slots)
+            ledger.forget(doomed)
     return sum(map(len, doomed.values()))

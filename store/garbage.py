@@ -90,14 +90,16 @@ class Garbage:
         def change(rows: Rows, batch: list[bytes]) -> list[Place]:
             changed: dict[bytes, Counter[int]] = defaultdict(Counter)
             deleted: list[Place] = []
+            slots: dict[bytes, list[int]] = defaultdict(list)
             for key in batch:
                 row = _unneeded(rows, key)
                 if row:
                     rows.delete("blobs", key)
-                    doom(rows, int.from_bytes(key[:4], "big"), row.place.slot)
+                    slots[key[:4]].append(row.place.slot)
                     changed[key[:4]][row.place.segment] -= row.place.record_bytes
                     deleted.append(row.place)
             for tenant, by_segment in changed.items():
+                doom(rows, int.from_bytes(tenant, "big"), slots[tenant])
                 account(rows, tenant, by_segment)
             return deleted
 

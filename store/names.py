@@ -9,14 +9,15 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from ..formats.catalog import BlobRow, VersionRow
 from ..formats.digest import Digest, digest_bytes
 from ..formats.errors import FormatError
 from ..formats.frames import seal, unseal
-from ..formats.manifest import MANIFEST_MAX_BYTES, Manifest, ManifestId, parse_json, parse_manifest
+from ..formats.manifest import MANIFEST_MAX_BYTES, Manifest, ManifestId, parse_json, parse_manifest, parse_needs
 from ..formats.record import KIND_VERSION
 from .catalog import Catalog
 from .errors import BadInput, Conflict, Corrupt, NotFound, StoreError
@@ -29,6 +30,7 @@ ID_PREFIX_MIN = 8
 _NAME = re.compile(r"[A-Za-z0-9._/-]+")
 _USE_GRAIN_S = 3600
 _SUMMARY = "version summary"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,13 @@ class Names:
 
     def manifest(self, found: Found) -> Manifest:
         """Return what a version consists of; raise Corrupt if its record is bad, NotFound if it was removed since."""
+        return self._read(found, parse_manifest)
+
+    def needs(self, found: Found) -> frozenset[Digest]:
+        """Return the blobs a version needs; raise as `manifest` does."""
+        return self._read(found, parse_needs)
+
+    def _read(self, found: Found, parse: Callable[[Any], T]) -> T:
         place = found.row.place
         try:
             if place.plain_bytes > MANIFEST_MAX_BYTES:
@@ -143,7 +152,7 @@ class Names:
             packed = record.read_all()
             record.check_ends(digest_bytes(self._keys.tenant.digest_key, packed))
             record.check_padding()
-            return parse_manifest(parse_json(packed)["manifest"])
+            return parse(parse_json(packed)["manifest"])
         except (Corrupt, FormatError, KeyError, TypeError) as error:
             if not self._is_there(found.summary.name, found.row):
                 raise NotFound(found.text, "was removed while it was read") from None
@@ -191,7 +200,7 @@ class Names:
     def _needed(self, found: Found) -> frozenset[Digest]:
         """Return the blobs a version needs; none where its record is bad, for a bad version must be removable."""
         try:
-            return frozenset(blob.digest for blob in self.manifest(found).blobs)
+            return self.needs(found)
         except (Corrupt, NotFound):
             return frozenset()
 

@@ -103,7 +103,7 @@ def _needed(names: Names, versions: Sequence[Found]) -> tuple[list[Bad], dict[Di
     needed: dict[Digest, list[str]] = {}
     for found in versions:
         try:
-            for digest in {blob.digest for blob in names.manifest(found).blobs}:
+            for digest in names.needs(found):
                 needed.setdefault(digest, []).append(found.text)
         except NotFound:
             continue  # removed meanwhile

@@ -6,13 +6,12 @@ behind; the next collection sees that its process is gone and dooms what the cat
 
     loans    tenant u32, random (8)  -> process (36), slots u64 each
     spare    tenant u32              -> slots u64 each: durable keys that never sealed anything
-    doomed   tenant u32, slot u64    -> nothing
+    doomed   tenant u32, slot u64    -> slots u64 each, in order; the first of them is the key's
 """
 
 import secrets
 import struct
-from collections import defaultdict
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 
 from ..formats.errors import FormatError
 from ..formats.lease import PROCESS_BYTES, ProcessId, parse_process
@@ -23,15 +22,18 @@ TABLES = ("loans", "spare", "doomed")
 _U32, _U64 = struct.Struct(">I"), struct.Struct(">Q")
 
 
-def doom(rows: Rows, tenant: int, slot: int) -> None:
-    """Say, inside the transaction that drops the last need of a record, that its key is to be destroyed."""
-    if slot:  # 0: the record is plain and has no key
-        rows.put("doomed", _U32.pack(tenant) + _U64.pack(slot), b"")
+def doom(rows: Rows, tenant: int, slots: Iterable[int]) -> None:
+    """Say, inside the transaction that drops the last need of records, that their keys are to be destroyed."""
+    batch = sorted(set(slots) - {0})  # 0: the record is plain and has no key
+    if batch:  # one row for all: an erase of thousands of blobs would spend most of its time on rows
+        key = _U32.pack(tenant) + _U64.pack(batch[0])
+        there = _slots(rows.get("doomed", key) or b"")
+        rows.put("doomed", key, _packed(sorted({*there, *batch})))
 
 
-def is_doomed(rows: Rows, tenant: int, slot: int) -> bool:
-    """Say whether a key is to be destroyed: what it sealed must not be taken in again."""
-    return rows.get("doomed", _U32.pack(tenant) + _U64.pack(slot)) is not None
+def doomed_slots(rows: Rows, tenant: int) -> set[int]:
+    """Return the slots of a tenant whose keys are to be destroyed: what they sealed must not be taken in again."""
+    return {slot for _, value in rows.scan("doomed", _U32.pack(tenant)) for slot in _slots(value)}
 
 
 class SlotLedger:
@@ -69,8 +71,7 @@ class SlotLedger:
         def change(rows: Rows) -> None:
             before = _slots(rows.get("spare", tenant) or b"")
             rows.put("spare", tenant, _packed(before + spare))
-            for slot in unneeded:
-                doom(rows, _U32.unpack(tenant)[0], slot)
+            doom(rows, _U32.unpack(tenant)[0], unneeded)
             rows.delete("loans", loan)
 
         self._tables.write(change)
@@ -90,20 +91,20 @@ class SlotLedger:
         tenant = _U32.unpack(loan[:4])[0]
         self.settle(loan, [], [slot for slot in slots if (tenant, slot) not in needed])
 
-    def doomed(self) -> dict[int, list[int]]:
+    def doomed(self) -> dict[int, set[int]]:
         """Return the slots whose keys are to be destroyed, by tenant."""
-        found: dict[int, list[int]] = defaultdict(list)
         with self._tables.reading() as rows:
-            for key, _ in rows.scan("doomed", b""):
-                found[_U32.unpack(key[:4])[0]].append(_U64.unpack(key[4:])[0])
-        return found
+            tenants = {_U32.unpack(key[:4])[0] for key, _ in rows.scan("doomed", b"")}
+            return {tenant: doomed_slots(rows, tenant) for tenant in tenants}
 
-    def forget(self, tenant: int, slots: Iterable[int]) -> None:
-        """Strike slots whose keys are destroyed off the list."""
+    def forget(self, destroyed: Mapping[int, Set[int]]) -> None:
+        """Strike slots whose keys are destroyed off the list, by tenant."""
 
         def change(rows: Rows) -> None:
-            for slot in slots:
-                rows.delete("doomed", _U32.pack(tenant) + _U64.pack(slot))
+            for tenant, slots in destroyed.items():
+                for key, value in list(rows.scan("doomed", _U32.pack(tenant))):
+                    rows.delete("doomed", key)
+                    doom(rows, tenant, set(_slots(value)) - slots)  # what was doomed meanwhile
 
         self._tables.write(change)
 

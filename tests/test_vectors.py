@@ -727,7 +727,7 @@ def check_slots(reader: spec_reader.Store) -> None:
     used = [struct.unpack_from("<Q", row, 16)[0] for table in ("blobs", "versions") for row in of(table).values()]
     lent = [slot for row in of("loans").values() for slot in spec_reader.parse_slots(row[36:])]
     spare = [slot for row in of("spare").values() for slot in spec_reader.parse_slots(row)]
-    doomed = [struct.unpack(">Q", key[4:])[0] for key in of("doomed")]
+    doomed = [slot for row in of("doomed").values() for slot in spec_reader.parse_slots(row)]
     every = [slot for slot in (*used, *lent, *spare, *doomed) if slot]
     assert len(set(every)) == len(every)
     assert set(every) == reader.tenant.slots()
