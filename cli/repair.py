@@ -24,18 +24,23 @@ def repair(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is wrong.")] = False,
 ) -> None:
-    """Take in what killed writers left, or make a lost or damaged catalog anew. Lists what can't be had back."""
+    """Take in what killed writers left and set the catalog right, or make it anew. Lists what can't be had back."""
     session = session_of(context)
-    if forget_lost and not rebuild:
-        raise BadInput("--forget-lost", "goes with --rebuild-catalog")
     if rebuild and dry_run:
         raise BadInput("flags", "--rebuild-catalog reads everything anyway; run 'verify' to only look")
     if rebuild:
         with session.progress("repair") as progress:
             done = rebuild_catalog(session.root, ask=ask_passphrase, forget_lost=forget_lost, progress=progress)
-        recovered, lost = done.recovered, list(done.lost)
     else:
         with session.open() as store:
-            recovered, lost = (0 if dry_run else store.recover()), []
-    values: dict[str, object] = {"recovered": recovered, "lost": lost, "dry_run": dry_run, "seconds": session.seconds}
-    session.emit(values, lambda: "\n".join([*(f"lost: {one}" for one in lost), f"recovered {recovered} records"]))
+            done = store.repair(forget_lost=forget_lost, dry_run=dry_run)
+    values: dict[str, object] = {
+        "recovered": done.recovered,
+        "corrected": done.corrected,
+        "lost": list(done.lost),
+        "dry_run": dry_run,
+        "seconds": session.seconds,
+    }
+    verb = "would recover" if dry_run else "recovered"
+    counts = f"{verb} {done.recovered} records, corrected {done.corrected} counts"
+    session.emit(values, lambda: "\n".join([*(f"lost: {one}" for one in done.lost), counts]))

@@ -39,7 +39,15 @@ class Place:
         return Header(binding, self.protection, self.payload_bytes, self.slot, commitment)
 
     @property
+    def is_missing(self) -> bool:
+        """Whether the record was in no segment when the catalog was made anew."""
+        return not self.segment
+
+    @property
     def record_bytes(self) -> int:
+        """Bytes the record takes in its segment, padding included."""
+        if self.is_missing:
+            return 0
         footer = footer_length(self.codec, -(-self.plain_bytes // self.frame_bytes))
         return padded(HEADER_BYTES + self.payload_bytes + footer)
 
@@ -107,6 +115,11 @@ def place_of(segment: int, offset: int, header: Header) -> Place:
         segment, offset, header.slot, bound.plain_bytes, header.payload_bytes, bound.instance,
         bound.frame_bytes, bound.codec, header.protection,
     )  # fmt: skip
+
+
+def missing_place(plain_bytes: int) -> Place:
+    """Return the place of a blob that a version needs and no segment has: segment 0, which never is one."""
+    return Place(0, 0, 0, plain_bytes, 0, bytes(16), 1, 0, 0)
 
 
 def close_row(check_key: bytes, table: str, key: bytes, packed: bytes) -> bytes:

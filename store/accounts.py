@@ -1,4 +1,4 @@
-"""Accounts: live bytes of segments, usage of tenants and counters, kept inside the transactions that change them."""
+"""Accounts: live bytes of segments, usage of tenants, counters and marks, kept in the transactions that change them."""
 
 import struct
 from collections.abc import Mapping
@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from ..formats.catalog import SegmentRow, parse_segment
 from .errors import Corrupt
-from .tables import Rows
+from .tables import Rows, Tables
 
-ERASE_PENDING = b"erase-pending"
+_ERASE_PENDING = b"erase-pending"
+_LEFTOVERS = b"leftovers"
 _U64 = struct.Struct("<Q")
 
 
@@ -23,11 +24,13 @@ def extend(rows: Rows, durable: Mapping[int, int]) -> None:
 def account(rows: Rows, tenant: bytes, changed: Mapping[int, int]) -> None:
     """Change the live bytes of segments, and a tenant's usage, by what records took or gave back."""
     for segment, change_bytes in changed.items():
+        if not change_bytes:  # of blobs that are missing, in no segment
+            continue
         row = _segment(rows, segment)
         live = replace(row, live_bytes=max(row.live_bytes + change_bytes, 0))
         rows.put("segments", segment_key(segment), live.packed())
     usage = count(rows, b"usage" + tenant) + sum(changed.values())
-    rows.put("counters", b"usage" + tenant, _U64.pack(max(usage, 0)))
+    write_usage(rows, tenant, max(usage, 0))
 
 
 def write_segments(rows: Rows, segments: Mapping[int, SegmentRow], last: int) -> None:
@@ -35,6 +38,50 @@ def write_segments(rows: Rows, segments: Mapping[int, SegmentRow], last: int) ->
     for segment, row in segments.items():
         rows.put("segments", segment_key(segment), row.packed())
     rows.put("counters", b"next-segment", _U64.pack(last))
+
+
+def write_usage(rows: Rows, tenant: bytes, used_bytes: int) -> None:
+    """Say how many bytes a tenant's records take."""
+    rows.put("counters", b"usage" + tenant, _U64.pack(used_bytes))
+
+
+def mark_erase(rows: Rows) -> None:
+    """Say that an erase has dropped rows and has still to destroy their keys."""
+    rows.put("counters", _ERASE_PENDING, _U64.pack(1))
+
+
+def mark_leftovers(rows: Rows, tenant: bytes) -> None:
+    """Say that blobs were taken in which nothing needs yet: a put left them behind."""
+    rows.put("counters", _LEFTOVERS + tenant, _U64.pack(count(rows, _LEFTOVERS + tenant) + 1))
+
+
+class Marks:
+    """What ended processes left to be done. A method is a transaction."""
+
+    def __init__(self, tables: Tables, tenant: bytes) -> None:
+        self._tables, self._leftovers = tables, _LEFTOVERS + tenant
+
+    def erase_pending(self) -> bool:
+        """Say whether an erase was killed before its keys were destroyed."""
+        with self._tables.reading() as rows:
+            return count(rows, _ERASE_PENDING) > 0
+
+    def erase_finished(self) -> None:
+        self._tables.write(lambda rows: rows.delete("counters", _ERASE_PENDING))
+
+    def leftovers(self) -> int:
+        """Return how often blobs that a put left behind were taken in since the last clearing."""
+        with self._tables.reading() as rows:
+            return count(rows, self._leftovers)
+
+    def leftovers_cleared(self, seen: int) -> None:
+        """Note that leftovers were cleared away, unless there were more since `seen` of them."""
+
+        def change(rows: Rows) -> None:
+            if count(rows, self._leftovers) == seen:
+                rows.delete("counters", self._leftovers)
+
+        self._tables.write(change)
 
 
 def count(rows: Rows, key: bytes) -> int:

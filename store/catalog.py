@@ -4,7 +4,7 @@
     versions   tenant u32, keyed hash of the name (20), version u32 -> VersionRow
     names      tenant u32, keyed hash of the name (20)              -> newest version number ever given, u32
     segments   segment id u64                                       -> SegmentRow
-    counters   "next-segment"; "usage" + tenant                     -> u64
+    counters   "next-segment"; "usage", "leftovers" + tenant        -> u64
 
 Integers in keys are big-endian, so that LMDB's order is theirs. Every value ends in a check (formats/catalog.py).
 """
@@ -26,7 +26,7 @@ from ..formats.catalog import (
     parse_version,
 )
 from ..formats.digest import Digest, keyed_hash
-from .accounts import ERASE_PENDING, account, count, extend, segment_key
+from .accounts import account, count, extend, mark_erase, mark_leftovers, segment_key
 from .errors import Conflict, NoRoom
 from .lease import Lease
 from .slots import doom, doomed_slots
@@ -63,19 +63,19 @@ class Catalog:
     """One tenant's rows, and the rows that all tenants share."""
 
     def __init__(self, tables: Tables, tenant: int, index_key: bytes) -> None:
-        self._tables, self._tenant = tables, tenant
-        self._prefix, self._index_key = _U32.pack(tenant), index_key
+        self.tables, self.tenant = tables, tenant
+        self.prefix, self._index_key = _U32.pack(tenant), index_key
 
     def find_blobs(self, digests: Iterable[Digest]) -> dict[Digest, BlobRow]:
         """Return the rows of those digests that are known, quarantined ones included."""
-        with self._tables.reading() as rows:
+        with self.tables.reading() as rows:
             found = {digest: self._blob(rows, digest) for digest in digests}
         return {digest: row for digest, row in found.items() if row}
 
     def all_blobs(self) -> Iterator[BlobRow]:
         """Yield the row of every blob of this tenant."""
-        with self._tables.reading() as rows:
-            for _, value in rows.scan("blobs", self._prefix):
+        with self.tables.reading() as rows:
+            for _, value in rows.scan("blobs", self.prefix):
                 yield parse_blob(value)
 
     def adopt(self, found: Mapping[Digest, Place], durable: Mapping[int, int]) -> int:
@@ -84,9 +84,11 @@ class Catalog:
         def change(rows: Rows) -> int:
             new = self._add_blobs(rows, found)
             extend(rows, durable)
+            if new:
+                mark_leftovers(rows, self.prefix)
             return new
 
-        return self._tables.write(change)
+        return self.tables.write(change)
 
     def quarantine(self, digest: Digest, place: Place) -> None:
         """Mark a blob as bad where it lies: reads refuse it, and the next put of the same bytes replaces it.
@@ -97,9 +99,9 @@ class Catalog:
         def change(rows: Rows) -> None:
             row = self._blob(rows, digest)
             if row and row.place == place:
-                rows.put("blobs", self._blob_key(digest), replace(row, state=QUARANTINED).packed())
+                rows.put("blobs", self.blob_key(digest), replace(row, state=QUARANTINED).packed())
 
-        self._tables.write(change)
+        self.tables.write(change)
 
     def passed(self, places: Mapping[Digest, Place], checked_s: int) -> None:
         """Note that blobs were read where they lie and are good; it takes them out of quarantine."""
@@ -109,19 +111,19 @@ class Catalog:
                 row = self._blob(rows, digest)
                 if row and row.place == place:
                     good = replace(row, state=LIVE, checked_s=checked_s)
-                    rows.put("blobs", self._blob_key(digest), good.packed())
+                    rows.put("blobs", self.blob_key(digest), good.packed())
 
-        self._tables.write(change)
+        self.tables.write(change)
 
     def last_version(self, name: str) -> int:
         """Return the highest version number ever given under a name, 0 if none."""
-        with self._tables.reading() as rows:
+        with self.tables.reading() as rows:
             return self._last(rows, name)
 
     def versions(self, name: str | None = None) -> list[tuple[int, VersionRow]]:
         """Return every version of a name, or of every name, in order."""
-        prefix = self._prefix if name is None else self._name_key(name)
-        with self._tables.reading() as rows:
+        prefix = self.prefix if name is None else self.name_key(name)
+        with self.tables.reading() as rows:
             return [(_U32.unpack(key[-4:])[0], parse_version(value)) for key, value in rows.scan("versions", prefix)]
 
     def commit(self, new: NewVersion) -> None:
@@ -142,20 +144,20 @@ class Catalog:
                 row = self._blob(rows, digest)
                 if row is None or row.state != LIVE:
                     raise BlobGone
-                rows.put("blobs", self._blob_key(digest), row.referred(+1).packed())
-            key = self._name_key(new.name)
+                rows.put("blobs", self.blob_key(digest), row.referred(+1).packed())
+            key = self.name_key(new.name)
             rows.put("versions", key + _U32.pack(new.version), new.row.packed())
             rows.put("names", key, _U32.pack(new.version))
-            account(rows, self._prefix, {new.row.place.segment: new.row.place.record_bytes})
+            account(rows, self.prefix, {new.row.place.segment: new.row.place.record_bytes})
             extend(rows, new.durable)
-            if new.quota_bytes and count(rows, b"usage" + self._prefix) > new.quota_bytes:
+            if new.quota_bytes and count(rows, b"usage" + self.prefix) > new.quota_bytes:
                 raise NoRoom("quota", f"the tenant's quota of {new.quota_bytes} bytes would be exceeded")
 
-        self._tables.write(change)
+        self.tables.write(change)
 
     def scope(self, name: str) -> bytes:
         """Return the scope of the lease that publishing under a name takes."""
-        return b"name" + self._name_key(name)
+        return b"name" + self.name_key(name)
 
     def drop(self, name: str, version: int, needed: frozenset[Digest], *, shred: bool = False) -> int:
         """Remove a version and its claim on the blobs it needed; raise Conflict if it is gone already.
@@ -165,13 +167,13 @@ class Catalog:
         """
 
         def change(rows: Rows) -> int:
-            key = self._name_key(name) + _U32.pack(version)
+            key = self.version_key(name, version)
             row = self._version(rows, key)
             if row is None:
                 raise Conflict(f"{name}@{version}", "was removed by somebody else")
             changed: Counter[int] = Counter({row.place.segment: -row.place.record_bytes})
             slots = [row.place.slot]
-            for blob_key in map(self._blob_key, needed):
+            for blob_key in map(self.blob_key, needed):
                 value = rows.get("blobs", blob_key)
                 blob = parse_blob(value) if value is not None else None
                 if blob and shred and blob.refs <= 1:
@@ -181,19 +183,19 @@ class Catalog:
                 elif blob and blob.refs:
                     rows.put("blobs", blob_key, blob.referred(-1).packed())
             rows.delete("versions", key)
-            doom(rows, self._tenant, slots)
-            account(rows, self._prefix, changed)
+            doom(rows, self.tenant, slots)
+            account(rows, self.prefix, changed)
             if shred:
-                rows.put("counters", ERASE_PENDING, _U64.pack(1))
-                if next(rows.scan("versions", self._name_key(name)), None) is None:
-                    rows.delete("names", self._name_key(name))
+                mark_erase(rows)
+                if next(rows.scan("versions", self.name_key(name)), None) is None:
+                    rows.delete("names", self.name_key(name))
             return len(slots) - 1
 
-        return self._tables.write(change)
+        return self.tables.write(change)
 
     def live_slots(self, places: Mapping[Digest, Place]) -> set[int]:
         """Return the key slots of those records that the catalog stands on; other copies of them are dead."""
-        with self._tables.reading() as rows:
+        with self.tables.reading() as rows:
             found = [(self._blob(rows, digest), place) for digest, place in places.items()]
         return {place.slot for row, place in found if row and row.place == place}
 
@@ -207,21 +209,13 @@ class Catalog:
 
     def _change_version(self, name: str, version: int, changed: Callable[[VersionRow], VersionRow]) -> None:
         def change(rows: Rows) -> None:
-            key = self._name_key(name) + _U32.pack(version)
+            key = self.version_key(name, version)
             row = self._version(rows, key)
             if row is None:
                 raise Conflict(f"{name}@{version}", "was removed by somebody else")
             rows.put("versions", key, changed(row).packed())
 
-        self._tables.write(change)
-
-    def erase_pending(self) -> bool:
-        """Say whether an erase was killed before its keys were destroyed."""
-        with self._tables.reading() as rows:
-            return count(rows, ERASE_PENDING) > 0
-
-    def erase_finished(self) -> None:
-        self._tables.write(lambda rows: rows.delete("counters", ERASE_PENDING))
+        self.tables.write(change)
 
     def new_segment(self, lifetime: int) -> int:
         """Return the id of a fresh segment row."""
@@ -232,38 +226,22 @@ class Catalog:
             rows.put("segments", segment_key(segment), SegmentRow(lifetime, 0, 0).packed())
             return segment
 
-        return self._tables.write(change)
+        return self.tables.write(change)
 
     def segments(self) -> dict[int, SegmentRow]:
         """Return every segment row by id."""
-        with self._tables.reading() as rows:
+        with self.tables.reading() as rows:
             return {int.from_bytes(key, "big"): parse_segment(value) for key, value in rows.scan("segments", b"")}
 
     def usage_bytes(self) -> int:
         """Return the bytes this tenant's records take on disk."""
-        with self._tables.reading() as rows:
-            return count(rows, b"usage" + self._prefix)
-
-    def restore(self, blobs: Mapping[Digest, BlobRow], versions: Mapping[tuple[str, int], VersionRow]) -> None:
-        """Write the rows of a tenant into an empty catalog."""
-
-        def change(rows: Rows) -> None:
-            used = 0
-            for digest, row in blobs.items():
-                rows.put("blobs", self._blob_key(digest), row.packed())
-                used += row.place.record_bytes
-            for (name, version), found in sorted(versions.items()):
-                rows.put("versions", self._name_key(name) + _U32.pack(version), found.packed())
-                rows.put("names", self._name_key(name), _U32.pack(version))
-                used += found.place.record_bytes
-            rows.put("counters", b"usage" + self._prefix, _U64.pack(used))
-
-        self._tables.write(change)
+        with self.tables.reading() as rows:
+            return count(rows, b"usage" + self.prefix)
 
     def _add_blobs(self, rows: Rows, places: Mapping[Digest, Place]) -> int:
         new = 0
         changed: Counter[int] = Counter()
-        doomed = doomed_slots(rows, self._tenant) if places else frozenset[int]()
+        doomed = doomed_slots(rows, self.tenant) if places else frozenset[int]()
         replaced: list[int] = []
         for digest, place in places.items():
             old = self._blob(rows, digest)
@@ -275,14 +253,14 @@ class Catalog:
                 changed[old.place.segment] -= old.place.record_bytes
                 replaced.append(old.place.slot)
             changed[place.segment] += place.record_bytes
-            rows.put("blobs", self._blob_key(digest), BlobRow(place, old.refs if old else 0).packed())
+            rows.put("blobs", self.blob_key(digest), BlobRow(place, old.refs if old else 0).packed())
             new += 1
-        doom(rows, self._tenant, replaced)
-        account(rows, self._prefix, changed)
+        doom(rows, self.tenant, replaced)
+        account(rows, self.prefix, changed)
         return new
 
     def _blob(self, rows: Rows, digest: Digest) -> BlobRow | None:
-        value = rows.get("blobs", self._blob_key(digest))
+        value = rows.get("blobs", self.blob_key(digest))
         return parse_blob(value) if value is not None else None
 
     def _version(self, rows: Rows, key: bytes) -> VersionRow | None:
@@ -290,11 +268,14 @@ class Catalog:
         return parse_version(value) if value is not None else None
 
     def _last(self, rows: Rows, name: str) -> int:
-        value = rows.get("names", self._name_key(name))
+        value = rows.get("names", self.name_key(name))
         return int(_U32.unpack(value)[0]) if value is not None else 0
 
-    def _blob_key(self, digest: Digest) -> bytes:
-        return self._prefix + keyed_hash(self._index_key, b"blob", digest, length=_HASH_BYTES)
+    def blob_key(self, digest: Digest) -> bytes:
+        return self.prefix + keyed_hash(self._index_key, b"blob", digest, length=_HASH_BYTES)
 
-    def _name_key(self, name: str) -> bytes:
-        return self._prefix + keyed_hash(self._index_key, b"name", name.encode(), length=_HASH_BYTES)
+    def version_key(self, name: str, version: int) -> bytes:
+        return self.name_key(name) + _U32.pack(version)
+
+    def name_key(self, name: str) -> bytes:
+        return self.prefix + keyed_hash(self._index_key, b"name", name.encode(), length=_HASH_BYTES)

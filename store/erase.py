@@ -4,6 +4,7 @@ drop and doom in one transaction -> new key tree root -> old root effaced, all s
 before the new root, the next open finishes it; from then on no version of any page leads to the keys.
 """
 
+import contextlib
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,12 +12,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..formats.digest import Digest
+from .accounts import Marks
 from .catalog import Catalog
 from .disk import locked
+from .errors import Corrupt
 from .garbage import Garbage, Survey
 from .keyring import Keyring
 from .names import Found, Names
 from .slots import SlotLedger
+
+
+@dataclass(frozen=True, slots=True)
+class EraseParts:
+    """The mechanisms an erase works with. `root_outside`: the key tree's root lies outside the store."""
+
+    directory: Path
+    names: Names
+    catalog: Catalog
+    keyring: Keyring
+    ledger: SlotLedger
+    garbage: Garbage
+    marks: Marks
+    recover: Callable[[], int]
+    root_outside: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,38 +56,45 @@ _OUTSIDE = (
 )
 
 
-def erase(
-    directory: Path,
-    names: Names,
-    catalog: Catalog,
-    keyring: Keyring,
-    ledger: SlotLedger,
-    doomed: Sequence[Found],
-    root_outside: bool,
-) -> Receipt:
+def erase(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:
     """Erase versions for good; on return nothing in the store opens what only they needed.
 
     Cost grows with the pages of the key tree that are touched, not with the bytes erased.
     """
-    needs = {found.text: names.needs(found) for found in doomed}  # all readable before the first is dropped
+    needs = _needs(parts.names, doomed)  # before the first is dropped
+    _clear_leftovers(parts)
     erased = 0
+    if len(needs) < len(doomed):  # of some the record is bad: what no other version needs was theirs
+        parts.names.recount({found.row.place for found in doomed if found.text not in needs})
+        erased += _delete_unneeded(parts, parts.garbage.survey())
     for found in doomed:
         one = found.summary
-        erased += catalog.drop(one.name, one.version, needs[found.text], shred=True)
-    keys = shred(directory, keyring, ledger)
-    catalog.erase_finished()
-    shared = len(frozenset[Digest]().union(*needs.values())) - erased
-    level = _OUTSIDE if root_outside else _INSIDE
-    return Receipt(secrets.token_hex(8), tuple(needs), erased, shared, keys, keyring.epoch, level)
+        erased += parts.catalog.drop(one.name, one.version, needs.get(found.text, frozenset()), shred=True)
+    keys = shred(parts.directory, parts.keyring, parts.ledger)
+    parts.marks.erase_finished()
+    shared = len(parts.catalog.find_blobs(frozenset[Digest]().union(*needs.values())))
+    level = _OUTSIDE if parts.root_outside else _INSIDE
+    texts = tuple(found.text for found in doomed)
+    return Receipt(secrets.token_hex(8), texts, erased, shared, keys, parts.keyring.epoch, level)
 
 
-def foretell(names: Names, catalog: Catalog, doomed: Sequence[Found], root_epoch: int) -> Receipt:
+def foretell(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:
     """Return the receipt that an erase would give, destroying nothing."""
-    counts = Counter(digest for found in doomed for digest in names.needs(found))
-    rows = catalog.find_blobs(counts)
+    needs = _needs(parts.names, doomed)
+    counts = Counter(digest for digests in needs.values() for digest in digests)
+    rows = parts.catalog.find_blobs(counts)
     erased = sum(row.refs <= counts[digest] for digest, row in rows.items())
     texts = tuple(found.text for found in doomed)
-    return Receipt("dry-run", texts, erased, len(rows) - erased, 0, root_epoch, "nothing was erased")
+    return Receipt("dry-run", texts, erased, len(rows) - erased, 0, parts.keyring.epoch, "nothing was erased")
+
+
+def _needs(names: Names, doomed: Sequence[Found]) -> dict[str, frozenset[Digest]]:
+    """Return what versions need, without those whose record is bad."""
+    needs = {}
+    for found in doomed:
+        with contextlib.suppress(Corrupt):
+            needs[found.text] = names.needs(found)
+    return needs
 
 
 def foreclose_abandoned(directory: Path, ledger: SlotLedger, garbage: Garbage) -> Survey:
@@ -83,11 +108,21 @@ def foreclose_abandoned(directory: Path, ledger: SlotLedger, garbage: Garbage) -
     return survey
 
 
-def clear_abandoned(directory: Path, ledger: SlotLedger, garbage: Garbage, recover: Callable[[], int]) -> None:
-    """Doom everything that killed puts left, of the very name that is erased perhaps. Free where there were none."""
-    if ledger.abandoned():
-        recover()
-        garbage.delete(key for key, _ in foreclose_abandoned(directory, ledger, garbage).unneeded)
+def _clear_leftovers(parts: EraseParts) -> None:
+    """Doom what ended puts left, of the very name that is erased perhaps. Free where there is nothing.
+
+    A running put that was about to reuse such a blob stores it again.
+    """
+    seen = parts.marks.leftovers()
+    if seen or parts.ledger.abandoned():
+        parts.recover()
+        _delete_unneeded(parts, foreclose_abandoned(parts.directory, parts.ledger, parts.garbage))
+        parts.marks.leftovers_cleared(seen)
+
+
+def _delete_unneeded(parts: EraseParts, survey: Survey) -> int:
+    mine = parts.catalog.prefix
+    return len(parts.garbage.delete(key for key, _ in survey.unneeded if key.startswith(mine)))
 
 
 def shred(directory: Path, keyring: Keyring, ledger: SlotLedger) -> int:

@@ -229,7 +229,11 @@ class Keyring:
 
     def _settle_root(self) -> None:
         # Killed before its sync, this root may not be durable: until it is, the pages of the one before must stay.
+        # It is written once more before: a sync that failed, here or elsewhere, may have let go of it, and the next
+        # one would report a success that is none.
         if self._durable_epoch != self._root.epoch:
+            start = self._root.epoch % 2 * PAGE_BYTES
+            self._disk.write_at(self._root_fd, os.pread(self._root_fd, PAGE_BYTES, start), start)
             self._sync_root()
             self._durable_epoch = self._root.epoch
 
@@ -261,7 +265,7 @@ class Keyring:
         try:
             root = self._read_root()
         except Corrupt:  # it opened before
-            raise KeyRefused("key", "was rotated meanwhile; open the store again") from None
+            raise KeyRefused("key", "was rotated meanwhile", hint="open the store again") from None
         if root.epoch != self._root.epoch:
             self._root = root
             self._leaves.clear()

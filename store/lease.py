@@ -23,7 +23,7 @@ TABLE = "leases"
 
 
 def current_process() -> ProcessId:
-    """Return this process, as leases and loans name it."""
+    """Return this process, as leases name it."""
     boot_id = bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
     return ProcessId(boot_id, os.getpid(), process_start(os.getpid()) or 0, os.stat("/proc/self/ns/pid").st_ino)
 

@@ -9,37 +9,28 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from ..formats.catalog import BlobRow, VersionRow
+from ..formats.catalog import BlobRow, Place, VersionRow
 from ..formats.digest import Digest, digest_bytes
 from ..formats.errors import FormatError
 from ..formats.frames import seal, unseal
 from ..formats.manifest import MANIFEST_MAX_BYTES, Manifest, ManifestId, parse_json, parse_manifest, parse_needs
 from ..formats.record import KIND_VERSION
-from .catalog import Catalog
+from .catalog import Catalog, Superseded
+from .counts import recount
 from .errors import BadInput, Conflict, Corrupt, NotFound, StoreError
 from .records import OpenRecord, TenantKeys, corrupt
+from .refs import Ref, parse_ref
 from .segments import SegmentReader
 
-NAME_MAX_BYTES = 512
-LABEL_MAX_BYTES = 128
 ID_PREFIX_MIN = 8
-_NAME = re.compile(r"[A-Za-z0-9._/-]+")
 _USE_GRAIN_S = 3600
+_ATTEMPTS = 100
 _SUMMARY = "version summary"
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """A name and, where it was given, a version number or a label."""
-
-    name: str
-    version: int | None = None
-    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,28 +66,13 @@ class Found:
         return f"{self.summary.name}@{self.summary.version}"
 
 
-def parse_ref(text: str) -> Ref:
-    """Return the ref written as NAME or NAME@VERSION; raise BadInput if it is not one."""
-    name, at, version = text.partition("@")
-    if not _NAME.fullmatch(name) or len(name) > NAME_MAX_BYTES:
-        raise BadInput(repr(text[:80]), f"a name is 1 to {NAME_MAX_BYTES} of A-Z a-z 0-9 . _ / -")
-    if not at:
-        return Ref(name)
-    if not _NAME.fullmatch(version) or len(version) > LABEL_MAX_BYTES:
-        raise BadInput(repr(text[:80]), "a version is a number or a label of A-Z a-z 0-9 . _ / -")
-    if version.isdecimal():
-        if not 0 < int(version) < 1 << 32:
-            raise BadInput(repr(text[:80]), "no such version number")
-        return Ref(name, version=int(version))
-    return Ref(name, label=version)
+@dataclass(frozen=True, slots=True)
+class Unopened:
+    """A version that can't be opened, and why not."""
 
-
-def parse_new_ref(text: str) -> Ref:
-    """Return the ref, NAME or NAME@LABEL, under which something is to be stored; raise BadInput if it is not one."""
-    ref = parse_ref(text)
-    if ref.version is not None:
-        raise BadInput(text, "version numbers are given by the store; use a label")
-    return ref
+    version: int
+    row: VersionRow
+    why: str
 
 
 class Names:
@@ -118,17 +94,34 @@ class Names:
         return sorted(found, key=lambda one: (one.summary.name, one.summary.version))
 
     def versions(self, name: str) -> list[Found]:
-        """Return the versions of one name, oldest first."""
+        """Return the versions of one name that can be read, oldest first."""
         return list(self._opened(name))
 
+    def unopened(self) -> list[Unopened]:
+        """Return the versions that are there and can't be opened: nobody can say of which name they are."""
+        found = []
+        for version, row in self._catalog.versions():
+            try:
+                self._there(version, row)
+            except Corrupt as error:
+                found.append(Unopened(version, row, error.why))
+        return found
+
     def resolve(self, text: str) -> Found:
-        """Return the version a ref or an id prefix names; raise NotFound, or BadInput if it is ambiguous."""
+        """Return the version a ref or an id prefix names.
+
+        Raises NotFound, BadInput if it is ambiguous, Corrupt if that very version can't be opened.
+        """
         ref = parse_ref(text)
-        versions = self.versions(ref.name)
-        for found in reversed(versions):
-            if ref.version in (None, found.summary.version) and ref.label in (None, found.summary.label):
+        rows = self._catalog.versions(ref.name)
+        for version, row in reversed(rows):
+            if ref.label is None and ref.version in (None, version) and (found := self._there(version, row)):
                 return found
-        if versions:
+        versions = self.versions(ref.name)
+        for found in versions:
+            if ref.label is not None and found.summary.label == ref.label:
+                return found
+        if rows:
             known = ", ".join(found.summary.label or str(found.summary.version) for found in versions[-8:])
             raise NotFound(text, "no such version", hint=f"{ref.name} has {known}")
         if re.fullmatch(rf"[0-9a-f]{{{ID_PREFIX_MIN},64}}", text):
@@ -170,9 +163,19 @@ class Names:
         self._catalog.set_pinned(found.summary.name, found.summary.version, pinned)
         return replace(found, summary=replace(found.summary, pinned=pinned))
 
-    def addressed(self, text: str) -> list[Found]:
-        """Return the version a ref or id names, or every version of a name given without one; raise NotFound."""
-        return (self.versions(text) if "@" not in text and parse_ref(text) else []) or [self.resolve(text)]
+    def addressed(self, text: str, *, all_versions: bool) -> list[Found]:
+        """Return what is to be removed by a ref or id: one version, or all of a bare name.
+
+        A version that can't be opened is there too, blank but for its name and number. Raises NotFound.
+        """
+        ref = parse_ref(text)
+        rows = self._catalog.versions(ref.name)
+        if all_versions and "@" not in text and rows:
+            return [self._found_or_blank(ref.name, version, row) for version, row in rows]
+        for version, row in rows:
+            if ref.version == version:
+                return [self._found_or_blank(ref.name, version, row)]
+        return [self.resolve(text)]
 
     def remove(self, text: str, *, all_versions: bool, dry_run: bool) -> list[Found]:
         """Drop one version of a name, or all of them, durably; return what was (or would be) dropped.
@@ -181,28 +184,44 @@ class Names:
         """
         if all_versions and "@" in text:
             raise BadInput(text, "names one version; to drop all, give the bare name")
-        doomed = self.versions(parse_ref(text).name) if all_versions else [self.resolve(text)]
-        if not doomed:
-            raise NotFound(text, "no such name")
+        doomed = self.addressed(text, all_versions=all_versions)
         for found in doomed if not dry_run else ():
             self.drop(found)
         return doomed
 
     def drop(self, found: Found) -> None:
-        """Drop a version, durably."""
-        self._catalog.drop(found.summary.name, found.summary.version, self._needed(found))
+        """Drop a version, durably. One that can't be read goes too: what it needed is found by counting anew."""
+        try:
+            needed = self.needs(found)
+        except Corrupt:
+            self._catalog.drop(found.summary.name, found.summary.version, frozenset())
+            with contextlib.suppress(Corrupt):  # of another version: 'repair' counts when that is gone as well
+                self.recount()
+            return
+        self._catalog.drop(found.summary.name, found.summary.version, needed)
+
+    def recount(self, without: Set[Place] = frozenset(), *, dry_run: bool = False) -> int:
+        """Count anew how many versions need each blob, durably; return how many counts were wrong.
+
+        Raises Corrupt if a version can't be read that does not lie in one of the places `without`.
+        """
+        for _ in range(_ATTEMPTS):
+            needs: Counter[Digest] = Counter()
+            rows = self._catalog.versions()
+            for version, row in rows:
+                if row.place not in without:
+                    needs.update(self.needs(self._found(version, row)))
+            with contextlib.suppress(Superseded):
+                return recount(self._catalog, {row.place for _, row in rows}, needs, dry_run=dry_run)
+        raise Conflict("repair", "versions kept being added and removed; try again")
 
     def released(self, dropped: Iterable[Found]) -> list[BlobRow]:
         """Return the rows of blobs that nothing would need once these versions are dropped."""
-        counts = Counter(digest for found in dropped for digest in self._needed(found))
+        counts: Counter[Digest] = Counter()
+        for found in dropped:
+            with contextlib.suppress(Corrupt, NotFound):
+                counts.update(self.needs(found))
         return [row for digest, row in self._catalog.find_blobs(counts).items() if 0 < row.refs <= counts[digest]]
-
-    def _needed(self, found: Found) -> frozenset[Digest]:
-        """Return the blobs a version needs; none where its record is bad, for a bad version must be removable."""
-        try:
-            return self.needs(found)
-        except (Corrupt, NotFound):
-            return frozenset()
 
     def check_free(self, ref: Ref, manifest_id: ManifestId) -> Found | None:
         """Return the version that already has this label and content, None if the label is free; else Conflict."""
@@ -221,15 +240,25 @@ class Names:
             raise BadInput(prefix, f"{len(found)} ids start like this; give more digits")
         return max(found, key=lambda one: one.summary.created)
 
+    def _there(self, version: int, row: VersionRow) -> Found | None:
+        """Return a version, None if it was removed since its row was read; raise Corrupt if it can't be opened."""
+        try:
+            return self._found(version, row)
+        except Corrupt:
+            if self._is_there(None, row):
+                raise
+            return None
+
     def _opened(self, name: str | None) -> Iterator[Found]:
         for version, row in self._catalog.versions(name):
-            try:
-                found = self._found(version, row)
-            except Corrupt:
-                if self._is_there(name, row):
-                    raise
-                continue  # removed since the rows were read, and its key with it
-            yield found
+            with contextlib.suppress(Corrupt):  # removed since, and its key with it; or see `unopened`
+                yield self._found(version, row)
+
+    def _found_or_blank(self, name: str, version: int, row: VersionRow) -> Found:
+        try:
+            return self._found(version, row)
+        except Corrupt:
+            return Found(Summary(name, version, None, "", "unknown", None, 0, "", row.pinned), row)
 
     def _is_there(self, name: str | None, row: VersionRow) -> bool:
         return any(other.place == row.place for _, other in self._catalog.versions(name))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from . import catalog as catalog_room
 from . import slots as slots_room
+from .accounts import Marks
 from .catalog import Catalog
 from .config import CATALOG_DIR, KEYS_DIR, SEGMENTS_DIR, Config, read_config, root_path
 from .disk import Disk
@@ -23,7 +24,9 @@ from .rekey import RekeyParts, finish_rotation
 from .segments import LIFETIMES, SegmentReader, SegmentWriter
 from .slots import SlotLedger
 from .tables import Tables
-from .unlock import Ask, Secrets, open_masters
+from .unlock import Ask, Secrets, Stanzas, open_masters
+
+_ATTEMPTS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Opened:
     ledger: SlotLedger
     leases: Leases
     garbage: Garbage
+    marks: Marks
     closing: ExitStack
 
     @property
@@ -60,8 +64,8 @@ class Opened:
         """Return a writer for records of one lifetime."""
         return SegmentWriter(self.directory, self.config.store_id, LIFETIMES[kind], self.catalog, self.disk)
 
-    def recover(self) -> int:
-        """Take in what killed writers of any tenant left whole; return how many blobs that were."""
+    def recover(self, *, dry_run: bool = False) -> int:
+        """Take in what killed writers of any tenant left whole; return how many blobs that were, or would be."""
 
         def open_catalog(keys: TenantKeys) -> Catalog:
             return Catalog(self.tables, keys.number, keys.tenant.index_key)
@@ -70,7 +74,7 @@ class Opened:
             self.directory, self.config.store_id, self.disk, self.catalog,
             lambda: every_tenant(self.keyring, self.config), open_catalog,
         )  # fmt: skip
-        return recover_tails(parts)
+        return recover_tails(parts, dry_run=dry_run)
 
 
 def every_tenant(keyring: Keyring, config: Config) -> dict[bytes, TenantKeys]:
@@ -81,6 +85,17 @@ def every_tenant(keyring: Keyring, config: Config) -> dict[bytes, TenantKeys]:
 
 def open_keyring(root: Path, held: Secrets, ask: Ask, disk: Disk) -> tuple[Config, Secrets, Keyring]:
     """Open a store as far as its keys; raise NoStore if there is none, KeyRefused if the key does not open it."""
+    for _ in range(_ATTEMPTS):
+        ways = Stanzas.read(root / KEYS_DIR) if (root / KEYS_DIR).exists() else None
+        try:
+            return _open_keyring(root, held, ask, disk)
+        except (Corrupt, KeyRefused):
+            if ways is None or Stanzas.read(root / KEYS_DIR) == ways:
+                raise  # else a rotation went by between stanzas and root
+    raise KeyRefused("key", "kept being rotated", hint="try again")
+
+
+def _open_keyring(root: Path, held: Secrets, ask: Ask, disk: Disk) -> tuple[Config, Secrets, Keyring]:
     config = read_config(root)
     if held.key_file is None:
         held = replace(held, key_file=config.key_file)
@@ -133,8 +148,10 @@ def open_parts(root: Path, tenant: str, held: Secrets, ask: Ask, disk: Disk, now
         catalog = Catalog(tables, number, record.index_key)
         segments = SegmentReader(root / SEGMENTS_DIR, config.store_id)
         stack.callback(segments.close)
-        process = current_process()
+        ledger = SlotLedger(tables, root / KEYS_DIR / "loans", disk)
+        stack.callback(ledger.close)
         return Opened(
             root, config, disk, now, held, keyring, keys, tables, catalog, segments, Names(catalog, keys, segments),
-            SlotLedger(tables, process), Leases(tables, process), Garbage(tables), stack.pop_all(),
+            ledger, Leases(tables, current_process()), Garbage(tables), Marks(tables, catalog.prefix),
+            stack.pop_all(),
         )  # fmt: skip

@@ -17,9 +17,10 @@ from .errors import BadInput, Conflict, Corrupt, NoRoom, StoreError
 from .ingest import Group, Ingest, cut_file, group_cuts
 from .inputs import Inputs
 from .lease import Lease, Leases
-from .names import Names, Ref, Summary
+from .names import Names, Summary
 from .progress import Progress
 from .records import TenantKeys, draft_record
+from .refs import Ref
 from .segments import SegmentReader, SegmentWriter, staging_buffer
 from .slots import SlotLedger
 from .supply import SlotSupply

@@ -28,6 +28,8 @@ from .errors import Corrupt
 from .keyring import Keyring
 from .segments import Extent, SegmentReader
 
+_MISSING = "is missing: its segment was not there when the catalog was made anew"
+
 
 @dataclass(frozen=True, slots=True)
 class TenantKeys:
@@ -43,6 +45,8 @@ class TenantKeys:
 
         Raises Corrupt if the key is gone, or if the record is not protected as this store protects its records.
         """
+        if place.is_missing:
+            raise Corrupt("record", _MISSING)
         if (place.protection == PLAIN) == self.encrypted:
             where = f"record in segment {place.segment:016x} at byte {place.offset}"
             raise Corrupt(where, "plain in an encrypted store, or encrypted in a plain one")
@@ -209,4 +213,6 @@ def _reused(name: str, length: int) -> memoryview:
 def corrupt(place: Place, digest: Digest | None, why: object) -> Corrupt:
     """Return the error that names a bad record by its place."""
     name = f"blob {digest.hex()[:16]}" if digest else "version record"
+    if place.is_missing:
+        return Corrupt(name, _MISSING)
     return Corrupt(f"{name} in segment {place.segment:016x} at byte {place.offset}", str(why))

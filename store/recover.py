@@ -33,8 +33,8 @@ class RecoverParts:
     open_catalog: Callable[[TenantKeys], Catalog]
 
 
-def recover_tails(parts: RecoverParts) -> int:
-    """Take in the whole blobs of every abandoned tail, durably; return how many were new."""
+def recover_tails(parts: RecoverParts, *, dry_run: bool = False) -> int:
+    """Take in the whole blobs of every abandoned tail, durably; return how many were new, or there to be taken in."""
     adopted = 0
     for segment, row in parts.catalog.segments().items():
         path = segment_path(parts.directory, segment)
@@ -51,13 +51,13 @@ def recover_tails(parts: RecoverParts) -> int:
             if try_lock(fd) and (now := parts.catalog.segments().get(segment)):
                 # A collection that looks for keys nobody needs must not miss those that are just being taken in.
                 with locked(parts.directory):
-                    adopted += _recover(parts, segment, fd, now.durable_bytes)
+                    adopted += _recover(parts, segment, fd, now.durable_bytes, dry_run=dry_run)
         finally:
             os.close(fd)
     return adopted
 
 
-def _recover(parts: RecoverParts, segment: int, fd: int, durable: int) -> int:
+def _recover(parts: RecoverParts, segment: int, fd: int, durable: int, *, dry_run: bool) -> int:
     found: dict[bytes, dict[Digest, Place]] = defaultdict(dict)
     keys = parts.tenant_keys()
     end = start = max(durable, ALIGN_BYTES)
@@ -65,6 +65,8 @@ def _recover(parts: RecoverParts, segment: int, fd: int, durable: int) -> int:
         if record.header.binding.kind == KIND_BLOB:
             found[record.header.binding.tenant][record.footer().digest] = record.place
             end = record.place.offset + record.header.record_bytes
+    if dry_run:
+        return sum(map(len, found.values()))
     adopted = 0
     if found:
         parts.disk.sync(fd)

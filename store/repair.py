@@ -1,4 +1,4 @@
-"""Repair: the catalog made anew from segments alone.
+"""Repair: a catalog that is there set right, or made anew from segments alone.
 
 Segments hold everything but pins and times of use: version records carry name, number, label and manifest, blob records
 their digest. What was erased or removed stays gone, because its key is.
@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..formats.catalog import BlobRow, Place, SegmentRow, VersionRow
+from ..formats.catalog import QUARANTINED, BlobRow, Place, SegmentRow, VersionRow, missing_place
 from ..formats.digest import Digest, digest_bytes
 from ..formats.errors import FormatError
 from ..formats.manifest import Manifest, parse_json, parse_manifest
@@ -19,9 +19,11 @@ from ..formats.record import ALIGN_BYTES, KIND_BLOB, parse_segment_header
 from .accounts import write_segments
 from .catalog import Catalog
 from .config import CATALOG_DIR, SEGMENTS_DIR
+from .counts import forget_versions, restore
 from .disk import Disk
+from .errors import Corrupt, NotFound
 from .keyring import Keyring
-from .names import Summary
+from .names import Names, Summary
 from .opened import create_tables, every_tenant, open_keyring
 from .progress import Progress
 from .records import OpenRecord, TenantKeys
@@ -29,6 +31,8 @@ from .scan import whole_records
 from .segments import SegmentReader, segment_path
 from .tables import Tables
 from .unlock import Ask, Secrets
+
+_SKIPPED_IDS = 1 << 20
 
 
 @dataclass(slots=True)
@@ -47,21 +51,49 @@ class Salvage:
 
     tenants: dict[bytes, TenantFound]
     segments: dict[int, SegmentRow]
-    last_segment: int  # the highest id that a file has, be it readable or not
+    last_segment: int  # no id up to it is given again
 
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What a repair did. `lost` names what can't be had back, and why."""
+    """What a repair did: records taken in, counts of needs set right. `lost` names what can't be had back, and why."""
 
     recovered: int
     lost: tuple[str, ...]
+    corrected: int = 0
+
+
+def mend(names: Names, catalog: Catalog, recovered: int, *, forget_lost: bool, dry_run: bool) -> Repaired:
+    """Set right how many versions need each blob, durably, unless a version is there that nobody can read.
+
+    With `forget_lost` versions that can't be opened leave the catalog first.
+    """
+    unopened = names.unopened()
+    lost = [f"version {one.version} of a name that can't be read: {one.why}" for one in unopened]
+    gone = {one.row.place for one in unopened} if forget_lost else set[Place]()
+    if gone and not dry_run:
+        forget_versions(catalog, gone)
+    bad = []
+    for found in names.all():
+        try:
+            names.needs(found)
+        except Corrupt as error:
+            bad.append(f"{found.text}: {error}")
+        except NotFound:
+            continue  # removed meanwhile
+    countable = not bad and len(gone) == len(unopened)
+    corrected = names.recount(gone, dry_run=dry_run) if countable else 0
+    return Repaired(recovered, (*lost, *bad), corrected)
 
 
 def salvage(
-    directory: Path, store_id: bytes, keys: Mapping[bytes, TenantKeys], disk: Disk, progress: Progress
-) -> Salvage:
-    """Read every segment and return what rows it calls for. Every byte of every record is checked."""
+    directory: Path, store_id: bytes, keys: Mapping[bytes, TenantKeys], disk: Disk, progress: Progress, *,
+    forget_lost: bool,
+) -> Salvage:  # fmt: skip
+    """Read every segment and return what rows it calls for. Every byte of every record is checked.
+
+    With `forget_lost` versions that lack a blob are left out.
+    """
     found = {tenant: TenantFound(own) for tenant, own in keys.items()}
     segments: dict[int, SegmentRow] = {}
     reader = SegmentReader(directory, store_id)
@@ -84,12 +116,13 @@ def salvage(
         finally:
             os.close(fd)
     for tenant in found.values():
-        _count(tenant)
+        _count(tenant, forget_lost=forget_lost)
     live: Counter[int] = Counter()
     for tenant in found.values():
         for place in tenant_places(tenant):
             live[place.segment] += place.record_bytes
-    last = max((int(path.stem, 16) for path in paths), default=0)
+    # A segment that is missing may turn up again: its number must not be another's by then.
+    last = max((int(path.stem, 16) for path in paths), default=0) + _SKIPPED_IDS
     return Salvage(found, {n: replace(row, live_bytes=live[n]) for n, row in segments.items()}, last)
 
 
@@ -122,18 +155,27 @@ def _take_in(tenant: TenantFound, record: OpenRecord) -> None:
         tenant.versions[summary.name, summary.version] = (summary, row, manifest)
 
 
-def _count(tenant: TenantFound) -> None:
-    """Give every blob its count of needs, and drop versions that lack a blob."""
+def _count(tenant: TenantFound, *, forget_lost: bool) -> None:
+    """Give every blob its count of needs. A blob that a version lacks becomes a row that says so: what is left of the
+    version stays, and is whole again with the next put of those bytes; with `forget_lost` the version goes.
+    """
     for (name, version), (_, _, manifest) in list(tenant.versions.items()):
-        missing = {blob.digest for blob in manifest.blobs} - tenant.blobs.keys()
+        missing = {blob for blob in manifest.blobs if _is_missing(tenant.blobs.get(blob.digest))}
         if missing:
-            del tenant.versions[name, version]
             tenant.lost.append(f"{name}@{version}: {len(missing)} of {len(manifest.blobs)} blobs are missing or bad")
+        if missing and forget_lost:
+            del tenant.versions[name, version]
+        for blob in missing if not forget_lost else ():
+            tenant.blobs[blob.digest] = BlobRow(missing_place(blob.length), 0, QUARANTINED)
     needs: Counter[Digest] = Counter()
     for _, _, manifest in tenant.versions.values():
         needs.update({blob.digest for blob in manifest.blobs})
     for digest, row in tenant.blobs.items():
         tenant.blobs[digest] = row.referred(needs[digest])
+
+
+def _is_missing(row: BlobRow | None) -> bool:
+    return row is None or row.place.is_missing
 
 
 def rebuild(
@@ -148,7 +190,9 @@ def rebuild(
     fresh = root / f"{CATALOG_DIR}.new"
     with closing(keyring):
         keyring.own_alone()
-        found = salvage(root / SEGMENTS_DIR, config.store_id, every_tenant(keyring, config), disk, progress)
+        found = salvage(
+            root / SEGMENTS_DIR, config.store_id, every_tenant(keyring, config), disk, progress, forget_lost=forget_lost
+        )
         with closing(create_tables(fresh, keyring, disk)) as tables:
             recovered = _fill(tables, found)
         old = root / f"{CATALOG_DIR}.old"
@@ -169,8 +213,8 @@ def _fill(tables: Tables, found: Salvage) -> int:
     tables.write(lambda rows: write_segments(rows, found.segments, found.last_segment))
     for tenant in found.tenants.values():
         versions = {ref: row for ref, (_, row, _) in tenant.versions.items()}
-        Catalog(tables, tenant.keys.number, tenant.keys.tenant.index_key).restore(tenant.blobs, versions)
-    return sum(len(tenant.blobs) + len(tenant.versions) for tenant in found.tenants.values())
+        restore(Catalog(tables, tenant.keys.number, tenant.keys.tenant.index_key), tenant.blobs, versions)
+    return sum(not place.is_missing for tenant in found.tenants.values() for place in tenant_places(tenant))
 
 
 def _orphans(keyring: Keyring, tenant: TenantFound) -> list[int]:

@@ -56,14 +56,17 @@ class Scrubbed:
 
 
 def scrub(
-    parts: ReadParts, names: Names, versions: Sequence[Found], pace: Pace, now_s: int, progress: Progress
+    parts: ReadParts, names: Names, wanted: Sequence[Found] | None, pace: Pace, now_s: int, progress: Progress
 ) -> Scrubbed:
-    """Check versions from their records to their last blob; return what was found.
+    """Check versions (None is all) from their records to their last blob; return what was found.
 
     Every frame's tag, header, footer and padding is checked. Bad blobs are quarantined: reads refuse them, and the
     next put of the same bytes heals them.
     """
+    versions = list(names.all()) if wanted is None else wanted
+    unopened = names.unopened() if wanted is None else []
     bad, needed = _needed(names, versions)
+    bad += [Bad(f"version {one.version} of a name that can't be read", one.why, ()) for one in unopened]
     rows = parts.catalog.find_blobs(needed)
     bad += [
         Bad(f"blob {digest.hex()[:16]}", "is not in the catalog", tuple(needed[digest]))
@@ -94,7 +97,7 @@ def scrub(
             bad += [Bad(e.where, e.why, tuple(needed[digest])) for digest, e in found.items() if e]
             checked += len(batch)
             checked_bytes += sum(rows[digest].place.plain_bytes for digest in batch)
-    return Scrubbed(checked + len(versions), checked_bytes, len(rows) - checked, tuple(bad))
+    return Scrubbed(checked + len(versions) + len(unopened), checked_bytes, len(rows) - checked, tuple(bad))
 
 
 def _needed(names: Names, versions: Sequence[Found]) -> tuple[list[Bad], dict[Digest, list[str]]]:
@@ -133,7 +136,7 @@ def _check(parts: ReadParts, digest: Digest, place: Place, *, deep: bool) -> Cor
     except FormatError as error:
         return corrupt(place, digest, error)
     except Corrupt as error:
-        return error
+        return corrupt(place, digest, error.why)
     return None
 
 

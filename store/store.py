@@ -14,16 +14,18 @@ from .catalog import Catalog
 from .collect import CAREFUL, Collected, CollectParts, Margins, collect
 from .config import DEFAULT_TENANT
 from .disk import Disk
-from .erase import Receipt, clear_abandoned, erase, foretell, shred
+from .erase import EraseParts, Receipt, erase, foretell, shred
 from .errors import BadInput, Conflict
 from .get import Written, write_files, write_selected
 from .inputs import inputs_from_path, inputs_from_tensors
 from .lease import Held
-from .names import Found, parse_new_ref
+from .names import Found
 from .opened import open_parts
 from .progress import Progress
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
+from .refs import parse_new_ref
 from .rekey import add_passphrase, rotate
+from .repair import Repaired, mend
 from .retention import KEEP_ALL, Retention
 from .scrub import Pace, Scrubbed, scrub
 from .select import Selection
@@ -49,9 +51,9 @@ class Store:
         """Open the store at `root`; raise NoStore if there is none, KeyRefused if key or tenant do not open it."""
         self._parts = open_parts(root, tenant, held or Secrets.from_environment(), ask, disk or Disk(), now)
         self._read = ReadParts(self._parts.catalog, self._parts.keys, self._parts.segments)
-        if self._parts.catalog.erase_pending():  # an erase was killed: what it promised is done before anything else
+        if self._parts.marks.erase_pending():  # an erase was killed: what it promised is done before anything else
             shred(self._parts.directory, self._parts.keyring, self._parts.ledger)
-            self._parts.catalog.erase_finished()
+            self._parts.marks.erase_finished()
 
     def close(self) -> None:
         self._parts.closing.close()
@@ -152,7 +154,7 @@ class Store:
         `deep` hashes plaintexts as well. What was checked longest ago comes first, so that a verify which time cuts
         short is gone on with by the next.
         """
-        versions = [self._parts.names.resolve(name) for name in names] if names else list(self._parts.names.all())
+        versions = [self._parts.names.resolve(name) for name in names] if names else None
         pace = Pace(deep, bytes_per_second, duration_s)
         return scrub(self._read, self._parts.names, versions, pace, self._now_s(), progress)
 
@@ -177,17 +179,26 @@ class Store:
     def erase(self, name: str, *, dry_run: bool = False) -> Receipt:
         """Erase a version, or every version of a name given without one, by destroying their keys; durable on return.
 
-        Blobs that other artifacts of the tenant need stay. Raises NotFound, Corrupt if a version's record is bad,
-        BadInput if the store is not encrypted.
+        Blobs that other artifacts of the tenant need stay. Raises NotFound, BadInput if the store is not encrypted,
+        Corrupt if a record of these and one of other versions are bad, so that nobody can say what only these need.
         """
         p = self._parts
         if not p.config.encrypted:
             raise BadInput(str(p.root), "the store is not encrypted, so there are no keys to destroy")
-        doomed = p.names.addressed(name)
-        if dry_run:
-            return foretell(p.names, p.catalog, doomed, p.keyring.epoch)
-        clear_abandoned(p.directory, p.ledger, p.garbage, p.recover)
-        return erase(p.directory, p.names, p.catalog, p.keyring, p.ledger, doomed, p.config.root_file is not None)
+        doomed = p.names.addressed(name, all_versions=True)
+        parts = EraseParts(
+            p.directory, p.names, p.catalog, p.keyring, p.ledger, p.garbage, p.marks, p.recover,
+            p.config.root_file is not None,
+        )  # fmt: skip
+        return foretell(parts, doomed) if dry_run else erase(parts, doomed)
+
+    def repair(self, *, forget_lost: bool = False, dry_run: bool = False) -> Repaired:
+        """Take in what killed writers left, count anew what versions need, and list what can't be had back.
+
+        With `forget_lost` versions that can't be opened leave the catalog. Durable on return.
+        """
+        p = self._parts
+        return mend(p.names, p.catalog, p.recover(dry_run=dry_run), forget_lost=forget_lost, dry_run=dry_run)
 
     def recover(self) -> int:
         """Take in what killed writers left whole; return how many blobs that were. Every put does this first."""

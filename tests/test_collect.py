@@ -22,6 +22,7 @@ from arstore.formats.digest import Digest
 from arstore.store.access import create_store
 from arstore.store.accounts import write_segments
 from arstore.store.collect import AT_ONCE, CAREFUL, Collected, Margins
+from arstore.store.counts import restore
 from arstore.store.disk import Disk
 from arstore.store.errors import Fenced, NotFound, StorageFailed, StoreError
 from arstore.store.retention import Retention
@@ -409,7 +410,7 @@ def test_a_live_put_is_left_alone(room: Room) -> None:
 
 def loan_slots(store: Store) -> list[int]:
     with store._parts.tables.reading() as rows:
-        return [slot for _, value in rows.scan("loans", b"") for slot in _slots(value[36:])]
+        return [slot for _, value in rows.scan("loans", b"") for slot in _slots(value)]
 
 
 # ---- beside a put, at a chosen moment
@@ -847,7 +848,7 @@ def fill(store: Store, count: int) -> None:
         os.ftruncate(fd, row.durable_bytes)
         os.fsync(fd)  # or punching would be timed with writing back
         os.close(fd)
-    parts.catalog.restore(blobs, {})
+    restore(parts.catalog, blobs, {})
 
     def change(rows: Rows) -> None:
         write_segments(rows, segments, max(segments))

@@ -16,7 +16,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from arstore import Conflict, NotFound, Store, open_store
-from tests.command import Ran, arstore, ended, start
+from arstore.formats.manifest import ManifestId
+from arstore.store.names import Found, Names
+from arstore.store.refs import Ref
+from tests.command import Ran, arstore, cli, ended, start
 from tests.segment_scan import check_keys_are_used_once
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -111,6 +114,41 @@ def test_the_same_label_at_once_is_given_once(store: Path, tmp_path: Path) -> No
     [winner] = [source for source, ran in zip(sources, answers, strict=True) if ran.code == 0]
     assert len(arstore("ls", "--json").json["artifacts"]) == 1
     check({"model@stable": winner}, tmp_path / "out")
+
+
+def test_the_same_label_and_content_at_once_is_one_version(store: Path, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source.safetensors", 64 * KIB, seed=1)
+    answers = at_once(*[("put", source, "model@stable", "--multi-writer", "--json")] * 4)
+    assert [(ran.code, ran.json["version"]) for ran in answers] == [(0, 1)] * 4
+    assert len(arstore("ls", "--json").json["artifacts"]) == 1
+    check({"model@stable": source}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same", "different"])
+def test_a_label_that_is_given_between_look_and_commit(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """Of two that find a label free at the same moment one wins; the other had the same wish, or is refused."""
+    sources = [write_checkpoint(tmp_path / f"{n}.safetensors", 64 * KIB, seed=n + 1) for n in range(2)]
+    looked, others = Names.check_free, [sources[0]]
+
+    def overtaken(names: Names, ref: Ref, manifest_id: ManifestId) -> Found | None:
+        found = looked(names, ref, manifest_id)
+        if others:
+            assert arstore("put", others.pop(), "model@stable", "--multi-writer").code == 0
+        return found
+
+    monkeypatch.setattr(Names, "check_free", overtaken)
+    ran = cli("put", sources[not same], "model@stable", "--multi-writer", "--json")
+    assert (others, ran.code) == ([], 0 if same else 15)
+    listed = arstore("ls", "--json").json["artifacts"]
+    assert [one["version"] for one in listed] == [1]
+    if same:
+        assert ran.json["version"] == 1
+        assert ran.json["id"] == listed[0]["id"]
+    check({"model@stable": sources[0]}, tmp_path / "out")
+    assert arstore("gc", "--grace", "0s").code == 0
+    check({"model@1": sources[0]}, tmp_path / "out")
 
 
 def test_put_get_rm_and_verify_side_by_side(store: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from arstore.store.init import init_store
 from arstore.store.keyring import Keyring
 from arstore.store.store import Store
 from arstore.store.unlock import Secrets, open_masters
-from tests.faulty_disk import Crash, FaultyDisk
+from tests.faulty_disk import Crash, FaultyDisk, _Contents
 from tests.segment_scan import check_keys_are_used_once
 
 KILLED = None  # the process dies, what the kernel has of it stays
@@ -392,6 +392,90 @@ def test_put_through_a_broken_disk_at_every_operation(copies: Iterator[World], c
         if failed is None:
             break
     assert at > 12
+
+
+class Noting(FaultyDisk):
+    """Knows which of the operations were syncs of the root of the key tree."""
+
+    def sync(self, fd: int) -> None:
+        at = len(self.operations)
+        super().sync(fd)
+        if Path(f"/proc/self/fd/{fd}").readlink().name == "root":
+            self.root_syncs.append(at)
+
+    def disarm(self) -> None:
+        super().disarm()
+        self.root_syncs: list[int] = []
+
+
+@pytest.mark.parametrize("which", range(3), ids=["settles", "publishes", "effaces"])
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
+def test_a_sync_of_the_root_that_failed_is_remembered(
+    copies: Iterator[World], checkpoints: dict[str, Path], error: int, which: int
+) -> None:
+    """Whatever it failed with: the kernel would call the next one a success, and what it dropped is not on disk."""
+    moments = root_syncs(next(copies), lambda keys: keys.add_tenant("team", open_keys=False))
+    assert len(moments) == 3
+    world, expected = next(copies), StorageFailed if error == errno.EIO else NoRoom
+    disk = FaultyDisk(world.root)
+    with world.open(disk) as store:
+        keys = store._parts.keyring
+        disk.arm_failure(moments[which], error)
+        with pytest.raises(expected):
+            keys.add_tenant("team", open_keys=False)
+        assert disk.failed == "sync"
+        disk.disarm()
+        changes: list[Callable[[], object]] = [
+            lambda: keys.add_tenant("other", open_keys=False),
+            lambda: keys.reserve(TENANT, 1),
+            lambda: keys.destroy({TENANT: [1]}),
+            lambda: keys.reseal(bytes(32)),
+        ]
+        for change in changes:
+            with pytest.raises(expected, match="open the store again"):
+                change()
+        assert disk.operations == []  # nothing was written, and no sync was tried
+        assert isinstance(put_fails(store, checkpoints["first"]), expected)
+        assert store.ls() == []  # reads go on
+    with world.open(disk) as store:
+        store.put(checkpoints["first"], name="first")
+        store.add_tenant("other")
+    disk.cut_power(POWER)
+    disk.restart()
+    check(world, {"first": checkpoints["first"]})
+
+
+class Forgetful(FaultyDisk):
+    """Loses all that a sync which fails was to write; it stays to be read until the power goes."""
+
+    def _lose(self, contents: _Contents) -> None:
+        contents.pending.clear()
+
+
+def test_power_cut_after_a_sync_of_the_root_that_failed(copies: Iterator[World]) -> None:
+    """Opened again, the store finds a root that is in memory alone: that the next sync succeeds says nothing of it."""
+    world, given = next(copies), dict[int, bytes]()
+    reserve_dies(FaultyDisk(world.root), world, given, NEVER, KILLED)
+    _, publishes, _ = root_syncs(world, lambda keys: keys.reserve(TENANT, 100))
+    for at, world in enumerate(copies):
+        disk, given = Forgetful(world.root), {}
+        reserve_dies(disk, world, given, NEVER, KILLED)
+        with closing(keyring(world, disk)) as keys:
+            disk.arm_failure(publishes, errno.EIO)
+            with pytest.raises(StorageFailed):
+                keys.reserve(TENANT, 100)
+        assert disk.failed == "sync"
+        if not reserve_dies(disk, world, given, at, POWER):
+            break
+
+
+def root_syncs(world: World, change: Callable[[Keyring], object]) -> list[int]:
+    """Return which of the operations of a change were syncs of the root of the key tree."""
+    disk = Noting(world.root)
+    with closing(keyring(world, disk)) as keys:
+        disk.disarm()
+        change(keys)
+    return disk.root_syncs
 
 
 def put_fails(store: Store, new: Path) -> StoreError | None:

@@ -544,7 +544,7 @@ def test_an_erase_that_is_killed_is_finished_at_the_next_open(tmp_path: Path, sc
             assert not found(scene.now(), lost)
             assert [shown.summary.name for shown in store.ls()] == [kept.name.partition("@")[0]]
             assert store.verify().corrupt == ()
-            assert not store._parts.catalog.erase_pending()
+            assert not store._parts.marks.erase_pending()
             assert not store._parts.ledger.doomed()
             with pytest.raises(NotFound):
                 store.erase(doomed.name)

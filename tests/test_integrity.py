@@ -32,9 +32,10 @@ from arstore.formats.record import ALIGN_BYTES, HEADER_BYTES, KIND_BLOB, KIND_VE
 from arstore.store.access import create_store
 from arstore.store.catalog import NewVersion
 from arstore.store.errors import Corrupt, KeyRefused, NotFound
-from arstore.store.names import Summary, parse_ref
+from arstore.store.names import Summary
 from arstore.store.put import Wish, commit_manifest
 from arstore.store.records import draft_record
+from arstore.store.refs import parse_ref
 from arstore.store.scrub import Scrubbed
 from arstore.store.segments import staging_buffer
 from arstore.store.select import Selection
@@ -507,8 +508,8 @@ def test_a_row_that_points_to_another_tenants_record(world: World) -> None:
     with world.open() as store:
         [blob] = store.show("other")[1].blobs
         row = BlobRow(theirs, 1)
-        store._parts.catalog._tables.write(
-            lambda rows: rows.put("blobs", store._parts.catalog._blob_key(blob.digest), row.packed())
+        store._parts.catalog.tables.write(
+            lambda rows: rows.put("blobs", store._parts.catalog.blob_key(blob.digest), row.packed())
         )
     assert isinstance(attempt(world, "other"), Corrupt)
     assert listed(world.verify()) == {("other@1",)}
@@ -552,8 +553,8 @@ def test_a_bit_of_any_value_in_the_catalog(world: World) -> None:
     data = world.root / "catalog" / "data.mdb"
     with world.open() as store:
         index = store._parts.catalog
-        needed = {index._blob_key(blob.digest) for blob in store.show("model")[1].blobs}
-        needed |= {index._name_key("model") + (1).to_bytes(4, "big")}
+        needed = {index.blob_key(blob.digest) for blob in store.show("model")[1].blobs}
+        needed |= {index.name_key("model") + (1).to_bytes(4, "big")}
     rows = catalog_rows(world)
     assert needed <= {row.key for row in rows}
     for row in rows:

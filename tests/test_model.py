@@ -352,7 +352,7 @@ class Machine(RuleBasedStateMachine):
             used = {parse_blob(value).place.slot for _, value in rows.scan("blobs", b"")}
             used |= {parse_version(value).place.slot for _, value in rows.scan("versions", b"")}
             spare = set(_slots(rows.get("spare", bytes(4)) or b""))
-            lent = {slot for _, value in rows.scan("loans", b"") for slot in _slots(value[36:])}
+            lent = {slot for _, value in rows.scan("loans", b"") for slot in _slots(value)}
         there = set(parts.keyring.slots(parts.keys.number))
         assert used | spare <= there if self.encrypted else not there
         return there - (used | spare | lent)

@@ -19,7 +19,7 @@ from arstore.store.opened import open_keyring
 from arstore.store.repair import rebuild
 from arstore.store.tables import Rows
 from arstore.store.unlock import Secrets
-from tests.command import cli
+from tests.command import arstore, cli
 from tests.mortal_disk import Died, deaths
 
 TENANTS = ("default", "guests")
@@ -265,12 +265,50 @@ def test_a_missing_segment_is_named_by_what_misses_it(tmp_path: Path, root: Path
     repaired = cli("--json", "repair", "--rebuild-catalog")
     assert repaired.code == 0
     assert names_of(repaired.json["lost"]) == {"loses-it@1"}
-    assert cli("--json", "ls").json["artifacts"] == []
+    # What is left of it stays, is said to be bad, survives collections, and is whole again with the next put.
+    assert cli("get", "loses-it", tmp_path / "out").code == 13
+    [bad] = cli("--json", "verify").json["error"] and cli("--json", "verify").json["corrupt"]
+    assert bad["artifacts"] == ["loses-it@1"]
+    assert "missing" in bad["why"]
+    assert cli("gc", "--grace", "0s").code == 0
     assert cli("put", tmp_path / "file", "again", "--kind", "file").code == 0
-    assert cli("get", "again", tmp_path / "out").code == 0
-    assert (tmp_path / "out").read_bytes() == content
+    for name in ("again", "loses-it"):
+        assert cli("get", name, tmp_path / "out").code == 0
+        assert (tmp_path / "out").read_bytes() == content
     assert cli("verify").code == 0
     assert fresh.exists()
+
+
+def test_a_segment_that_turns_up_again_is_taken_in_by_another_rebuild(tmp_path: Path, root: Path) -> None:
+    """Collections, puts and the numbers of new segments between do it no harm."""
+    before = everything(tmp_path)
+    first = min((root / "segments").iterdir())
+    first.rename(away := tmp_path / "away.seg")
+    remove_directory(root)
+    assert cli("repair", "--rebuild-catalog").code == 0
+    (tmp_path / "new").write_bytes(os.urandom(100_000))
+    assert cli("put", tmp_path / "new", "put-meanwhile", "--kind", "file").code == 0
+    for _ in range(2):
+        assert cli("gc", "--grace", "0s").code == 0
+    assert not first.exists()
+    away.rename(first)
+    assert cli("--json", "repair", "--rebuild-catalog").json["lost"] == []
+    assert cli("erase", "put-meanwhile").code == 0
+    assert everything(tmp_path) == before
+    goes_on(tmp_path, root)
+
+
+def test_with_forget_lost_what_is_incomplete_goes(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "file").write_bytes(os.urandom(30_000))
+    assert cli("put", tmp_path / "file", "blob-elsewhere", "--kind", "file").code == 0
+    segments = set((root / "segments").iterdir())
+    assert cli("put", tmp_path / "file", "loses-it", "--kind", "intermediate").code == 0
+    assert set((root / "segments").iterdir()) - segments
+    min(segments).unlink()
+    remove_directory(root)
+    assert names_of(cli("--json", "repair", "--rebuild-catalog", "--forget-lost").json["lost"]) == {"loses-it@1"}
+    assert cli("--json", "ls").json["artifacts"] == []
+    assert cli("verify").code == 0
 
 
 def test_a_damaged_blob_takes_only_its_versions(tmp_path: Path, root: Path) -> None:
@@ -284,6 +322,8 @@ def test_a_damaged_blob_takes_only_its_versions(tmp_path: Path, root: Path) -> N
     remove_directory(root)
     repaired = cli("--json", "repair", "--rebuild-catalog")
     assert names_of(repaired.json["lost"]) == {"a/one@3"}
+    assert cli("get", "a/one@3", tmp_path / "out").code == 13
+    assert cli("rm", "a/one@3").code == 0
     assert everything(tmp_path) == {k for k in before if (k.tenant, k.name, k.version) != ("default", "a/one", 3)}
     goes_on(tmp_path, root)
 
@@ -424,11 +464,67 @@ def test_an_opened_store_is_never_made_empty(root: Path) -> None:
         assert not (root / "catalog" / "data.mdb").exists()
 
 
+# ---- beside others
+
+_OPEN = """
+import sys
+from arstore import open_store
+with open_store() as store:
+    print("opened", flush=True)
+    sys.stdin.readline()
+    store.put(sys.argv[1], name="kept")
+"""
+
+
+def test_a_rebuild_is_refused_while_the_store_is_open(tmp_path: Path, root: Path) -> None:
+    """What a store that is open puts into the old catalog would be gone with it."""
+    before, rows = everything(tmp_path), (root / "catalog" / "data.mdb").stat().st_ino
+    command = [sys.executable, "-c", _OPEN, str(tmp_path / "file")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "opened\n"
+    for _ in range(2):  # the first one that was refused left no lock
+        refused = cli("repair", "--rebuild-catalog")
+        assert refused.code == 11
+        assert "open in another process" in refused.err
+    process.communicate("\n", timeout=30)
+    assert process.returncode == 0
+    assert (root / "catalog" / "data.mdb").stat().st_ino == rows
+    assert not (root / "catalog.new").exists()
+    with Store(root):  # this process counts as another
+        assert cli("repair", "--rebuild-catalog").code == 11
+    assert cli("repair", "--rebuild-catalog").code == 0
+    after = everything(tmp_path)
+    assert {kept.name for kept in after - before} == {"kept"}
+    assert before <= after
+
+
+def test_nobody_opens_a_store_that_is_being_rebuilt(tmp_path: Path, root: Path) -> None:
+    """Not while segments are read, and not between the old catalog's leaving and the new one's coming."""
+    before, answers = everything(tmp_path), []
+
+    class Watched(Disk):
+        def rename(self, source: Path, target: Path) -> None:
+            super().rename(source, target)
+            answers.append(arstore("put", tmp_path / "file", "lost"))
+
+    def look(_advance_bytes: int, _total_bytes: int) -> None:
+        if not answers:
+            answers.extend([arstore("ls"), cli("ls"), arstore("repair", "--rebuild-catalog")])
+
+    assert rebuild(root, Secrets(), lambda: None, Watched(), look, forget_lost=False).lost == ()
+    assert [ran.code for ran in answers] == [11] * 5
+    assert all("try again when that is done" in ran.err for ran in answers)
+    assert everything(tmp_path) == before
+    goes_on(tmp_path, root)
+
+
 def test_repair_alone_takes_in_what_killed_writers_left(tmp_path: Path, root: Path) -> None:
     (tmp_path / "leftover").write_bytes(os.urandom(30_000))
     command = [sys.executable, "-c", _KILLED_PUT, str(root), str(tmp_path / "leftover"), "leftover"]
     assert subprocess.run(command, timeout=60, check=False).returncode == -9
-    assert cli("--json", "repair", "--dry-run").json["recovered"] == 0
+    for _ in range(2):
+        assert cli("--json", "repair", "--dry-run").json["recovered"] == 1
     assert cli("--json", "repair").json["recovered"] == 1
     assert cli("--json", "repair").json["recovered"] == 0
     assert cli("--json", "put", tmp_path / "leftover", "leftover").json["blobs_reused"] == 1

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from arstore import Corrupt, Store
 from arstore.formats.catalog import LIVE, QUARANTINED, BlobRow
 from arstore.store import scrub as scrub_room
+from arstore.store.scrub import Scrubbed
 from tests.command import cli
 
 
@@ -217,6 +219,121 @@ def test_a_killed_scrub_leaves_the_rest_for_the_next(
         store.verify(progress=die)  # in the first batch: file2, which was never checked
     assert row_of(root, "file2").state == QUARANTINED
     assert [row_of(root, f"file{n}").checked_s for n in range(3)] == [1_000_000, 1_000_000, 0]
+
+
+# ---- beside others
+
+
+def erase(tmp_path: Path, root: Path) -> None:
+    """The key goes, and the bytes, which this process could go on reading with a key that it knows."""
+    assert cli("erase", "file1").code == 0
+    assert cli("gc", "--grace", "0s").code == 0
+
+
+def store_anew(tmp_path: Path, root: Path) -> None:
+    """The copy that goes bad while its scrub is due is replaced by a good one."""
+    damage(root, "file1")
+    assert cli("get", "file1", tmp_path / "out").code == 13
+    assert cli("put", tmp_path / "file1", "file1").code == 0
+
+
+def move(tmp_path: Path, root: Path) -> None:
+    """Collected, its place given back, and put again."""
+    assert cli("rm", "file1").code == 0
+    assert cli("gc", "--grace", "0s").code == 0
+    assert cli("put", tmp_path / "file1", "file1").code == 0
+
+
+Change = Callable[[Path, Path], None]
+
+
+def scrub_in_order(root: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[], None], *, after: int) -> Scrubbed:
+    """Scrub file0, then file1; the change comes when the `after`-th of them has been read and not been noted yet."""
+    monkeypatch.setattr(scrub_room, "_NOTE_BYTES", 1)
+    with at(root, 1_000_000) as store:
+        store.verify(["file1"])
+    seen = 0
+
+    def progress(_advance_bytes: int, _total_bytes: int) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == after:
+            change()
+
+    with at(root, 2_000_000) as store:
+        done = store.verify(progress=progress)
+    assert seen == 2
+    assert row_of(root, "file0").checked_s == 2_000_000
+    return done
+
+
+@pytest.mark.parametrize("change", [erase, store_anew, move])
+def test_what_is_gone_from_where_it_lay_is_no_finding(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, change: Change
+) -> None:
+    store_files(tmp_path, 2)
+    place = row_of(root, "file1").place
+    done = scrub_in_order(root, monkeypatch, lambda: change(tmp_path, root), after=1)
+    assert (done.corrupt, done.left) == ((), 0)
+    if change is not erase:
+        row = row_of(root, "file1")
+        assert row.place != place
+        assert (row.state, row.checked_s) == (LIVE, 0)
+        assert cli("get", "file1", tmp_path / "again").code == 0
+    assert cli("verify").code == 0
+
+
+def test_what_goes_bad_in_its_place_is_a_finding(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_files(tmp_path, 2)
+    done = scrub_in_order(root, monkeypatch, lambda: damage(root, "file1"), after=1)
+    assert [bad.artifacts for bad in done.corrupt] == [("file1@1",)]
+    assert row_of(root, "file1").state == QUARANTINED
+
+
+def test_only_the_place_that_was_read_is_called_good(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read is collected and stored elsewhere before it is noted as good, and that is bad."""
+    store_files(tmp_path, 2)
+
+    def change() -> None:
+        move(tmp_path, root)
+        damage(root, "file1")
+        assert cli("get", "file1", tmp_path / "out").code == 13
+
+    assert scrub_in_order(root, monkeypatch, change, after=2).corrupt == ()
+    row = row_of(root, "file1")
+    assert (row.state, row.checked_s) == (QUARANTINED, 0)
+    assert cli("verify").code == 13
+
+
+@pytest.mark.parametrize("harm", ["quarantined", "missing"])
+def test_a_bad_blob_gets_no_second_name(tmp_path: Path, root: Path, harm: str) -> None:
+    store_files(tmp_path, 2)
+    with Store(root) as store:
+        [digest] = [blob.digest for blob in store.show("file0")[1].blobs]
+        if harm == "missing":
+            store._parts.tables.write(lambda rows: rows.delete("blobs", store._parts.catalog.blob_key(digest)))
+    if harm == "quarantined":
+        damage(root, "file0")
+        assert cli("get", "file0", tmp_path / "out").code == 13
+
+    def stored() -> tuple[object, ...]:
+        listed = cli("--json", "ls").json["artifacts"]
+        segments = {path.name: path.read_bytes() for path in (root / "segments").iterdir()}
+        return listed, segments, (root / "keys" / "root").read_bytes()
+
+    before = stored()
+    for new in ("second", "file1", "file0@label"):
+        refused = cli("tag", "file0", new)
+        assert refused.code == 13
+        assert "missing or bad" in refused.error
+        assert "put it again from its source" in refused.err
+    assert stored() == before
+    assert cli("tag", "file1", "second").code == 0
+    assert cli("put", tmp_path / "file0", "file0").code == 0  # heals it
+    assert cli("tag", "file0@1", "third").code == 0
+    assert cli("verify").code == 0
 
 
 # ---- rate

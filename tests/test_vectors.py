@@ -725,7 +725,7 @@ def check_slots(reader: spec_reader.Store) -> None:
         return {key: reader.row(rows, table, key) for key in rows[table] if key.startswith(mine)}
 
     used = [struct.unpack_from("<Q", row, 16)[0] for table in ("blobs", "versions") for row in of(table).values()]
-    lent = [slot for row in of("loans").values() for slot in spec_reader.parse_slots(row[36:])]
+    lent = [slot for row in of("loans").values() for slot in spec_reader.parse_slots(row)]
     spare = [slot for row in of("spare").values() for slot in spec_reader.parse_slots(row)]
     doomed = [slot for row in of("doomed").values() for slot in spec_reader.parse_slots(row)]
     every = [slot for slot in (*used, *lent, *spare, *doomed) if slot]

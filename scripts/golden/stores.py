@@ -188,7 +188,7 @@ class Store:
         self._row("leases", b"gc", lease(3, fixed("owner", 16), b"gc"))
         if self.sealed:
             self._row("counters", b"erase-pending", struct.pack("<Q", 1))
-            self._row("loans", bytes(4) + fixed("loan", 8), Process().packed() + struct.pack(">2Q", 5, 6))
+            self._row("loans", bytes(4) + fixed("loan", 8), struct.pack(">2Q", 5, 6))
             self._row("spare", bytes(4), struct.pack(">2Q", 8, 9))
             self._row("doomed", bytes(4) + struct.pack(">Q", 10), struct.pack(">Q", 10))
 

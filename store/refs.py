@@ -1,0 +1,43 @@
+"""Refs: how names and versions are written."""
+
+import re
+from dataclasses import dataclass
+
+from .errors import BadInput
+
+NAME_MAX_BYTES = 512
+LABEL_MAX_BYTES = 128
+_NAME = re.compile(r"[A-Za-z0-9._/-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A name and, where it was given, a version number or a label."""
+
+    name: str
+    version: int | None = None
+    label: str | None = None
+
+
+def parse_ref(text: str) -> Ref:
+    """Return the ref written as NAME or NAME@VERSION; raise BadInput if it is not one."""
+    name, at, version = text.partition("@")
+    if not _NAME.fullmatch(name) or len(name) > NAME_MAX_BYTES:
+        raise BadInput(repr(text[:80]), f"a name is 1 to {NAME_MAX_BYTES} of A-Z a-z 0-9 . _ / -")
+    if not at:
+        return Ref(name)
+    if not _NAME.fullmatch(version) or len(version) > LABEL_MAX_BYTES:
+        raise BadInput(repr(text[:80]), "a version is a number or a label of A-Z a-z 0-9 . _ / -")
+    if version.isdecimal():
+        if not 0 < int(version) < 1 << 32:
+            raise BadInput(repr(text[:80]), "no such version number")
+        return Ref(name, version=int(version))
+    return Ref(name, label=version)
+
+
+def parse_new_ref(text: str) -> Ref:
+    """Return the ref, NAME or NAME@LABEL, under which something is to be stored; raise BadInput if it is not one."""
+    ref = parse_ref(text)
+    if ref.version is not None:
+        raise BadInput(text, "version numbers are given by the store; use a label")
+    return ref
