@@ -31,11 +31,14 @@ def gc(
         str | None, typer.Option(metavar="TIME", help="Drop versions older than this, as 30d.")
     ] = None,
     max_bytes: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Drop the least valuable unpinned versions until the rest fits.")
+        str | None, typer.Option(metavar="SIZE", help="Drop the least valuable versions until the rest fits.")
     ] = None,
     lock_wait: Annotated[str, typer.Option(metavar="TIME", help="Wait so long for another collection.")] = "0s",
 ) -> None:
-    """Collect garbage and give its space back. Safe beside puts and gets; run again after a kill, it finishes."""
+    """Collect garbage and give its space back. Safe beside puts and gets; run again after a kill, it finishes.
+
+    Neither --keep-last nor --keep-within nor --max-bytes drops a version that is pinned or has a label (NAME@LABEL).
+    """
     session = session_of(context)
     margins = CAREFUL
     if grace is not None:

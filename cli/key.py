@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..store.rekey import Rotated
 from .init import new_passphrase
 from .session import session_of
 
@@ -22,12 +23,23 @@ def rotate(
     drop_others: Annotated[
         bool, typer.Option("--drop-others", help="Let passphrases and commands that are not at hand open it no more.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would open the store, and what not.")
+    ] = False,
 ) -> None:
     """Give the store a new master key and a new key file. The old one opens nothing then; no data is rewritten."""
     session = session_of(context)
     with session.open() as store:
-        made = store.rotate_key(key_file, drop_others=drop_others)
-    session.emit({"key_file": str(made)}, lambda: f"the store opens with {made} from now on; back it up")
+        done = store.rotate_key(key_file, drop_others=drop_others, dry_run=dry_run)
+    values = {"key_file": str(done.key_file), "dropped": list(done.dropped), "dry_run": dry_run}
+    session.emit(values, lambda: _text(done, dry_run))
+
+
+def _text(done: Rotated, dry_run: bool) -> str:
+    gone = f"\nno longer with: {', '.join(done.dropped)}" if done.dropped else ""
+    if dry_run:
+        return f"the store would open with {done.key_file}, to be made{gone}"
+    return f"the store opens with {done.key_file} from now on; back it up{gone}"
 
 
 def add_passphrase(context: typer.Context) -> None:

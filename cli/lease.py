@@ -32,13 +32,19 @@ def ls(context: typer.Context) -> None:
 
 
 def break_(
-    context: typer.Context, lease_id: Annotated[str, typer.Argument(metavar="ID", help="As `lease ls` prints it.")]
+    context: typer.Context,
+    lease_id: Annotated[str, typer.Argument(metavar="ID", help="As `lease ls` prints it.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say whose lease would be broken.")] = False,
 ) -> None:
     """Take a lease from its owner: what it does from then on under this lease is refused, exit 11."""
     session = session_of(context)
     with session.open() as store:
-        broken = store.break_lease(lease_id)
-    session.emit({"broken": _values(broken)}, lambda: f"broke {broken.id[:16]}, held by process {broken.pid}")
+        broken = store.break_lease(lease_id, dry_run=dry_run)
+    verb = "would break" if dry_run else "broke"
+    session.emit(
+        {"broken": _values(broken), "dry_run": dry_run},
+        lambda: f"{verb} {broken.id[:16]}, held by process {broken.pid}",
+    )
 
 
 def _values(one: Held) -> dict[str, object]:

@@ -50,15 +50,20 @@ def summary_values(found: Found) -> dict[str, object]:
     }
 
 
+def _marks(found: Found) -> str:
+    marks = [f"@{found.summary.label}"] if found.summary.label else []
+    return " ".join(marks + ["pinned"] * found.summary.pinned)
+
+
 def _table(found: list[Found]) -> str:
     rows = [
         (
-            f"{one.summary.name}@{one.summary.label or one.summary.version}",
+            one.text,
             one.summary.id[:16],
             one.summary.kind,
             size(one.summary.plain_bytes),
             one.summary.created,
-            "pinned" if one.summary.pinned else "",
+            _marks(one),
         )
         for one in found
     ]

@@ -37,12 +37,21 @@ def rm(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME")],
     erase: Annotated[bool, typer.Option("--erase", help="Destroy its artifacts with it: every key, at once.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> None:
     """Remove a tenant that has no artifacts, or with --erase one that has."""
     session = session_of(context)
     with session.open() as store:
-        store.remove_tenant(name, erase=erase)
-    session.emit({"tenant": name, "erased": erase}, lambda: f"removed {name}")
+        gone = store.remove_tenant(name, erase=erase, dry_run=dry_run)
+    values = {
+        "tenant": name,
+        "erased": erase,
+        "artifacts": gone.artifacts,
+        "bytes": gone.stored_bytes,
+        "dry_run": dry_run,
+    }
+    verb = "would remove" if dry_run else "removed"
+    session.emit(values, lambda: f"{verb} {name}, artifacts: {gone.artifacts}, {size(gone.stored_bytes)}")
 
 
 def ls(context: typer.Context) -> None:

@@ -35,7 +35,6 @@ def verify(
     rate_bytes = parse_size(max_rate) if max_rate is not None else None
     if rate_bytes == 0:
         raise BadInput(f"--max-rate {max_rate}", "would never end; leave it out for no limit")
-    rate_bytes = parse_size(max_rate) if max_rate is not None else None
     duration_s = parse_duration(max_duration) if max_duration is not None else None
     with session.open() as store, session.progress("verify") as progress:
         result = store.verify(

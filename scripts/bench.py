@@ -86,19 +86,20 @@ TITLES = {
     5: "Peak memory beyond an idle process",
     6: "Listing 10,000 artifacts in a fresh process",
     7: "Files back, and every byte checked (informational)",
+    8: "Erasing, beside unlinking and overwriting",
 }
 
 
 def measure(number: int, place: "Workplace") -> "Section":
     """Run one section; what breaks in it is said in its place and stops no other."""
-    from benchmark import footprint, loading, restoring, storing
+    from benchmark import footprint, forgetting, loading, restoring, storing
     from benchmark.machine import OthersCpu
     from benchmark.processes import Failed
     from benchmark.rows import Section
 
     questions: dict[int, Callable[[Workplace], list[Row]]] = {
         1: loading.reuse_rows, 2: loading.fresh_rows, 3: storing.put_rows, 4: storing.killed_rows,
-        5: footprint.memory_rows, 6: footprint.listing_rows, 7: restoring.file_rows,
+        5: footprint.memory_rows, 6: footprint.listing_rows, 7: restoring.file_rows, 8: forgetting.erase_rows,
     }  # fmt: skip
     section = Section(number, TITLES[number])
     say(f"{number}. {section.title}")

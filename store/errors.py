@@ -19,11 +19,12 @@ class StoreError(Exception):
     """Base of everything the store raises on purpose."""
 
     kind = "error"
+    usual_hint: str | None = None  # where the place that raises has nothing better to say
 
     def __init__(self, where: str, why: str, *, hint: str | None = None) -> None:
         super().__init__(f"{where}: {why}" if where else why)
         self.where, self.why = where, why
-        self.hint = hint
+        self.hint = hint or self.usual_hint
 
 
 class BadInput(StoreError):
@@ -52,6 +53,7 @@ class Corrupt(StoreError):
 
 class NoRoom(StoreError):
     kind = "no-room"
+    usual_hint = "drop what is not needed: 'arstore erase', or 'arstore rm' and then 'arstore gc --grace 0s'"
 
 
 class Conflict(StoreError):

@@ -1,4 +1,8 @@
-"""Init: make a store. The config is written last, so that a store that was half made is simply made again."""
+"""Init: make a store. The config is written last, so that a store that was half made is simply made again.
+
+A root that is kept outside is made beside its place and moved there after the config, by whichever init comes to it:
+so what lies in its place is never mistaken for the rest of a killed init, and never overwritten.
+"""
 
 import secrets
 from dataclasses import replace
@@ -35,17 +39,14 @@ def init_store(
     """
     if (root / CONFIG_NAME).exists():
         config = read_config(root)
-        if config.encrypted != encrypted or (root_file and config.root_file != root_file.absolute()):
-            raise Conflict(str(root), "a store made with other settings is here already")
-        if held.key_file and config.key_file and held.key_file.absolute() != config.key_file:
-            raise Conflict(str(root), f"a store that opens with {config.key_file} is here already")
+        _check_same(root, config, held, passphrase, encrypted=encrypted, root_file=root_file)
         disk.sync_dir(root)  # the init that wrote it may have been killed before it came to that
+        _place_root(config, disk)
         return config
-    _check_empty(root)
+    _check_empty(root, root_file)
     keys = root / KEYS_DIR
-    if root_file and root_file.exists():
-        raise BadInput(str(root_file), "is there already; the root of another store is never overwritten")
-    disk.remove(keys)  # of an init that was cut short
+    for cut_short in (keys, _unplaced(root_file)) if root_file else (keys,):
+        disk.remove(cut_short)
     for directory in (root, keys, root / SEGMENTS_DIR):
         disk.make_dirs(directory)
         disk.sync_dir(directory.parent)
@@ -64,18 +65,57 @@ def init_store(
         ways = Stanzas().adding("key-file", new_key_file(key_file, disk), master, config.store_id)
         config = replace(config, key_file=key_file)
     ways.write(keys, disk)
-    create_keyring(keys, root_path(root, config), master, config.store_id, disk)
-    keyring = Keyring(keys, root_path(root, config), [master], config.store_id, disk)
+    made = _unplaced(config.root_file) if config.root_file else root_path(root, config)
+    create_keyring(keys, made, master, config.store_id, disk)
+    keyring = Keyring(keys, made, [master], config.store_id, disk)
     try:
         keyring.add_tenant(DEFAULT_TENANT, open_keys=not encrypted)
         create_tables(root / CATALOG_DIR, keyring, disk).close()
     finally:
         keyring.close()
     write_config(root, config, disk)
+    _place_root(config, disk)
     return config
 
 
-def _check_empty(root: Path) -> None:
+def _check_same(
+    root: Path, config: Config, held: Secrets, passphrase: bytes | None, *, encrypted: bool, root_file: Path | None
+) -> None:
+    """Raise Conflict if the store that is here was made otherwise than is asked for; what is not asked for is free."""
+    if config.encrypted != encrypted or (root_file and config.root_file != root_file.absolute()):
+        raise Conflict(str(root), "a store made with other settings is here already")
+    ways = Stanzas.read(root / KEYS_DIR)
+    opens = str(config.key_file) if config.key_file else " or ".join(f"a {kind}" for kind in sorted(ways.kinds()))
+    if passphrase is not None:
+        same = config.key_file is None and ways.opened_by("passphrase", passphrase, config.store_id)
+        opens = "another passphrase" if opens == "a passphrase" else opens
+    elif held.key_file:
+        same = config.key_file == held.key_file.absolute()
+    else:
+        same = not held.command or (config.key_file is None and "command" in ways.kinds())
+    if encrypted and not same:
+        hint = "'arstore key' changes what a store opens with; --store makes another one elsewhere"
+        raise Conflict(str(root), f"a store that opens with {opens} is here already", hint=hint)
+
+
+def _unplaced(root_file: Path) -> Path:
+    return root_file.absolute().with_name(f".{root_file.name}.arstore-new")
+
+
+def _place_root(config: Config, disk: Disk) -> None:
+    """Put the root that is kept outside in its place, durably, if it is not there."""
+    if config.root_file is None:
+        return
+    made = _unplaced(config.root_file)
+    if made.exists() and not config.root_file.exists():
+        disk.rename(made, config.root_file)
+    if config.root_file.exists():
+        disk.sync_dir(config.root_file.parent)
+
+
+def _check_empty(root: Path, root_file: Path | None) -> None:
+    if root_file and root_file.exists():
+        raise BadInput(str(root_file), "is there already; the root of another store is never overwritten")
     if root.exists() and not root.is_dir():
         raise BadInput(str(root), "is not a directory")
     ours = {KEYS_DIR, SEGMENTS_DIR, CATALOG_DIR}

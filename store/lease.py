@@ -107,11 +107,12 @@ class Leases:
             found = [(key, parse_lease(value)) for key, value in rows.scan(TABLE, b"")]
         return [self._shown(key, row) for key, row in found if row.held]
 
-    def break_(self, lease_id: str) -> Held:
+    def break_(self, lease_id: str, *, dry_run: bool = False) -> Held:
         """Take a lease away from its owner, who is fenced from then on; raise NotFound if there is none."""
         found = [held for held in self.held() if lease_id and held.id.startswith(lease_id)]
         if len(found) == 1:
-            self._tables.write(lambda rows: _release(rows, bytes.fromhex(found[0].id)))
+            if not dry_run:
+                self._tables.write(lambda rows: _release(rows, bytes.fromhex(found[0].id)))
             return found[0]
         if found:
             raise BadInput(f"lease {lease_id}", f"{len(found)} leases start like this; give more digits")
@@ -140,11 +141,16 @@ class Leases:
         return Lease(scope, owner, epoch)
 
     def _keep(self, lease: Lease, done: threading.Event) -> None:
-        while not done.wait(self._ttl_ns / 3e9):
+        """Renew until done, or until the lease is lost or over: then the commit will find out, and refuse."""
+        wait_s = self._ttl_ns / 3e9
+        while not done.wait(wait_s):
+            wait_s = self._ttl_ns / 3e9
             try:
                 self._tables.write(lambda rows: self._renew(rows, lease))
-            except Exception:
-                return  # lost or unreachable: the commit will find out, and refuse
+            except Fenced:
+                return
+            except Exception:  # a disk that failed once may not the next time, and the lease still runs
+                wait_s /= 10
 
     def _renew(self, rows: Rows, lease: Lease) -> None:
         lease.check(rows)

@@ -18,7 +18,7 @@ from .segments import segment_path
 
 @dataclass(frozen=True, slots=True)
 class Reclaimed:
-    """Bytes given back, segments rewritten or removed, and the segments where holes can't be punched."""
+    """Bytes given back, and the segments that were punched or removed."""
 
     freed_bytes: int
     segments: int

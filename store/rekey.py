@@ -1,10 +1,12 @@
 """Rekey: further ways in, and a new master key, without rewriting anything that it protects.
 
-Rotation: (1) the new ways in and the old master, sealed under the new one, join the stanzas; (2) the config points to
-the new key file; (3) the root is sealed under the new master and the old root effaced; (4) the old ways in leave.
-Killed after any step, the store opens with the key that the config names, and the next open does what is left.
+Rotation: (1) the new ways in and the old master, sealed under the new one, join the stanzas; (2) the new key file is
+written, which the stanzas tell from a stranger's if this is where it ends; (3) the config points to it; (4) the root is
+sealed under the new master and the old root effaced; (5) the old ways in leave. Killed after any step, the store opens
+with the key that the config names; from (3) on the next open does what is left, before it the rotation is run again.
 """
 
+import contextlib
 import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +14,9 @@ from pathlib import Path
 from ..formats.frames import KEY_BYTES
 from .config import KEYS_DIR, Config, write_config
 from .disk import Disk, locked
-from .errors import BadInput, Conflict
+from .errors import BadInput, Conflict, KeyRefused
 from .keyring import Keyring
-from .unlock import Secrets, Stanzas, check_passphrase, new_key_file
+from .unlock import Secrets, Stanzas, check_passphrase, fresh_secret, new_key_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,14 @@ class RekeyParts:
     disk: Disk
     held: Secrets
     keyring: Keyring
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """What a rotation did: the new key file, and the ways in besides it that open the store no more."""
+
+    key_file: Path
+    dropped: tuple[str, ...]
 
 
 def add_passphrase(parts: RekeyParts, passphrase: bytes) -> None:
@@ -45,40 +55,58 @@ def _current(parts: RekeyParts) -> Stanzas:
     return stanzas
 
 
-def rotate(parts: RekeyParts, key_file: Path | None, *, drop_others: bool) -> Path:
-    """Give the store a new master key and a new key file, durably; return the key file. The old one opens nothing.
+def rotate(parts: RekeyParts, key_file: Path | None, *, drop_others: bool, dry_run: bool) -> Rotated:
+    """Give the store a new master key and a new key file, durably. The old one opens nothing then.
 
     Ways in besides the key file go on if their secrets are at hand; raise BadInput if one is not, unless `drop_others`.
     """
     with locked(parts.root / KEYS_DIR):
-        return _rotate(parts, key_file, drop_others=drop_others)
+        return _rotate(parts, key_file, drop_others=drop_others, dry_run=dry_run)
 
 
-def _rotate(parts: RekeyParts, key_file: Path | None, *, drop_others: bool) -> Path:
+def _rotate(parts: RekeyParts, key_file: Path | None, *, drop_others: bool, dry_run: bool) -> Rotated:
     old = parts.config.key_file
     if old is None:
         raise BadInput(str(parts.root), "opens with no key file; rotate the secret where it is kept")
     fresh_file = key_file.absolute() if key_file else _next_name(old)
-    if fresh_file.exists():
-        raise BadInput(str(fresh_file), "is there already; a new key takes a new file")
     if fresh_file.is_relative_to(parts.root.absolute()):
         raise BadInput(str(fresh_file), "a key file inside the store protects nothing; keep it elsewhere")
     directory, store_id = parts.root / KEYS_DIR, parts.config.store_id
     stanzas = _current(parts)
+    secret_of_file = _secret_for(fresh_file, parts, stanzas)
     others = {kind: parts.held.get(kind) for kind in stanzas.kinds() - {"key-file", "previous"}}
     for kind, secret in others.items():  # a wrong one must not take the place of the right one
         others[kind] = secret if secret is not None and stanzas.opened_by(kind, secret, store_id) else None
     missing = [kind for kind, secret in others.items() if secret is None]
     if missing and not drop_others:
         raise BadInput("key", f"the store also opens with: {', '.join(missing)}; give its secret, or --drop-others")
+    rotated = Rotated(fresh_file, tuple(missing))
+    if dry_run:
+        return rotated
     master = secrets.token_bytes(KEY_BYTES)
-    grown = stanzas.adding("key-file", new_key_file(fresh_file, parts.disk), master, store_id)
+    grown = stanzas.adding("key-file", secret_of_file, master, store_id)
     for kind, secret in others.items():
         grown = grown if secret is None else grown.adding(kind, secret, master, store_id)
     grown.adding_previous(parts.keyring.master, master, store_id).write(directory, parts.disk)
+    new_key_file(fresh_file, parts.disk, secret_of_file)
     write_config(parts.root, replace(parts.config, key_file=fresh_file), parts.disk)
     _finish(parts, master)
-    return fresh_file
+    return rotated
+
+
+def _secret_for(key_file: Path, parts: RekeyParts, stanzas: Stanzas) -> bytes:
+    """Return a fresh secret for the new key file, or what is in it if a rotation that was killed made it."""
+    if not key_file.exists():
+        return fresh_secret()
+    if key_file == parts.config.key_file:
+        raise BadInput(str(key_file), "is this store's key file already; a new key takes a new file")
+    current = stanzas.only_to(parts.keyring.master).ways
+    unfinished = Stanzas(tuple(way for way in stanzas.ways if way not in current))
+    with contextlib.suppress(KeyRefused):  # then it is no key file at all
+        secret = Secrets(key_file).get("key-file")
+        if secret and unfinished.opened_by("key-file", secret, parts.config.store_id):
+            return secret
+    raise BadInput(str(key_file), "is there already; a new key takes a new file")
 
 
 def finish_rotation(parts: RekeyParts, master: bytes) -> None:

@@ -19,7 +19,10 @@ _HALF_LIFE_S = 7 * 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Which versions may go, besides those already dropped. Pinned ones never do. All None: none."""
+    """Which versions may go, besides those already dropped. All None: none.
+
+    Pinned ones never do, nor do those that the user gave a label: a name that somebody chose is nobody's to take away.
+    """
 
     keep_last: int | None = None
     keep_within_s: int | None = None
@@ -40,8 +43,8 @@ def choose(
     needs = {found.text: set(blobs_of(found)) for found in versions if found.text not in gone}
     counts = Counter(blob for blobs in needs.values() for blob in blobs)
     total = sum(blob.length for blob in counts)
-    unpinned = [found for found in versions if found.text not in gone and not found.summary.pinned]
-    for found in sorted(unpinned, key=lambda one: (_value(one, now_s), one.text)):
+    free = [found for found in versions if found.text not in gone and not _is_kept(found)]
+    for found in sorted(free, key=lambda one: (_value(one, now_s), one.text)):
         if total <= wanted.max_bytes:
             break
         for blob in needs[found.text]:
@@ -52,7 +55,7 @@ def choose(
 
 
 def _outdated(versions: Sequence[Found], wanted: Retention, now_s: int) -> list[Found]:
-    """Return the unpinned versions that neither rule keeps; none where neither is given."""
+    """Return the versions that neither rule keeps, nor a pin or label; none where neither rule is given."""
     if wanted.keep_last is None and wanted.keep_within_s is None:
         return []
     doomed = []
@@ -62,9 +65,13 @@ def _outdated(versions: Sequence[Found], wanted: Retention, now_s: int) -> list[
         newer[name] += 1
         kept = wanted.keep_last is not None and newer[name] <= wanted.keep_last
         young = wanted.keep_within_s is not None and now_s - _created_s(found) <= wanted.keep_within_s
-        if not (kept or young or found.summary.pinned):
+        if not (kept or young or _is_kept(found)):
             doomed.append(found)
     return doomed
+
+
+def _is_kept(found: Found) -> bool:
+    return found.summary.pinned or found.summary.label is not None
 
 
 def _value(found: Found, now_s: int) -> float:

@@ -24,12 +24,12 @@ from .opened import open_parts
 from .progress import Progress
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
 from .refs import parse_new_ref
-from .rekey import add_passphrase, rotate
+from .rekey import Rotated, add_passphrase, rotate
 from .repair import Repaired, mend
 from .retention import KEEP_ALL, Retention
 from .scrub import Pace, Scrubbed, scrub
 from .select import Selection
-from .stats import Stats, gather_stats
+from .stats import Holding, Stats, gather_stats, holding
 from .unlock import Ask, Secrets
 
 if TYPE_CHECKING:
@@ -208,9 +208,9 @@ class Store:
         """Return every lease that has an owner."""
         return self._parts.leases.held()
 
-    def break_lease(self, lease_id: str) -> Held:
+    def break_lease(self, lease_id: str, *, dry_run: bool = False) -> Held:
         """Take a lease from its owner, who can publish nothing under it any more; raise NotFound if there is none."""
-        return self._parts.leases.break_(lease_id)
+        return self._parts.leases.break_(lease_id, dry_run=dry_run)
 
     # ---- keys and tenants
 
@@ -218,12 +218,12 @@ class Store:
         """Let a passphrase open the store as well, durably; raise BadInput if it is too short."""
         add_passphrase(self._parts.rekeying, passphrase)
 
-    def rotate_key(self, key_file: Path | None = None, *, drop_others: bool = False) -> Path:
-        """Give the store a new master key and key file, durably; return the file. The old one opens nothing then.
+    def rotate_key(self, key_file: Path | None = None, *, drop_others: bool = False, dry_run: bool = False) -> Rotated:
+        """Give the store a new master key and key file, durably. The old one opens nothing then.
 
         Raises BadInput if a passphrase or command opens the store too and is not given, unless `drop_others`.
         """
-        return rotate(self._parts.rekeying, key_file, drop_others=drop_others)
+        return rotate(self._parts.rekeying, key_file, drop_others=drop_others, dry_run=dry_run)
 
     @property
     def tenant(self) -> str:
@@ -238,7 +238,7 @@ class Store:
         """Make a tenant with keys of its own; raise Conflict if the name is taken."""
         self._parts.keyring.add_tenant(name, open_keys=not self._parts.config.encrypted, quota_bytes=quota_bytes)
 
-    def remove_tenant(self, name: str, *, erase: bool = False) -> None:
+    def remove_tenant(self, name: str, *, erase: bool = False, dry_run: bool = False) -> Holding:
         """Remove a tenant; with `erase` its artifacts too, by destroying every key of it at once. Durable on return.
 
         Raises Conflict if it has artifacts and `erase` is not given, BadInput for the tenant the store is opened as.
@@ -246,11 +246,16 @@ class Store:
         p, (number, tenant) = self._parts, self._parts.keyring.tenant(name)
         if number == p.keys.number:
             raise BadInput(f"tenant {name}", "is the one the store is opened as; use --tenant with another")
-        if not erase and Catalog(p.tables, number, tenant.index_key).versions():
-            raise Conflict(f"tenant {name}", "has artifacts", hint="add --erase to destroy them with it")
+        gone = holding(Catalog(p.tables, number, tenant.index_key))
+        if gone.artifacts and not erase:
+            why = f"has artifacts: {gone.artifacts}, {gone.stored_bytes} bytes stored"
+            raise Conflict(f"tenant {name}", why, hint="add --erase to destroy them with it")
+        if dry_run:
+            return gone
         p.garbage.drop_tenant(number)  # before its keys: killed between, the tenant is there to be removed again
         p.keyring.remove_tenant(number)
         p.garbage.drop_tenant(number)  # what was put meanwhile
+        return gone
 
     def _now_s(self) -> int:
         return int(self._parts.now().timestamp())

@@ -62,13 +62,18 @@ class Secrets:
         return _run(self.command) if kind == "command" and self.command else None
 
 
-def new_key_file(path: Path, disk: Disk) -> bytes:
-    """Make a key file of 32 random bytes in hex, mode 0600, and return its secret; an existing one is used as it is."""
+def fresh_secret() -> bytes:
+    """Return 32 random bytes in hex, as a key file holds them."""
+    return secrets.token_hex(KEY_BYTES).encode()
+
+
+def new_key_file(path: Path, disk: Disk, secret: bytes | None = None) -> bytes:
+    """Make a key file, mode 0600, of a given or fresh secret, and return that; an existing file is used as it is."""
     if path.exists():
         with contextlib.suppress(StoreError):  # made by an init that was killed, perhaps, before its name was durable
             disk.sync_dir(path.parent)
         return _read(path)
-    secret = secrets.token_hex(KEY_BYTES).encode()
+    secret = secret or fresh_secret()
     disk.make_dirs(path.parent)
     disk.sync_dir(path.parent.parent)
     disk.replace_file(path, secret + b"\n", 0o600)

@@ -1,7 +1,9 @@
 """A real disk under a process that dies at a chosen operation: nothing that it does from there on takes effect."""
 
+import os
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from arstore.store.disk import Disk
@@ -83,3 +85,27 @@ def deaths() -> Iterator[MortalDisk]:
         if last.alive:
             return
     raise AssertionError("there was no end to the operations")
+
+
+class DeadlyDisk(MortalDisk):
+    """Ends the process itself, by SIGKILL: no handler of it runs at all."""
+
+    def _step(self) -> None:
+        try:
+            super()._step()
+        except Died:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(at: int, work: Callable[[Disk], object]) -> bool:
+    """Do work in a process of its own that is killed at the `at`-th operation; say whether it came to that."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work(DeadlyDisk(at))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(pid, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)

@@ -323,7 +323,8 @@ def test_putting_a_label_again_heals_it_too(work: Path) -> None:
 def test_exit_14_where_the_quota_is_full(stocked: Path) -> None:
     Path("large").write_bytes(np.random.default_rng(1).bytes(1 << 20))
     assert cli("tenant", "add", "small", "--quota", "256KiB").code == 0
-    fails(14, "put", "large", "x", "--tenant", "small")
+    hint = fails(14, "put", "large", "x", "--tenant", "small").err.splitlines()[1]
+    assert all(f"arstore {command}" in hint for command in ("erase", "rm", "gc"))
     assert cli("ls", "--json", "--tenant", "small").json == {"artifacts": []}
     assert cli("put", "a.txt", "x", "--tenant", "small").code == 0
     assert cli("get", "x", "out", "--tenant", "small").code == 0
@@ -658,6 +659,36 @@ def test_versions_labels_and_the_newest(stocked: Path) -> None:
     assert cli("tag", "w@2", "old", "--json").json["version"] == 1
     cli("get", "old", "again")
     assert Path("again").read_text() == "text 2"
+
+
+def test_a_label_is_listed_beside_its_number_and_keeps_its_version(stocked: Path) -> None:
+    cli("put", "a.txt", "w@v1.0")
+    cli("put", "m", "w")
+    first, second, third = cli("ls").out.splitlines()[1:]
+    assert (first.split()[0], second.split()[0], third.split()[0]) == ("w@1", "w@2", "w@3")
+    assert second.endswith("Z  @v1.0")
+    assert (first[-1], third[-1]) == ("Z", "Z")
+    for flags, dropped in (("--keep-last", 1), ["w@1"]), (("--max-bytes", 1), ["w@1", "w@3"]):
+        assert cli("gc", *flags, "--dry-run", "--json").json["dropped"] == dropped
+    cli("pin", "w@v1.0")
+    assert "Z  @v1.0 pinned\n" in cli("ls").out
+
+
+def test_what_a_tenant_has_is_told_before_it_goes(stocked: Path) -> None:
+    cli("tenant", "add", "team")
+    assert cli("tenant", "rm", "team", "--dry-run").out == "would remove team, artifacts: 0, 0 B\n"
+    stored = [cli("put", "m", name, "--json", "--tenant", "team").json["bytes_stored"] for name in ("x", "y")]
+    said = f"has artifacts: 2, {sum(stored)} bytes stored"
+    for flags in ([], ["--dry-run"]):
+        assert said in fails(15, "tenant", "rm", "team", *flags).err
+    before = [stocked.joinpath(name).read_bytes() for name in ("keys/root", "keys/pages")]
+    told = cli("tenant", "rm", "team", "--erase", "--dry-run", "--json").json
+    assert told == {"tenant": "team", "erased": True, "artifacts": 2, "bytes": sum(stored), "dry_run": True}
+    assert cli("tenant", "rm", "team", "--erase", "--dry-run").out == "would remove team, artifacts: 2, 24.0 KiB\n"
+    assert [stocked.joinpath(name).read_bytes() for name in ("keys/root", "keys/pages")] == before
+    assert cli("get", "x", "out", "--tenant", "team").code == 0
+    assert cli("tenant", "rm", "team", "--erase", "--json").json == told | {"dry_run": False}
+    fails(12, "ls", "--tenant", "team")
 
 
 def test_ids_and_their_prefixes(stocked: Path) -> None:

@@ -12,7 +12,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, count
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,14 @@ from arstore.formats.frames import FOOTER_INDEX, TAG_BYTES, Binding, SealedFrame
 from arstore.formats.keypage import PAGE_BYTES, open_root
 from arstore.formats.record import HEADER_BYTES, KIND_BLOB, KIND_VERSION
 from arstore.store.access import create_store, open_store
+from arstore.store.disk import Disk
 from arstore.store.errors import Corrupt, KeyRefused, NoRoom, NotFound
+from arstore.store.init import init_store
 from arstore.store.records import OpenRecord
 from arstore.store.store import Store
+from arstore.store.unlock import Secrets
 from tests.command import Ran, arstore, cli
+from tests.mortal_disk import killed
 
 PASSPHRASE = "correct horse battery staple"
 
@@ -127,6 +131,42 @@ def test_init_again_changes_nothing(root: Path, source: Path) -> None:
     assert works("init", "--json").json == first
     assert Path(first["key_file"]).read_bytes() == before
     works("verify")
+
+
+@pytest.mark.parametrize("made", ["key-file", "passphrase", "command", "root-file", "--no-encryption"])
+def test_init_of_a_store_that_was_made_otherwise_is_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    (tmp_path / "passphrase").write_text(PASSPHRASE)
+    (tmp_path / "another").write_text("another passphrase")
+
+    def init(how: str) -> tuple[object, ...]:
+        monkeypatch.delenv("ARSTORE_KEY_COMMAND", raising=False)
+        monkeypatch.setenv("ARSTORE_PASSPHRASE_FILE", str(tmp_path / how))
+        if how == "command":
+            monkeypatch.setenv("ARSTORE_KEY_COMMAND", "echo secret")
+        ways: dict[str, tuple[object, ...]] = {
+            "key-file": ("--key-file", tmp_path / "mine"),
+            "passphrase": ("--passphrase",),
+            "another": ("--passphrase",),
+            "command": (),
+            "root-file": ("--root-file", tmp_path / "root"),
+            "--no-encryption": ("--no-encryption",),
+        }
+        return "init", "--json", *ways[how]
+
+    first = works(*init(made)).json
+    before = contents(root)
+    assert works(*init(made)).json == first
+    ways = {"key-file", "passphrase", "another", "command", "root-file", "--no-encryption"}
+    for how in sorted(ways - {made}):
+        ran = cli(*init(how))
+        assert (ran.code, len(ran.err.splitlines()) <= 2) == (15, True), (how, ran)
+        assert "is here already" in ran.error
+    assert contents(root) == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name in ("mine", "root")) == [
+        name for how, name in (("key-file", "mine"), ("root-file", "root")) if how == made
+    ]
 
 
 def test_a_key_file_that_is_there_is_used_as_it_is(tmp_path: Path, root: Path, source: Path) -> None:
@@ -484,6 +524,27 @@ def test_a_root_file_that_is_there_is_never_overwritten(root: Path, tmp_path: Pa
     before = (tmp_path / "root").read_bytes()
     refused(2, "init", "--root-file", tmp_path / "root")
     assert (tmp_path / "root").read_bytes() == before
+
+
+def test_an_init_with_a_root_file_that_is_killed_is_run_again(root: Path, source: Path, tmp_path: Path) -> None:
+    kept, seen = tmp_path / "elsewhere" / "root", set()
+
+    def init(disk: Disk) -> None:
+        init_store(root, disk, Secrets(), root_file=kept)
+
+    for at in count(1):
+        for path in (root, kept.parent):
+            shutil.rmtree(path, ignore_errors=True)
+        died = killed(at, init)
+        seen.add(((root / "config.toml").exists(), kept.exists()))
+        assert works("init", "--root-file", kept, "--json").json["root_file"] == str(kept)
+        assert not kept.with_name(".root.arstore-new").exists()
+        assert not (root / "keys" / "root").exists()
+        works("ls")
+        if not died:
+            break
+    opens(source)
+    assert seen == {(False, False), (True, False), (True, True)}
 
 
 def test_one_root_is_readable_at_a_time(root: Path, source: Path) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from arstore.formats.lease import LeaseRow, ProcessId, parse_lease
 from arstore.store.access import create_store, open_store
-from arstore.store.errors import BadInput, Fenced, NotFound
+from arstore.store.errors import BadInput, Fenced, NotFound, StorageFailed
 from arstore.store.lease import Leases, current_process, now_ns, process_start, sees_dead
 from arstore.store.store import Store
 from tests.command import arstore, cli, ended, start
@@ -192,8 +192,12 @@ def test_a_sleeper_is_fenced_by_a_taker_that_is_done_already(source: Path, store
 def test_an_owner_whose_lease_was_broken_publishes_nothing(source: Path, store: Store) -> None:
     with holding(source) as owner:
         [lease] = cli("lease", "ls", "--json").json["leases"]
+        told = cli("lease", "break", lease["id"][:12], "--json", "--dry-run")
+        assert (told.code, told.json["dry_run"], told.json["broken"]["id"]) == (0, True, lease["id"])
+        assert "would break" in cli("lease", "break", lease["id"][:12], "--dry-run").out
+        assert [one.state for one in store.leases()] == ["live"]
         broken = cli("lease", "break", lease["id"][:12], "--json")
-        assert broken.code == 0
+        assert (broken.code, broken.json["dry_run"]) == (0, False)
         assert broken.json["broken"]["pid"] == owner.pid
         assert cli("lease", "ls", "--json").json == {"leases": []}
         assert resume(owner)[0] == 11
@@ -206,6 +210,36 @@ def test_an_owner_outlives_many_expiries_while_it_runs(source: Path, store: Stor
         time.sleep(2)
         assert cli("put", source, "model").code == 11
         assert resume(owner) == (0, "1\n")
+
+
+@pytest.mark.parametrize(("failing_s", "survives"), [(0.8, True), (2.5, False)])
+def test_a_renewal_that_fails_is_tried_again_until_the_lease_is_over(
+    store: Store, failing_s: float, survives: bool
+) -> None:
+    """The clock is read in the transaction that renews; where it can't be, that transaction fails as on a bad disk."""
+    failures: list[float] = []
+    failing = [False]
+
+    def clock() -> int:
+        if failing[0]:
+            failures.append(time.monotonic())
+            raise StorageFailed("disk", "input/output error")
+        return now_ns()
+
+    threads = threading.active_count()
+    with Leases(store._parts.tables, current_process(), 1.5, clock).hold(b"scope", "put") as lease:
+        failing[0] = True
+        time.sleep(failing_s)
+        failing[0] = False
+        time.sleep(1.5)
+        assert len(failures) > 2
+        if survives:
+            store._parts.tables.write(lease.check)
+            assert threading.active_count() == threads + 1
+        else:
+            with pytest.raises(Fenced, match="expired"):
+                store._parts.tables.write(lease.check)
+            assert threading.active_count() == threads  # nobody renews what is lost
 
 
 def test_an_owner_of_another_boot_is_taken_over(source: Path, store: Store) -> None:

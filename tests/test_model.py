@@ -198,7 +198,7 @@ class Machine(RuleBasedStateMachine):
         for name in NAMES:
             numbers = sorted((number for other, number in self.versions if other == name), reverse=True)
             for number in numbers[keep:]:
-                if not self.versions[name, number].pinned:
+                if not (self.versions[name, number].pinned or self.versions[name, number].label):
                     del self.versions[name, number]
 
     @rule(hours=st.sampled_from([-24 * 400, -2, 1, 23, 24, 49, 24 * 400]))

@@ -1,6 +1,7 @@
 """Rekeying: new ways in and a new master key, no data rewritten, and a store that opens whenever it is cut short."""
 
 import contextlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from arstore import BadInput, KeyRefused, Store
 from arstore.formats.errors import FormatError
 from arstore.formats.keypage import PAGE_BYTES, open_root
 from arstore.store.config import read_config, root_path
+from arstore.store.disk import Disk
 from arstore.store.unlock import Secrets, open_masters
 from tests.command import cli
-from tests.mortal_disk import Died, MortalDisk, deaths
+from tests.mortal_disk import Died, MortalDisk, deaths, killed
 
 PASSPHRASE = b"correct horse battery"
 
@@ -173,6 +175,7 @@ def test_a_rotation_keeps_the_passphrase_that_is_given(
 @pytest.mark.usefixtures("passphrase")
 def test_a_rotation_without_the_passphrase_changes_nothing(tmp_path: Path, root: Path) -> None:
     old, stanzas = key_file(root), (root / "keys" / "stanzas.json").read_bytes()
+    assert cli("key", "rotate", "--dry-run").code == 2
     refused = cli("key", "rotate")
     assert refused.code == 2
     assert "passphrase" in refused.err
@@ -184,7 +187,12 @@ def test_a_rotation_without_the_passphrase_changes_nothing(tmp_path: Path, root:
 
 @pytest.mark.usefixtures("passphrase")
 def test_a_rotation_can_drop_the_passphrase(tmp_path: Path, root: Path) -> None:
-    assert cli("key", "rotate", "--drop-others").code == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    told = cli("--json", "key", "rotate", "--drop-others", "--dry-run").json
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert (told["dropped"], told["dry_run"]) == (["passphrase"], True)
+    assert "no longer with: passphrase" in cli("key", "rotate", "--drop-others", "--dry-run").out
+    assert cli("--json", "key", "rotate", "--drop-others").json == told | {"dry_run": False}
     assert readable(root)
     assert not readable(root, only_passphrase(tmp_path))
 
@@ -243,7 +251,7 @@ def test_a_rotation_that_is_killed_is_finished_at_the_next_open(tmp_path: Path, 
             assert not any(way["kind"] == "previous" for way in stanzas)
             assert not readable(root, Secrets(key_file=old))
         with Store(root) as store:  # and it can be rotated, whatever was left lying about
-            made = store.rotate_key()
+            made = store.rotate_key().key_file
         assert readable(root)
         assert not any(readable(root, held) for held in files if held.key_file != made)
         assert len(json.loads((root / "keys" / "stanzas.json").read_text())["stanzas"]) == 1
@@ -293,3 +301,42 @@ def test_rotation_needs_the_other_secrets_to_be_right(tmp_path: Path, root: Path
     with Store(root, held=Secrets(passphrase_file=tmp_path / "other")) as store, pytest.raises((BadInput, KeyRefused)):
         store.rotate_key()
     assert readable(root, only_passphrase(tmp_path))
+
+
+def test_a_rotation_that_is_killed_is_run_again_with_the_same_file(tmp_path: Path, root: Path) -> None:
+    old, fresh = key_file(root), tmp_path / "elsewhere" / "new.key"
+    shutil.copytree(root, tmp_path / "saved")
+
+    def change(disk: Disk) -> None:
+        with Store(root, disk=disk) as store:
+            store.rotate_key(fresh)
+
+    left = set()
+    for at in itertools.count(1):
+        shutil.rmtree(fresh.parent, ignore_errors=True)
+        shutil.rmtree(root)
+        shutil.copytree(tmp_path / "saved", root)
+        died = killed(at, change)
+        done = key_file(root) == fresh
+        left.add((fresh.exists(), done))
+        again = cli("key", "rotate", "--key-file", fresh)
+        assert again.code == (2 if done else 0), again.err  # it was finished when the store was opened
+        assert not done or "is this store's key file already" in again.error
+        assert readable(root)
+        assert readable(root, Secrets(key_file=fresh))
+        assert not readable(root, Secrets(key_file=old))
+        assert len(json.loads((root / "keys" / "stanzas.json").read_text())["stanzas"]) == 1
+        if not died:
+            break
+    assert left == {(False, False), (True, False), (True, True)}
+
+
+def test_a_key_file_of_somebody_else_is_never_taken(tmp_path: Path, root: Path) -> None:
+    """Not even after a rotation was killed: only the file that it made is."""
+    assert killed(6, lambda disk: Store(root, disk=disk).rotate_key(tmp_path / "new.key"))
+    for name, content in (("other.key", "ab" * 32), ("empty.key", "")):
+        (tmp_path / name).write_text(content)
+        assert cli("key", "rotate", "--key-file", tmp_path / name).code == 2
+        assert (tmp_path / name).read_text() == content
+    assert cli("key", "rotate", "--key-file", tmp_path).code == 2
+    assert readable(root)

@@ -27,9 +27,10 @@ def version(
     used_ago_s: int | None = None,
     kind: str = "weights",
     pinned: bool = False,
+    label: str | None = None,
 ) -> Found:
     created = datetime.fromtimestamp(NOW_S - age_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    summary = Summary(name, number, None, f"{number:064x}", kind, None, 0, created, pinned)
+    summary = Summary(name, number, label, f"{number:064x}", kind, None, 0, created, pinned)
     return Found(summary, VersionRow(PLACE, pinned, b"", 0 if used_ago_s is None else NOW_S - used_ago_s))
 
 
@@ -77,6 +78,15 @@ def test_a_pin_beats_every_rule() -> None:
     versions = [version("model", n, age_s=99 * DAY_S, pinned=n == 1) for n in (1, 2)]
     needs = {"model@1": [blob(1)], "model@2": [blob(2)]}
     assert chosen(versions, Retention(0, 0, 0), needs) == ["model@2"]
+
+
+def test_a_label_is_as_good_as_a_pin() -> None:
+    versions = [version("model", n, age_s=99 * DAY_S, label="release" if n == 1 else None) for n in (1, 2, 3)]
+    needs = {f"model@{n}": [blob(n)] for n in (1, 2, 3)}
+    for wanted in (Retention(keep_last=1), Retention(keep_within_s=0, keep_last=1), Retention(max_bytes=200)):
+        assert chosen(versions, wanted, needs) == ["model@2"], wanted
+    assert chosen(versions, Retention(max_bytes=0), needs) == ["model@2", "model@3"]
+    assert chosen(versions, Retention(keep_within_s=0), needs) == ["model@3", "model@2"]
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -140,6 +150,7 @@ def cases(draw: st.DrawFn) -> Case:
                     used_ago_s=draw(st.one_of(st.none(), st.integers(0, 60 * DAY_S))),
                     kind=draw(st.sampled_from(["weights", "kv", "intermediate", "file"])),
                     pinned=draw(st.booleans()),
+                    label=draw(st.sampled_from([None, None, "label"])),
                 )
             )
     lengths = {n: draw(st.integers(1, 1000)) for n in range(6)}
@@ -160,7 +171,7 @@ def test_every_rule_holds(case: Case) -> None:
     dropped = chosen(case.versions, case.wanted, case.needs)
     by_text = {found.text: found for found in case.versions}
     assert len(set(dropped)) == len(dropped)
-    assert not any(by_text[text].summary.pinned for text in dropped)
+    assert not any(is_kept(by_text[text]) for text in dropped)
     outdated = {found.text for found in case.versions if is_outdated(found, case)}
     assert outdated <= set(dropped)
     limit = case.wanted.max_bytes
@@ -174,7 +185,7 @@ def test_every_rule_holds(case: Case) -> None:
     for text in evicted:
         assert size(case, left) > limit
         left.remove(text)
-    rest = [text for text in left if not by_text[text].summary.pinned]
+    rest = [text for text in left if not is_kept(by_text[text])]
     assert size(case, left) <= limit or not rest
     if evicted and rest:
         assert min((value(by_text[text]), text) for text in rest) > (value(by_text[evicted[-1]]), evicted[-1])
@@ -195,9 +206,13 @@ def value(found: Found) -> float:
     return float(cost * 0.5 ** (max(unused_s, 0) / WEEK_S))
 
 
+def is_kept(found: Found) -> bool:
+    return found.summary.pinned or bool(found.summary.label)
+
+
 def is_outdated(found: Found, case: Case) -> bool:
     last, within_s = case.wanted.keep_last, case.wanted.keep_within_s
-    if (last is None and within_s is None) or found.summary.pinned:
+    if (last is None and within_s is None) or is_kept(found):
         return False
     one = found.summary
     newer = sum(other.summary.name == one.name and other.summary.version > one.version for other in case.versions)
