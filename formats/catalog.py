@@ -7,7 +7,7 @@ Nothing here is secret but the sealed summary of a version, which opens only wit
 import struct
 from dataclasses import dataclass, replace
 
-from .digest import keyed_hash
+from .digest import DIGEST_BYTES, Digest, keyed_hash
 from .errors import FormatError
 from .frames import FRAME_MAX_BYTES, Binding
 from .record import HEADER_BYTES, Header, footer_length, padded
@@ -18,6 +18,7 @@ _PLACE = struct.Struct("<QQQQQ16sIBB")
 _BLOB = struct.Struct("<IBIQQ")
 _VERSION = struct.Struct("<BQI")
 _SEGMENT = struct.Struct("<BQQ")
+_NAMED = struct.Struct("<IIHI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,29 @@ class VersionRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """What an identity stands for: the last `tokens` tokens of a sequence, whose KV is these blobs in order. Or with 0
+    tokens the root of such sequences, `about` being their KV shape, or an artifact, `about` being a hash of its blobs.
+    """
+
+    tokens: int
+    blobs: tuple[Digest, ...] = ()
+    about: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedRow:
+    """An identity that this host has bytes of, and how many versions claim it with these very bytes."""
+
+    named: Named
+    refs: int
+
+    def packed(self) -> bytes:
+        one = self.named
+        return _NAMED.pack(self.refs, one.tokens, len(one.blobs), len(one.about)) + b"".join(one.blobs) + one.about
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentRow:
     """One segment: its lifetime class, the bytes that commits stand on, and how many of them are live."""
 
@@ -150,6 +174,17 @@ def parse_version(packed: bytes) -> VersionRow:
     if len(summary) != length or pinned > 1:
         raise FormatError("version row holds something this version does not know")
     return VersionRow(place, bool(pinned), summary, used_s)
+
+
+def parse_named(packed: bytes) -> NamedRow:
+    if len(packed) < _NAMED.size:
+        raise FormatError("identity row is cut short")
+    refs, tokens, count, about_bytes = _NAMED.unpack_from(packed)
+    end = _NAMED.size + count * DIGEST_BYTES
+    if len(packed) != end + about_bytes:
+        raise FormatError("identity row has a wrong length")
+    blobs = tuple([Digest(packed[at : at + DIGEST_BYTES]) for at in range(_NAMED.size, end, DIGEST_BYTES)])
+    return NamedRow(Named(tokens, blobs, packed[end:]), refs)
 
 
 def parse_segment(packed: bytes) -> SegmentRow:

@@ -1,28 +1,150 @@
-"""Identity: what an artifact is, said in named fields before any byte of it exists.
+"""Identity: what an artifact is, said in named fields before any byte of it exists, and the chain of prefix blocks.
 
-A field that is not given is `unspecified`, which matches only itself; a field that is not known is refused by
-name, because a key that ignores what it does not understand serves one thing for another.
+A field that is not given is `unspecified`, which matches only itself; a field that is not known is refused by name,
+because a key that ignores what it does not understand serves one thing for another. Every value has one text.
+
+KV is named by its inputs. Its key is the root of a hash chain: block n of a sequence is named by block n - 1 and its
+own tokens, so that one id stands for the identity and every token from the start.
+
+    root      keyed("identity", "1", kind, name, value, …), fields by name; provenance only if the field strict is `yes`
+    block     keyed BLAKE3 of the id before it (32), then its tokens, u32 LE each
+Both under `derive(digest key, "identity")`: equal identities of two tenants have different ids.
 """
 
-from collections.abc import Mapping
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import NewType
 
+from blake3 import blake3
+
+from .digest import derive, keyed_hash
 from .errors import FormatError
 
 UNSPECIFIED = "unspecified"
 VALUE_MAX_BYTES = 4096
+LAYERS_MAX = 4096
+LIST_MAX = 256
 
-FIELDS = (
-    "model", "revision", "weights", "adapter", "layer", "layout", "precision", "quantisation",
-    "rope", "window", "sequence", "positions",
-)  # fmt: skip
-
+KeyId = NewType("KeyId", bytes)
 Identity = tuple[tuple[str, str], ...]
 
 
-def make_identity(fields: Mapping[str, object]) -> Identity:
-    """Return the identity of the given fields, sorted; raise FormatError for an unknown field or a bad value.
+def _text(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise FormatError(f"holds {type(value).__name__}, wanted text or a whole number")
+    return str(value)
 
-    Numbers are taken as their decimal text. None means not given.
+
+def _count(value: object) -> str:
+    text = _text(value)
+    if not re.fullmatch(r"[0-9]{1,19}", text):
+        raise FormatError(f"holds {text[:40]!r}, wanted a whole number of at most 19 digits")
+    return str(int(text))
+
+
+def _number(value: object) -> str:
+    """Return the shortest decimal text of a number: 8, 8.0 and "8" are the same."""
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = float(value)  # type: ignore[arg-type]
+        if not math.isfinite(number):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise FormatError(f"holds {str(value)[:40]!r}, wanted a number") from None
+    return str(int(number)) if number.is_integer() and abs(number) < 1 << 53 else repr(number)
+
+
+def _json(value: object) -> str:
+    """Return canonical JSON of any small value; text that is JSON already is taken as what it spells."""
+    try:
+        parsed = json.loads(value) if isinstance(value, str) else value
+        return json.dumps(parsed, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise FormatError(f"holds {str(value)[:40]!r}, wanted JSON") from None
+
+
+def _names(value: object) -> str:
+    """Return a set of names in order, parted by commas."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) and name and "," not in name for name in names):
+        raise FormatError("holds something else than names, wanted a list of texts without commas")
+    return ",".join(sorted(set(names)))
+
+
+def _layers(value: object) -> str:
+    """Return a set of layer numbers as its runs: 0-15,20."""
+    parts = [str(one) for one in value] if isinstance(value, list) else _text(value).split(",")
+    numbers: set[int] = set()
+    for part in parts[:LAYERS_MAX]:
+        found = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part)
+        if not found or int(found[1]) > int(found[2] or found[1]) or int(found[2] or found[1]) >= LAYERS_MAX:
+            raise FormatError(f"holds {part[:40]!r}, wanted layers as 0-15,20 below {LAYERS_MAX}")
+        numbers.update(range(int(found[1]), int(found[2] or found[1]) + 1))
+    starts = sorted(n for n in numbers if n - 1 not in numbers)
+    ends = sorted(n for n in numbers if n + 1 not in numbers)
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
+def _contents(value: object) -> str:
+    """Return digests of what stands at token positions, by position: digest@7,digest@1031."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list) or len(parts) > LIST_MAX:
+        raise FormatError(f"holds something else than a list of at most {LIST_MAX} digest@position")
+    found = []
+    for part in parts:
+        one = re.fullmatch(r"([0-9a-f]{32,128})@([0-9]{1,10})", str(part))
+        if not one:
+            raise FormatError(f"holds {str(part)[:80]!r}, wanted digest@position, 32 or more hex digits")
+        found.append((int(one[2]), one[1]))
+    return ",".join(f"{digest}@{position}" for position, digest in sorted(found))
+
+
+def _positions(value: object) -> str:
+    """Return `A:B` (token positions, A included, B not) in canonical form."""
+    first, colon, end = _text(value).partition(":")
+    if not colon or not first.isdecimal() or not end.isdecimal():
+        raise FormatError(f"holds {value!r}, wanted positions A:B")
+    if max(len(first), len(end)) > 19 or int(first) > int(end):
+        raise FormatError(f"holds {value!r}, wanted positions A:B with A <= B")
+    return f"{int(first)}:{int(end)}"
+
+
+def _yes(value: object) -> str:
+    if value not in (True, "yes"):
+        raise FormatError(f"holds {str(value)[:40]!r}, wanted yes or nothing")
+    return "yes"
+
+
+# In the order in which `why-miss` names them: what differs most often, and matters most, first.
+FIELDS: dict[str, Callable[[object], str]] = {
+    "model": _text, "revision": _text, "weights": _text, "precision": _text, "adapter": _text,
+    "adapter_scale": _number, "adapter_targets": _names, "quantisation": _text, "scales": _text,
+    "rope": _text, "rope_theta": _number, "rope_factor": _number, "rope_original_positions": _count,
+    "rope_sections": _json, "rope_scaling": _json, "rope_partial": _number,
+    "architecture": _text, "attention": _text, "window": _text, "attention_chunk": _count, "sinks": _count,
+    "layer_kinds": _text, "layers": _layers, "layer": _text, "module": _text,
+    "heads": _count, "kv_heads": _count, "head_dim": _count,
+    "layout": _text, "page_tokens": _count, "block_tokens": _count, "shard": _text, "codec": _text,
+    "tokenizer": _text, "sequence": _text, "positions": _positions, "start": _count, "step": _count,
+    "contents": _contents, "embeddings": _text, "draft": _text, "salt": _text, "strict": _yes,
+    "engine": _text, "engine_version": _text, "attention_backend": _text, "chunk_schedule": _text,
+    "hardware": _text, "framework": _text,
+}  # fmt: skip
+
+# Who computed it and how: recorded, and part of what it is only where the field strict says so.
+PROVENANCE = frozenset(
+    ("engine", "engine_version", "attention_backend", "chunk_schedule", "hardware", "framework")
+)  # fmt: skip
+
+
+def make_identity(fields: Mapping[str, object]) -> Identity:
+    """Return the identity of the given fields, sorted by name, every value in its one text.
+
+    Numbers are taken as their decimal text. None means not given. Raises FormatError for an unknown field or a bad
+    value, naming it.
     """
     given: dict[str, str] = {}
     for name, value in fields.items():
@@ -30,22 +152,43 @@ def make_identity(fields: Mapping[str, object]) -> Identity:
             raise FormatError(f"identity field {name!r} is not known, wanted one of {', '.join(FIELDS)}")
         if value is None or value == UNSPECIFIED:
             continue
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            raise FormatError(f"identity field {name!r} holds {type(value).__name__}, wanted text or a whole number")
         try:
-            text = str(value)
+            text = FIELDS[name](value)
             length = len(text.encode())
+        except FormatError as error:
+            raise FormatError(f"identity field {name!r} {error}") from None
         except ValueError:  # a number of thousands of digits, a lone surrogate
             raise FormatError(f"identity field {name!r} holds no text that UTF-8 can write") from None
         if not text or "\0" in text or length > VALUE_MAX_BYTES:
             raise FormatError(f"identity field {name!r} is empty, holds a NUL or exceeds {VALUE_MAX_BYTES} bytes")
-        given[name] = _positions(text) if name == "positions" else text
+        given[name] = text
     return tuple(sorted(given.items()))
 
 
-def _positions(text: str) -> str:
-    """Return `A:B` (token positions, A included, B not) in canonical form."""
-    first, colon, end = text.partition(":")
-    if not colon or not first.isdecimal() or not end.isdecimal() or int(first) > int(end):
-        raise FormatError(f"positions {text!r} are not A:B with A <= B")
-    return f"{int(first)}:{int(end)}"
+def identity_key(digest_key: bytes) -> bytes:
+    """Return the key under which a tenant's identities are hashed."""
+    return derive(digest_key, "identity")
+
+
+def key_id(key: bytes, kind: str, identity: Identity) -> KeyId:
+    """Return the id of an identity: equal for equal fields alone. `key` is `identity_key`'s."""
+    strict = ("strict", "yes") in identity
+    counted = [part for name, value in identity if strict or name not in PROVENANCE for part in (name, value)]
+    return KeyId(keyed_hash(key, *(part.encode() for part in ("identity", "1", kind, *counted))))
+
+
+def chain_blocks(key: bytes, root: KeyId, tokens: memoryview, block_tokens: int) -> Iterator[KeyId]:
+    """Yield the id of every prefix block of a sequence: `tokens` are u32 LE, the last block may be shorter."""
+    parent, step = root, 4 * block_tokens
+    for at in range(0, len(tokens), step):
+        hasher = blake3(parent, key=key, max_threads=1)
+        hasher.update(tokens[at : at + step])
+        parent = KeyId(hasher.digest())
+        yield parent
+
+
+def differing(wanted: Identity, stored: Identity) -> list[str]:
+    """Return the names of the fields that tell two identities apart, the most telling first."""
+    one, other = dict(wanted), dict(stored)
+    ignored = frozenset[str]() if "strict" in {**one, **other} else PROVENANCE
+    return [name for name in FIELDS if name not in ignored and one.get(name) != other.get(name)]

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NewType
 
-from .digest import Digest, digest_bytes, parse_digest
+from .catalog import Named
+from .digest import Digest, digest_bytes, keyed_hash, parse_digest
 from .errors import FormatError
-from .identity import make_identity
+from .identity import KeyId, make_identity
+from .kv_shape import KvShape, parse_shape
 from .tensor import BLOB_MAX_BYTES, NAME_MAX_BYTES, TensorSpan
 
 ManifestId = NewType("ManifestId", bytes)
@@ -54,8 +56,29 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """An identity whose bytes these blobs are (numbers into the manifest's blob list): the prefix block of `tokens`
+    tokens that ends a sequence, or with 0 tokens what the artifact as a whole was computed from.
+    """
+
+    id: KeyId
+    tokens: int
+    blobs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a version keeps from collection: blobs, and the identities that lead to them."""
+
+    blobs: frozenset[Digest] = frozenset()
+    claims: tuple[tuple[KeyId, Named], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything an artifact is. `single` says that a file was put, not a directory holding one file."""
+    """Everything an artifact is. `single` says that a file was put, not a directory holding one file; `shape` is what
+    its model keeps of a token, where it is KV.
+    """
 
     kind: str
     identity: tuple[tuple[str, str], ...]
@@ -64,6 +87,8 @@ class Manifest:
     files: tuple[StoredFile, ...]
     tensors: tuple[Tensor, ...]
     blobs: tuple[BlobName, ...]
+    claims: tuple[Claim, ...] = ()
+    shape: KvShape | None = None
 
     @property
     def plain_bytes(self) -> int:
@@ -74,8 +99,8 @@ class Manifest:
         return canonical(self.fields())
 
     def fields(self) -> dict[str, Any]:
-        """Return what is packed."""
-        return {
+        """Return what is packed; `claims` and `shape` only where there are any."""
+        fields: dict[str, Any] = {
             "format": _FORMAT,
             "kind": self.kind,
             "identity": dict(self.identity),
@@ -85,6 +110,15 @@ class Manifest:
             "tensors": [_pack_tensor(tensor) for tensor in self.tensors],
             "blobs": [[blob.digest.hex(), blob.length] for blob in self.blobs],
         }
+        if self.claims:
+            fields["claims"] = [[claim.id.hex(), claim.tokens, list(claim.blobs)] for claim in self.claims]
+        if self.shape:
+            fields["shape"] = self.shape.fields()
+        return fields
+
+    def needs(self) -> Needs:
+        """Return what the artifact keeps from collection."""
+        return parse_needs(self.fields())
 
     def id(self, digest_key: bytes) -> ManifestId:
         """Return the id of the artifact for the tenant whose digest key this is."""
@@ -131,6 +165,11 @@ def parse_manifest(value: Any) -> Manifest:
             ),
             tensors=tuple(_parse_tensor(tensor) for tensor in value["tensors"]),
             blobs=tuple(BlobName(parse_digest(digest), _count(length)) for digest, length in value["blobs"]),
+            claims=tuple(
+                Claim(KeyId(parse_digest(id_)), _count(tokens), tuple(map(_count, blobs)))
+                for id_, tokens, blobs in value.get("claims", ())
+            ),
+            shape=parse_shape(value["shape"]) if "shape" in value else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, FormatError):
@@ -142,12 +181,18 @@ def parse_manifest(value: Any) -> Manifest:
     return manifest
 
 
-def parse_needs(value: Any) -> frozenset[Digest]:
-    """Return the digests of the blobs that a manifest in a parsed JSON value needs, and look at nothing else of it."""
+def parse_needs(value: Any) -> Needs:
+    """Return what a manifest in a parsed JSON value keeps from collection, and look at nothing else of it."""
     try:
-        return frozenset([parse_digest(digest) for digest, _ in value["blobs"]])
-    except (KeyError, TypeError, ValueError) as error:
+        blobs = [parse_digest(digest) for digest, _ in value["blobs"]]
+        about = canonical(value["shape"]) if "shape" in value else keyed_hash(bytes(32), *blobs)
+        claims = tuple(
+            (KeyId(parse_digest(id_)), Named(tokens, tuple([blobs[n] for n in numbers]), b"" if tokens else about))
+            for id_, tokens, numbers in value.get("claims", ())
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise FormatError(f"manifest is malformed: {error}") from None
+    return Needs(frozenset(blobs), claims)
 
 
 def check_path(path: object) -> str:
@@ -175,6 +220,10 @@ def _check(manifest: Manifest) -> None:
             raise FormatError(f"manifest: {file.path}: blob lengths do not add up to the file's size")
     if not all(0 < blob.length <= BLOB_MAX_BYTES for blob in manifest.blobs):
         raise FormatError(f"manifest: a blob is empty or exceeds {BLOB_MAX_BYTES} bytes")
+    if any(number >= len(manifest.blobs) for claim in manifest.claims for number in claim.blobs):
+        raise FormatError("manifest: a claim names a blob number that is out of range")
+    if len({claim.id for claim in manifest.claims}) != len(manifest.claims):
+        raise FormatError("manifest claims an identity twice")
     for tensor in manifest.tensors:
         span = tensor.span
         if tensor.file >= len(manifest.files) or span.start + span.length > manifest.files[tensor.file].size:

@@ -8,8 +8,9 @@ from ..formats.catalog import SegmentRow, parse_segment
 from .errors import Corrupt
 from .tables import Rows, Tables
 
-_ERASE_PENDING = b"erase-pending"
-_LEFTOVERS = b"leftovers"
+# An erase has dropped rows and has still to destroy their keys. With a tenant: blobs were taken in that a put left
+# behind; blobs were found bad.
+ERASE_PENDING, LEFTOVERS, QUARANTINES = b"erase-pending", b"leftovers", b"quarantines"
 _U64 = struct.Struct("<Q")
 
 
@@ -45,29 +46,24 @@ def write_usage(rows: Rows, tenant: bytes, used_bytes: int) -> None:
     rows.put("counters", b"usage" + tenant, _U64.pack(used_bytes))
 
 
-def mark_erase(rows: Rows) -> None:
-    """Say that an erase has dropped rows and has still to destroy their keys."""
-    rows.put("counters", _ERASE_PENDING, _U64.pack(1))
-
-
-def mark_leftovers(rows: Rows, tenant: bytes) -> None:
-    """Say that blobs were taken in which nothing needs yet: a put left them behind."""
-    rows.put("counters", _LEFTOVERS + tenant, _U64.pack(count(rows, _LEFTOVERS + tenant) + 1))
+def mark(rows: Rows, key: bytes) -> None:
+    """Count that something happened."""
+    rows.put("counters", key, _U64.pack(count(rows, key) + 1))
 
 
 class Marks:
     """What ended processes left to be done. A method is a transaction."""
 
     def __init__(self, tables: Tables, tenant: bytes) -> None:
-        self._tables, self._leftovers = tables, _LEFTOVERS + tenant
+        self._tables, self._leftovers = tables, LEFTOVERS + tenant
 
     def erase_pending(self) -> bool:
         """Say whether an erase was killed before its keys were destroyed."""
         with self._tables.reading() as rows:
-            return count(rows, _ERASE_PENDING) > 0
+            return count(rows, ERASE_PENDING) > 0
 
     def erase_finished(self) -> None:
-        self._tables.write(lambda rows: rows.delete("counters", _ERASE_PENDING))
+        self._tables.write(lambda rows: rows.delete("counters", ERASE_PENDING))
 
     def leftovers(self) -> int:
         """Return how often blobs that a put left behind were taken in since the last clearing."""

@@ -1,18 +1,13 @@
 """Artifact: one stored version, read back as verified bytes and tensors in host memory."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..formats.catalog import QUARANTINED, Place
 from ..formats.manifest import Manifest, Tensor
-from .catalog import Catalog
+from .blobs import BlobReader, Piece, ReadParts
 from .disk import make_buffer
 from .errors import BadInput, Corrupt, NotFound
-from .fetch import BadBlob, Want, fetch, read_want
 from .names import Found, Summary
-from .records import TenantKeys, corrupt
-from .segments import SegmentReader
 from .select import tensor_names
 from .tensors import tensor_from
 
@@ -20,19 +15,9 @@ if TYPE_CHECKING:
     import torch
 
 _ALIGN_BYTES = 64
-_ATTEMPTS = 10
 
 # Bytes of a file: its number in the manifest, first byte, end byte.
 FileRange = tuple[int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class ReadParts:
-    """The mechanisms that reading works with."""
-
-    catalog: Catalog
-    keys: TenantKeys
-    segments: SegmentReader
 
 
 class Artifact:
@@ -41,6 +26,8 @@ class Artifact:
     def __init__(self, parts: ReadParts, found: Found, manifest: Manifest) -> None:
         self._parts, self._found = parts, found
         self.manifest = manifest
+        hint = f"put {self.summary.name} again from its source to heal it; 'arstore verify' lists what else is bad"
+        self._reader = BlobReader(parts, found.text, self._is_gone, hint)
         self.bytes_read = 0  # sealed bytes read through this object so far
 
     @property
@@ -79,58 +66,25 @@ class Artifact:
 
     def fill(self, ranges: Iterable[tuple[FileRange, memoryview]]) -> None:
         """Read ranges of files into their buffers, on every core; raise Corrupt if a blob is bad."""
-        pieces: list[tuple[int, int, int, memoryview]] = []
+        pieces: list[Piece] = []
         for (file, start, stop), out in ranges:
             at = 0
-            for blob, first, last in self.manifest.pieces(file, start, stop):
-                pieces.append((blob, first, last, out[at : at + last - first]))
+            for number, first, last in self.manifest.pieces(file, start, stop):
+                pieces.append(Piece(self.manifest.blobs[number], first, last, out[at : at + last - first]))
                 at += last - first
-        self.bytes_read += self._read(pieces, lambda wants: fetch(self._parts.segments, self._parts.keys, wants))
+        self.bytes_read += self._reader.read(pieces)
 
     def read_blob(self, number: int, out: memoryview) -> int:
         """Read one whole blob on this thread; return the sealed bytes read. Raises Corrupt if it is bad."""
+        blob = self.manifest.blobs[number]
+        return self._reader.read_here([Piece(blob, 0, blob.length, out)])
 
-        def read(wants: list[Want]) -> int:
-            return sum(read_want(self._parts.segments, self._parts.keys, want) for want in wants)
+    def check_blobs(self) -> None:
+        """Raise Corrupt if a blob is missing or in quarantine, NotFound if the version was removed."""
+        self._reader.places(self.manifest.blobs)
 
-        return self._read([(number, 0, self.manifest.blobs[number].length, out)], read)
-
-    def _read(self, pieces: list[tuple[int, int, int, memoryview]], read: Callable[[list[Want]], int]) -> int:
-        """Read (blob number, start, stop, destination) pieces; look again where a blob was moved or stored anew
-        meanwhile, and put one that is bad in its place into quarantine.
-        """
-        blobs = self.manifest.blobs
-        for _ in range(_ATTEMPTS):
-            places = self.places({piece[0] for piece in pieces})
-            try:
-                return read([Want(blobs[n].digest, places[n], start, stop, out) for n, start, stop, out in pieces])
-            except BadBlob as bad:
-                row = self._parts.catalog.find_blobs([bad.want.digest]).get(bad.want.digest)
-                if row and row.place == bad.want.place:
-                    self._parts.catalog.quarantine(bad.want.digest, row.place)
-                    raise self._named(bad.error) from None
-        raise self._named(Corrupt("blobs", "kept being moved; try again"))
-
-    def places(self, numbers: Iterable[int]) -> dict[int, Place]:
-        """Return where blobs lie; raise Corrupt if one is missing or in quarantine, NotFound if all was removed."""
-        digests = {number: self.manifest.blobs[number].digest for number in numbers}
-        rows = self._parts.catalog.find_blobs(digests.values())
-        for digest in digests.values():
-            row = rows.get(digest)
-            if row is None and self.summary.version not in dict(self._parts.catalog.versions(self.summary.name)):
-                raise NotFound(self._found.text, "was removed while it was read")
-            if row is None:
-                raise self._named(Corrupt(f"blob {digest.hex()[:16]}", "is not in the catalog"))
-            if row.state == QUARANTINED:
-                raise self._named(corrupt(row.place, digest, "is in quarantine, found bad before"))
-        for number, digest in digests.items():
-            if rows[digest].place.plain_bytes != self.manifest.blobs[number].length:
-                raise self._named(corrupt(rows[digest].place, digest, "has another length than the manifest says"))
-        return {number: rows[digest].place for number, digest in digests.items()}
-
-    def _named(self, error: Corrupt) -> Corrupt:
-        hint = f"put {self.summary.name} again from its source to heal it; 'arstore verify' lists what else is bad"
-        return Corrupt(f"{self._found.text}: {error.where}", error.why, hint=hint)
+    def _is_gone(self) -> bool:
+        return self.summary.version not in dict(self._parts.catalog.versions(self.summary.name))
 
 
 def _layout(tensors: Iterable[Tensor]) -> tuple[dict[FileRange, int], int]:

@@ -4,7 +4,7 @@
     versions   tenant u32, keyed hash of the name (20), version u32 -> VersionRow
     names      tenant u32, keyed hash of the name (20)              -> newest version number ever given, u32
     segments   segment id u64                                       -> SegmentRow
-    counters   "next-segment"; "usage", "leftovers" + tenant        -> u64
+    counters   "next-segment"; "usage", "leftovers", "quarantines" + tenant -> u64
 
 Integers in keys are big-endian, so that LMDB's order is theirs. Every value ends in a check (formats/catalog.py).
 """
@@ -26,15 +26,19 @@ from ..formats.catalog import (
     parse_version,
 )
 from ..formats.digest import Digest, keyed_hash
-from .accounts import account, count, extend, mark_erase, mark_leftovers, segment_key
+from ..formats.identity import KeyId
+from ..formats.manifest import Needs
+from .accounts import ERASE_PENDING, LEFTOVERS, QUARANTINES, account, count, extend, mark, segment_key
 from .errors import Conflict, NoRoom
+from .identities import TABLE as IDENTITIES_TABLE
+from .identities import claim, unclaim
 from .lease import Lease
 from .slots import doom, doomed_slots
 from .tables import Rows, Tables
 
 _U32, _U64 = struct.Struct(">I"), struct.Struct("<Q")
 _HASH_BYTES = 20
-TABLES = ("blobs", "versions", "names", "segments", "counters")
+TABLES = ("blobs", "versions", "names", "segments", "counters", IDENTITIES_TABLE)
 
 
 class Superseded(Exception):
@@ -52,7 +56,7 @@ class NewVersion:
     name: str
     version: int
     row: VersionRow
-    needs: frozenset[Digest]
+    needs: Needs
     written: Mapping[Digest, Place]
     durable: Mapping[int, int]  # segment id -> bytes that are on disk
     quota_bytes: int = 0
@@ -69,7 +73,7 @@ class Catalog:
     def find_blobs(self, digests: Iterable[Digest]) -> dict[Digest, BlobRow]:
         """Return the rows of those digests that are known, quarantined ones included."""
         with self.tables.reading() as rows:
-            found = {digest: self._blob(rows, digest) for digest in digests}
+            found = {digest: self.blob_row(rows, digest) for digest in digests}
         return {digest: row for digest, row in found.items() if row}
 
     def all_blobs(self) -> Iterator[BlobRow]:
@@ -85,7 +89,7 @@ class Catalog:
             new = self._add_blobs(rows, found)
             extend(rows, durable)
             if new:
-                mark_leftovers(rows, self.prefix)
+                mark(rows, LEFTOVERS + self.prefix)
             return new
 
         return self.tables.write(change)
@@ -97,9 +101,10 @@ class Catalog:
         """
 
         def change(rows: Rows) -> None:
-            row = self._blob(rows, digest)
+            row = self.blob_row(rows, digest)
             if row and row.place == place:
                 rows.put("blobs", self.blob_key(digest), replace(row, state=QUARANTINED).packed())
+                mark(rows, QUARANTINES + self.prefix)
 
         self.tables.write(change)
 
@@ -108,7 +113,7 @@ class Catalog:
 
         def change(rows: Rows) -> None:
             for digest, place in places.items():
-                row = self._blob(rows, digest)
+                row = self.blob_row(rows, digest)
                 if row and row.place == place:
                     good = replace(row, state=LIVE, checked_s=checked_s)
                     rows.put("blobs", self.blob_key(digest), good.packed())
@@ -126,22 +131,23 @@ class Catalog:
         with self.tables.reading() as rows:
             return [(_U32.unpack(key[-4:])[0], parse_version(value)) for key, value in rows.scan("versions", prefix)]
 
-    def commit(self, new: NewVersion) -> None:
-        """Make a version visible: the one commit point of a put.
+    def commit(self, new: NewVersion) -> KeyId | None:
+        """Make a version visible: the one commit point of a put. Return the first identity that it claims and that
+        stands for other bytes already, which it goes on to do.
 
         Raises Fenced if the lease it names no longer stands, Superseded if another version of the name was
         committed since, BlobGone if a blob that was to be
         reused is no longer there, NoRoom if the tenant's quota would be exceeded. Then nothing has changed.
         """
 
-        def change(rows: Rows) -> None:
+        def change(rows: Rows) -> KeyId | None:
             if new.lease:
                 new.lease.check(rows)
             if self._last(rows, new.name) != new.version - 1:
                 raise Superseded
             self._add_blobs(rows, new.written)
-            for digest in new.needs:
-                row = self._blob(rows, digest)
+            for digest in new.needs.blobs:
+                row = self.blob_row(rows, digest)
                 if row is None or row.state != LIVE:
                     raise BlobGone
                 rows.put("blobs", self.blob_key(digest), row.referred(+1).packed())
@@ -152,15 +158,16 @@ class Catalog:
             extend(rows, new.durable)
             if new.quota_bytes and count(rows, b"usage" + self.prefix) > new.quota_bytes:
                 raise NoRoom("quota", f"the tenant's quota of {new.quota_bytes} bytes would be exceeded")
+            return claim(rows, self.identity_key, new.needs.claims)
 
-        self.tables.write(change)
+        return self.tables.write(change)
 
     def scope(self, name: str) -> bytes:
         """Return the scope of the lease that publishing under a name takes."""
         return b"name" + self.name_key(name)
 
-    def drop(self, name: str, version: int, needed: frozenset[Digest], *, shred: bool = False) -> int:
-        """Remove a version and its claim on the blobs it needed; raise Conflict if it is gone already.
+    def drop(self, name: str, version: int, needs: Needs, *, shred: bool = False) -> int:
+        """Remove a version and its claims on blobs and identities; raise Conflict if it is gone already.
 
         With `shred` the blobs that nothing else needs leave the catalog in the same transaction, their keys doomed;
         return how many those are.
@@ -173,7 +180,7 @@ class Catalog:
                 raise Conflict(f"{name}@{version}", "was removed by somebody else")
             changed: Counter[int] = Counter({row.place.segment: -row.place.record_bytes})
             slots = [row.place.slot]
-            for blob_key in map(self.blob_key, needed):
+            for blob_key in map(self.blob_key, needs.blobs):
                 value = rows.get("blobs", blob_key)
                 blob = parse_blob(value) if value is not None else None
                 if blob and shred and blob.refs <= 1:
@@ -182,11 +189,12 @@ class Catalog:
                     changed[blob.place.segment] -= blob.place.record_bytes
                 elif blob and blob.refs:
                     rows.put("blobs", blob_key, blob.referred(-1).packed())
+            unclaim(rows, self.identity_key, needs.claims)
             rows.delete("versions", key)
             doom(rows, self.tenant, slots)
             account(rows, self.prefix, changed)
             if shred:
-                mark_erase(rows)
+                mark(rows, ERASE_PENDING)
                 if next(rows.scan("versions", self.name_key(name)), None) is None:
                     rows.delete("names", self.name_key(name))
             return len(slots) - 1
@@ -196,7 +204,7 @@ class Catalog:
     def live_slots(self, places: Mapping[Digest, Place]) -> set[int]:
         """Return the key slots of those records that the catalog stands on; other copies of them are dead."""
         with self.tables.reading() as rows:
-            found = [(self._blob(rows, digest), place) for digest, place in places.items()]
+            found = [(self.blob_row(rows, digest), place) for digest, place in places.items()]
         return {place.slot for row, place in found if row and row.place == place}
 
     def set_pinned(self, name: str, version: int, pinned: bool) -> None:
@@ -244,7 +252,7 @@ class Catalog:
         doomed = doomed_slots(rows, self.tenant) if places else frozenset[int]()
         replaced: list[int] = []
         for digest, place in places.items():
-            old = self._blob(rows, digest)
+            old = self.blob_row(rows, digest)
             if place.slot in doomed:
                 continue  # left by a killed put, and judged by a collection before it was taken in
             if old and old.state == LIVE:
@@ -259,7 +267,7 @@ class Catalog:
         account(rows, self.prefix, changed)
         return new
 
-    def _blob(self, rows: Rows, digest: Digest) -> BlobRow | None:
+    def blob_row(self, rows: Rows, digest: Digest) -> BlobRow | None:
         value = rows.get("blobs", self.blob_key(digest))
         return parse_blob(value) if value is not None else None
 
@@ -273,6 +281,9 @@ class Catalog:
 
     def blob_key(self, digest: Digest) -> bytes:
         return self.prefix + keyed_hash(self._index_key, b"blob", digest, length=_HASH_BYTES)
+
+    def identity_key(self, id_: KeyId) -> bytes:
+        return self.prefix + keyed_hash(self._index_key, b"identity", id_, length=_HASH_BYTES)
 
     def version_key(self, name: str, version: int) -> bytes:
         return self.name_key(name) + _U32.pack(version)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..formats.digest import Digest
+from ..formats.manifest import Needs
 from .accounts import Marks
 from .catalog import Catalog
 from .disk import locked
@@ -69,10 +69,10 @@ def erase(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:
         erased += _delete_unneeded(parts, parts.garbage.survey())
     for found in doomed:
         one = found.summary
-        erased += parts.catalog.drop(one.name, one.version, needs.get(found.text, frozenset()), shred=True)
+        erased += parts.catalog.drop(one.name, one.version, needs.get(found.text, Needs()), shred=True)
     keys = shred(parts.directory, parts.keyring, parts.ledger)
     parts.marks.erase_finished()
-    shared = len(parts.catalog.find_blobs(frozenset[Digest]().union(*needs.values())))
+    shared = len(parts.catalog.find_blobs({digest for one in needs.values() for digest in one.blobs}))
     level = _OUTSIDE if parts.root_outside else _INSIDE
     texts = tuple(found.text for found in doomed)
     return Receipt(secrets.token_hex(8), texts, erased, shared, keys, parts.keyring.epoch, level)
@@ -81,14 +81,14 @@ def erase(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:
 def foretell(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:
     """Return the receipt that an erase would give, destroying nothing."""
     needs = _needs(parts.names, doomed)
-    counts = Counter(digest for digests in needs.values() for digest in digests)
+    counts = Counter(digest for one in needs.values() for digest in one.blobs)
     rows = parts.catalog.find_blobs(counts)
     erased = sum(row.refs <= counts[digest] for digest, row in rows.items())
     texts = tuple(found.text for found in doomed)
     return Receipt("dry-run", texts, erased, len(rows) - erased, 0, parts.keyring.epoch, "nothing was erased")
 
 
-def _needs(names: Names, doomed: Sequence[Found]) -> dict[str, frozenset[Digest]]:
+def _needs(names: Names, doomed: Sequence[Found]) -> dict[str, Needs]:
     """Return what versions need, without those whose record is bad."""
     needs = {}
     for found in doomed:

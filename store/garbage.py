@@ -10,7 +10,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass, field, replace
 
 from ..formats.catalog import BlobRow, Place, SegmentRow, parse_blob, parse_segment, parse_version
-from .accounts import account, count
+from .accounts import LEFTOVERS, QUARANTINES, account, count
 from .slots import doom
 from .tables import Rows, Tables
 
@@ -141,10 +141,11 @@ class Garbage:
                     changed[place.segment] -= place.record_bytes
                     rows.delete(table, key)
             account(rows, prefix, changed)
-            for table in ("names", "loans", "doomed", "spare"):
+            for table in ("names", "loans", "doomed", "spare", "identities"):
                 for key, _ in list(rows.scan(table, prefix)):
                     rows.delete(table, key)
-            rows.delete("counters", b"usage" + prefix)
+            for counter in (b"usage", LEFTOVERS, QUARANTINES):
+                rows.delete("counters", counter + prefix)
 
         self._tables.write(change)
 

@@ -5,7 +5,7 @@ byte of the artifact has been checked.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..formats.errors import FormatError
 from ..formats.frames import WEIGHT_FRAME_BYTES
+from ..formats.kv_layout import array_shapes, slot_name
 from ..formats.manifest import Manifest, StoredFile
 from ..formats.safetensors import write_header
 from ..formats.tensor import DTYPE_BITS, dense_bytes
@@ -20,6 +21,7 @@ from .artifact import Artifact
 from .disk import Disk, make_buffer
 from .errors import BadInput, Corrupt
 from .fetch import workers_count
+from .prefix import Prefix
 from .progress import Progress
 from .select import Part, Selection, select
 
@@ -84,10 +86,39 @@ def write_selected(artifact: Artifact, dest: Path, wanted: Selection, disk: Disk
     if dest.is_dir():
         dest = dest / f"{artifact.summary.name.rpartition('/')[2]}.safetensors"
     total = len(header) + sum(dense_bytes(part.tensor.span.dtype, part.shape) for part in chosen)
+    written = _write_one(dest, _with_first(memoryview(header), _blocks(artifact, chosen)), total, disk, progress)
+    return Written(1, written, artifact.bytes_read)
+
+
+def write_kv(
+    prefix: Prefix, dest: Path, layers: Sequence[int] | None, positions: tuple[int, int], disk: Disk, progress: Progress
+) -> Written:  # fmt: skip
+    """Write the KV of some layers and token positions of a prefix as one safetensors file, a layer at a time."""
+    assert prefix.shape is not None
+    wanted = sorted(set(prefix.layers if layers is None else layers))
+    try:
+        shape = prefix.shape.narrow(layers=wanted)
+        shapes = array_shapes(shape, prefix.layout, positions[1] - positions[0], page=prefix.page_tokens)
+        header = write_header([(slot_name(slot), shape.dtype, lengths) for slot, lengths in shapes.items()])
+    except FormatError as error:
+        raise BadInput("kv", str(error)) from None
+    total = len(header) + sum(dense_bytes(shape.dtype, lengths) for lengths in shapes.values())
+
+    def blocks() -> Iterator[memoryview]:
+        yield memoryview(header)
+        for _, loaded in prefix.stream_loaded(wanted, range, positions, None, ahead=2):
+            yield from map(loaded.bytes_of, loaded.spans)
+
+    written = _write_one(dest, blocks(), total, disk, progress)
+    return Written(1, written, prefix.bytes_read)
+
+
+def _write_one(dest: Path, blocks: Iterable[memoryview], total: int, disk: Disk, progress: Progress) -> int:
+    """Write one file, which appears whole; return its length."""
     private = disk.make_private_dir(dest)
     try:
         at = 0
-        for block in _with_first(memoryview(header), _blocks(artifact, chosen)):
+        for block in blocks:
             disk.write_file_at(private / "selected", block, at)
             at += len(block)
             progress(len(block), total)
@@ -95,13 +126,13 @@ def write_selected(artifact: Artifact, dest: Path, wanted: Selection, disk: Disk
         disk.rename(private / "selected", dest)
     finally:
         disk.remove(private)
-    return Written(1, at, artifact.bytes_read)
+    return at
 
 
 def _write_blobs(artifact: Artifact, private: Path, disk: Disk, progress: Progress) -> None:
     """Write every file under its number, on every core."""
     blobs = artifact.manifest.blobs
-    artifact.places(range(len(blobs)))  # what is missing or in quarantine is refused before anything is written
+    artifact.check_blobs()  # what is missing or in quarantine is refused before anything is written
 
     def write(task: tuple[int, int, list[int]]) -> int:
         number, offset, members = task

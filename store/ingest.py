@@ -33,10 +33,11 @@ _WORKERS_MAX = 4
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """One blob to be: its length and, if it is a whole tensor's or part of one, the dtype."""
+    """One blob to be: its length, the dtype if it is a whole tensor's or part of one, and what is readable alone."""
 
     length: int
     dtype: str | None
+    frame_bytes: int = WEIGHT_FRAME_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ class Ingest:
         self._all_known = not missing
         fresh = {digest: n for n, digest in enumerate(digests) if digest in missing}
         if fresh:
-            self._write([(digest, parts[n], group.cuts[n].dtype) for digest, n in fresh.items()])
+            self._write([(digest, parts[n], group.cuts[n]) for digest, n in fresh.items()])
         return digests
 
     def _missing(self, digests: Sequence[Digest]) -> set[Digest]:
@@ -171,11 +172,11 @@ class Ingest:
     def _is_readable(self, row: BlobRow) -> bool:
         return row.state == LIVE and self.segments.reaches(row.place)
 
-    def _write(self, parts: list[tuple[Digest, memoryview, str | None]]) -> None:
+    def _write(self, parts: list[tuple[Digest, memoryview, Cut]]) -> None:
         drafts: list[Draft] = []
-        for (digest, plain, dtype), (slot, key) in zip(parts, self.slots.take(len(parts)), strict=True):
-            codec: Codec = choose(self.codec, dtype, plain[:SAMPLE_MAX_BYTES])
-            drafts.append(draft_record(self.keys, slot, key, KIND_BLOB, digest, plain, codec, WEIGHT_FRAME_BYTES))
+        for (digest, plain, cut), (slot, key) in zip(parts, self.slots.take(len(parts)), strict=True):
+            codec: Codec = choose(self.codec, cut.dtype, plain[:SAMPLE_MAX_BYTES])
+            drafts.append(draft_record(self.keys, slot, key, KIND_BLOB, digest, plain, codec, cut.frame_bytes))
         total = sum(draft.record_bytes for draft in drafts)
         with self._guard:
             if self.room_bytes is not None:

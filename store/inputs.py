@@ -125,6 +125,13 @@ class FileSource:
         finally:
             os.close(fd)
 
+    def check_unchanged(self) -> None:
+        """Raise StorageFailed if the file is not the one that was seen first."""
+        with _input_errors(self._path):
+            found = os.stat(self._path)
+        if _fingerprint(found) != self._seen:
+            raise StorageFailed(str(self._path), "changed while it was read", hint=_AT_REST)
+
     def _check_unchanged(self, fd: int) -> None:
         if _fingerprint(os.fstat(fd)) != self._seen:
             raise StorageFailed(str(self._path), "changed while it was read", hint=_AT_REST)

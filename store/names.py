@@ -17,7 +17,7 @@ from ..formats.catalog import BlobRow, Place, VersionRow
 from ..formats.digest import Digest, digest_bytes
 from ..formats.errors import FormatError
 from ..formats.frames import seal, unseal
-from ..formats.manifest import MANIFEST_MAX_BYTES, Manifest, ManifestId, parse_json, parse_manifest, parse_needs
+from ..formats.manifest import MANIFEST_MAX_BYTES, Manifest, ManifestId, Needs, parse_json, parse_manifest, parse_needs
 from ..formats.record import KIND_VERSION
 from .catalog import Catalog, Superseded
 from .counts import recount
@@ -132,8 +132,8 @@ class Names:
         """Return what a version consists of; raise Corrupt if its record is bad, NotFound if it was removed since."""
         return self._read(found, parse_manifest)
 
-    def needs(self, found: Found) -> frozenset[Digest]:
-        """Return the blobs a version needs; raise as `manifest` does."""
+    def needs(self, found: Found) -> Needs:
+        """Return what a version keeps from collection; raise as `manifest` does."""
         return self._read(found, parse_needs)
 
     def _read(self, found: Found, parse: Callable[[Any], T]) -> T:
@@ -192,13 +192,13 @@ class Names:
     def drop(self, found: Found) -> None:
         """Drop a version, durably. One that can't be read goes too: what it needed is found by counting anew."""
         try:
-            needed = self.needs(found)
+            needs = self.needs(found)
         except Corrupt:
-            self._catalog.drop(found.summary.name, found.summary.version, frozenset())
+            self._catalog.drop(found.summary.name, found.summary.version, Needs())
             with contextlib.suppress(Corrupt):  # of another version: 'repair' counts when that is gone as well
                 self.recount()
             return
-        self._catalog.drop(found.summary.name, found.summary.version, needed)
+        self._catalog.drop(found.summary.name, found.summary.version, needs)
 
     def recount(self, without: Set[Place] = frozenset(), *, dry_run: bool = False) -> int:
         """Count anew how many versions need each blob, durably; return how many counts were wrong.
@@ -206,11 +206,11 @@ class Names:
         Raises Corrupt if a version can't be read that does not lie in one of the places `without`.
         """
         for _ in range(_ATTEMPTS):
-            needs: Counter[Digest] = Counter()
+            needs: list[Needs] = []
             rows = self._catalog.versions()
             for version, row in rows:
                 if row.place not in without:
-                    needs.update(self.needs(self._found(version, row)))
+                    needs.append(self.needs(self._found(version, row)))
             with contextlib.suppress(Superseded):
                 return recount(self._catalog, {row.place for _, row in rows}, needs, dry_run=dry_run)
         raise Conflict("repair", "versions kept being added and removed; try again")
@@ -220,7 +220,7 @@ class Names:
         counts: Counter[Digest] = Counter()
         for found in dropped:
             with contextlib.suppress(Corrupt, NotFound):
-                counts.update(self.needs(found))
+                counts.update(self.needs(found).blobs)
         return [row for digest, row in self._catalog.find_blobs(counts).items() if 0 < row.refs <= counts[digest]]
 
     def check_free(self, ref: Ref, manifest_id: ManifestId) -> Found | None:

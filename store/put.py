@@ -9,8 +9,8 @@ from datetime import datetime
 from ..formats.catalog import LIVE, Place, VersionRow
 from ..formats.codec import Codec
 from ..formats.digest import Digest, digest_bytes
-from ..formats.identity import Identity
-from ..formats.manifest import MANIFEST_MAX_BYTES, BlobName, Manifest, StoredFile, Tensor
+from ..formats.identity import Identity, KeyId, identity_key, key_id
+from ..formats.manifest import MANIFEST_MAX_BYTES, BlobName, Claim, Manifest, StoredFile, Tensor
 from ..formats.record import KIND_VERSION
 from .catalog import BlobGone, Catalog, NewVersion, Superseded
 from .errors import BadInput, Conflict, Corrupt, NoRoom, StoreError
@@ -38,6 +38,7 @@ class Stored:
     bytes_stored: int
     blobs_new: int
     blobs_reused: int
+    conflict: KeyId | None = None  # the identity that stands for other bytes already
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,21 @@ def put_inputs(parts: PutParts, inputs: Inputs, wish: Wish, progress: Progress) 
     Raises Conflict if the label is taken by other content, NoRoom if disk or quota is full.
     If it fails or is killed nothing is visible; blobs that were whole are reused by the next put.
     """
-    return _until_committed(parts, wish, progress, lambda ingest: _ingest(ingest, inputs, wish))
+    return put_made(parts, wish, progress, lambda ingest: _ingest(ingest, inputs, wish))
+
+
+def put_made(parts: PutParts, wish: Wish, progress: Progress, make: Callable[[Ingest], Manifest]) -> Stored:
+    """Make an artifact the newest version of its name, durably; `make` stores its blobs and says what it is.
+
+    Raises as `put_inputs`, and Conflict if its identity stands for other bytes already: both are kept then, and the
+    identity leads to those that were first.
+    """
+    stored = _until_committed(parts, wish, progress, make)
+    if stored.conflict:
+        where = f"{stored.summary.name}@{stored.summary.version}"
+        why = f"is stored, but its identity ({stored.conflict.hex()[:16]}) stands for other bytes, which were first"
+        raise Conflict(where, why, hint="both are kept; a field that tells them apart, or 'erase' of one, ends it")
+    return stored
 
 
 def commit_manifest(parts: PutParts, manifest: Manifest, wish: Wish) -> Stored:
@@ -134,6 +149,11 @@ def _ingest(ingest: Ingest, inputs: Inputs, wish: Wish) -> Manifest:
         used = tuple(numbers.setdefault(blob, len(numbers)) for blob in blobs)
         files.append(StoredFile(file.path, file.mode, file.source.size, file.format, used))
     tensors = (Tensor(n, span) for n, file in enumerate(inputs.files) for span in file.spans)
+    claims: tuple[Claim, ...] = ()
+    if wish.kind == "intermediate" and {"model", "sequence"} <= dict(wish.identity).keys():
+        # What was computed from named inputs: the same inputs must not lead to other bytes unseen.
+        key = identity_key(ingest.keys.tenant.digest_key)
+        claims = (Claim(key_id(key, wish.kind, wish.identity), 0, ()),)
     return Manifest(
         wish.kind,
         wish.identity,
@@ -142,13 +162,14 @@ def _ingest(ingest: Ingest, inputs: Inputs, wish: Wish) -> Manifest:
         tuple(files),
         tuple(tensors),
         tuple(numbers),
+        claims,
     )
 
 
 def _commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish, lease: Lease | None) -> Stored:
     """Write the version record, sync once, commit; again with the next number while other writers are first."""
     manifest_id = manifest.id(parts.keys.tenant.digest_key)
-    needs = frozenset(blob.digest for blob in manifest.blobs)
+    needs = manifest.needs()
     for _ in range(_ATTEMPTS):
         version = parts.catalog.last_version(wish.ref.name) + 1  # before the label is looked at: the commit compares it
         there = parts.names.check_free(wish.ref, manifest_id)
@@ -158,7 +179,7 @@ def _commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish, lea
             ingest.slots.settle(parts.catalog.live_slots(ingest.written))
             if wish.pinned:
                 parts.names.set_pinned(f"{wish.ref.name}@{wish.ref.label}", pinned=True)
-            return Stored(there.summary, manifest.plain_bytes, 0, 0, len(needs))
+            return Stored(there.summary, manifest.plain_bytes, 0, 0, len(needs.blobs))
         created = parts.now().strftime("%Y-%m-%dT%H:%M:%SZ")
         summary = Summary(
             wish.ref.name, version, wish.ref.label, manifest_id.hex(), wish.kind, dict(wish.identity).get("model"),
@@ -169,10 +190,12 @@ def _commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish, lea
         durable = ingest.writer.sync()
         quota = parts.keys.tenant.quota_bytes
         with contextlib.suppress(Superseded):
-            parts.catalog.commit(NewVersion(wish.ref.name, version, row, needs, ingest.written, durable, quota, lease))
+            conflict = parts.catalog.commit(
+                NewVersion(wish.ref.name, version, row, needs, ingest.written, durable, quota, lease)
+            )
             ingest.slots.settle(parts.catalog.live_slots(ingest.written) | {place.slot})
             stored = ingest.stored_bytes + place.record_bytes
-            return Stored(summary, manifest.plain_bytes, stored, len(ingest.written), len(ingest.reused))
+            return Stored(summary, manifest.plain_bytes, stored, len(ingest.written), len(ingest.reused), conflict)
     raise Conflict(wish.ref.name, "other writers kept adding versions; try again")
 
 

@@ -213,7 +213,12 @@ def _fill(tables: Tables, found: Salvage) -> int:
     tables.write(lambda rows: write_segments(rows, found.segments, found.last_segment))
     for tenant in found.tenants.values():
         versions = {ref: row for ref, (_, row, _) in tenant.versions.items()}
-        restore(Catalog(tables, tenant.keys.number, tenant.keys.tenant.index_key), tenant.blobs, versions)
+        catalog = Catalog(tables, tenant.keys.number, tenant.keys.tenant.index_key)
+        stored = sorted(
+            tenant.versions.values(), key=lambda one: one[0].created
+        )  # an identity stands for what came first
+        claims = [manifest.needs().claims for _, _, manifest in stored]
+        restore(catalog, tenant.blobs, versions, claims)
     return sum(not place.is_missing for tenant in found.tenants.values() for place in tenant_places(tenant))
 
 

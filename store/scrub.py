@@ -14,7 +14,7 @@ from ..formats.catalog import BlobRow, Place
 from ..formats.digest import Digest
 from ..formats.errors import FormatError
 from ..formats.record import KIND_BLOB
-from .artifact import ReadParts
+from .blobs import ReadParts
 from .errors import Corrupt, NotFound
 from .fetch import workers_count
 from .names import Found, Names
@@ -106,7 +106,7 @@ def _needed(names: Names, versions: Sequence[Found]) -> tuple[list[Bad], dict[Di
     needed: dict[Digest, list[str]] = {}
     for found in versions:
         try:
-            for digest in names.needs(found):
+            for digest in names.needs(found).blobs:
                 needed.setdefault(digest, []).append(found.text)
         except NotFound:
             continue  # removed meanwhile

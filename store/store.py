@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..formats.errors import FormatError
 from ..formats.identity import Identity, make_identity
 from ..formats.keypage import Tenant
 from ..formats.manifest import KINDS, Manifest
-from .artifact import Artifact, ReadParts
+from .artifact import Artifact
+from .blobs import ReadParts
 from .catalog import Catalog
 from .collect import CAREFUL, Collected, CollectParts, Margins, collect
 from .config import DEFAULT_TENANT
@@ -18,9 +19,11 @@ from .erase import EraseParts, Receipt, erase, foretell, shred
 from .errors import BadInput, Conflict
 from .get import Written, write_files, write_selected
 from .inputs import inputs_from_path, inputs_from_tensors
+from .kv import Kv
 from .lease import Held
 from .names import Found
 from .opened import open_parts
+from .prefix import Prefix
 from .progress import Progress
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
 from .refs import parse_new_ref
@@ -81,7 +84,8 @@ class Store:
         if (path is None) == (tensors is None):
             raise BadInput("put", "wanted a path or tensors, one of them")
         if kind not in (None, *KINDS) or kind == "kv":
-            raise BadInput(f"kind {kind[:80]!r}", "is not known, wanted weights, intermediate or file")
+            hint = "KV is put with 'arstore kv put'" if kind == "kv" else None
+            raise BadInput(f"kind {kind[:80]!r}", "is not known, wanted weights, intermediate or file", hint=hint)
         if codec not in CODECS:
             raise BadInput(f"codec {codec[:80]!r}", f"is not known, wanted one of {', '.join(CODECS)}")
         ref, fields = parse_new_ref(name), _identity(identity or {})
@@ -109,6 +113,8 @@ class Store:
         dest = Path(dest).absolute()
         if into:
             self._parts.disk.make_dirs(dest, 0o777)
+        if artifact.manifest.shape:
+            return artifact, self.kv.write_named(artifact.summary, dest, selection, progress)
         if selection:
             return artifact, write_selected(artifact, dest, selection, self._parts.disk, progress)
         return artifact, write_files(artifact, dest, self._parts.disk, progress)
@@ -211,6 +217,18 @@ class Store:
     def break_lease(self, lease_id: str, *, dry_run: bool = False) -> Held:
         """Take a lease from its owner, who can publish nothing under it any more; raise NotFound if there is none."""
         return self._parts.leases.break_(lease_id, dry_run=dry_run)
+
+    # ---- prefix KV
+
+    @property
+    def kv(self) -> Kv:
+        """The KV of sequences: put, find and read prefixes."""
+        p = self._parts
+        return Kv(self._put_parts(), self._read, p.names, p.disk, p.recover)
+
+    def longest_prefix(self, tokens: Any, identity: Mapping[str, object]) -> Prefix:
+        """Return the longest stored prefix of a sequence of token ids under an identity; see `Kv.longest_prefix`."""
+        return self.kv.longest_prefix(tokens, identity)
 
     # ---- keys and tenants
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 Rows = Mapping[str, Mapping[bytes, bytes]]
-TABLES = ("blobs", "versions", "names", "segments", "counters", "loans", "spare", "doomed", "leases")
+TABLES = ("blobs", "versions", "names", "segments", "counters", "loans", "spare", "doomed", "leases", "identities")
 
 
 class Refused(Exception):

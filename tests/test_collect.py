@@ -848,7 +848,7 @@ def fill(store: Store, count: int) -> None:
         os.ftruncate(fd, row.durable_bytes)
         os.fsync(fd)  # or punching would be timed with writing back
         os.close(fd)
-    restore(parts.catalog, blobs, {})
+    restore(parts.catalog, blobs, {}, ())
 
     def change(rows: Rows) -> None:
         write_segments(rows, segments, max(segments))

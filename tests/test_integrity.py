@@ -27,7 +27,7 @@ from arstore.formats.catalog import BlobRow, VersionRow
 from arstore.formats.codec import Codec
 from arstore.formats.digest import digest_bytes
 from arstore.formats.frames import TAG_BYTES
-from arstore.formats.manifest import BlobName, Manifest, Tensor
+from arstore.formats.manifest import BlobName, Manifest, Needs, Tensor
 from arstore.formats.record import ALIGN_BYTES, HEADER_BYTES, KIND_BLOB, KIND_VERSION, Header, parse_header
 from arstore.store.access import create_store
 from arstore.store.catalog import NewVersion
@@ -840,7 +840,7 @@ def plant_bytes(store: Store, name: str, packed: bytes) -> None:
         extent.finish()
         summary = Summary(name, 1, None, "0" * 64, "weights", None, 1, "2026-01-01T00:00:00Z", False)
         row = VersionRow(place, False, summary.sealed(secret))
-        parts.catalog.commit(NewVersion(name, 1, row, frozenset(), {}, writer.sync()))
+        parts.catalog.commit(NewVersion(name, 1, row, Needs(), {}, writer.sync()))
 
 
 def with_file(manifest: Manifest, **changes: Any) -> Manifest:

@@ -10,7 +10,7 @@ from golden.keys import Pages, Ref, root_file, root_plain, stanza, tenant_body
 from golden.primitives import Json, canonical, changed, derive, digest, fixed, keyed, packed_json, seal
 from golden.records import BLOB, PAGE, VERSION, Owner, Record, padded, segment_header
 
-TABLES = ("blobs", "versions", "names", "segments", "counters", "loans", "spare", "doomed", "leases")
+TABLES = ("blobs", "versions", "names", "segments", "counters", "loans", "spare", "doomed", "leases", "identities")
 NOON = 1795521600  # 2026-11-24T12:00:00Z
 
 

@@ -1,0 +1,214 @@
+"""KV: prefixes of sequences put, found and read back.
+
+put    arrays -> blocks of N tokens, each named by identity and every token from the start -> a version that claims them
+match  identity, tokens -> ids of its blocks -> how many of them are stored, from the first on
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..formats.errors import FormatError
+from ..formats.identity import FIELDS, Identity, make_identity
+from ..formats.kv_shape import KvShape
+from ..formats.manifest import BlobName, Claim, Manifest, StoredFile
+from .blobs import ReadParts
+from .disk import Disk
+from .errors import BadInput
+from .get import Written, write_kv
+from .ingest import Cut, Ingest, group_cuts
+from .kv_input import KvArrays, KvSource, Part, arrays_from_path, arrays_from_tensors, cut_of, parts_of
+from .names import Names, Summary
+from .prefix import Prefix
+from .prefixes import Chain, chain_of, count_stored, find_blocks, find_shape
+from .progress import Progress
+from .put import PutParts, Stored, Wish, put_made
+from .refs import parse_new_ref
+from .select import Selection
+from .tokens import pack_tokens
+
+BLOCK_TOKENS = 256
+BLOCK_TOKENS_MAX = 1 << 16
+REQUIRED = ("model", "revision", "precision")
+
+
+@dataclass(frozen=True, slots=True)
+class Kv:
+    """The KV of one tenant."""
+
+    parts: PutParts
+    read: ReadParts
+    names: Names
+    disk: Disk
+    recover: Callable[[], int]
+
+    def put(
+        self, kv: "Path | str | Mapping[str, Any]", *, name: str, tokens: Any, identity: Mapping[str, object],
+        codec: str = "stored", pin: bool = False, join: bool = False, multi_writer: bool = False,
+        lock_wait_s: float = 0.0, progress: Progress = lambda advance_bytes, total_bytes: None,
+    ) -> Stored:  # fmt: skip
+        """Store the KV of a sequence as the newest version of a name; durable on return.
+
+        `kv` is a safetensors file, or tensors in host memory by the same names. Blocks that are stored already are
+        not stored twice. Where a block of this identity is stored with other bytes, both are kept and Conflict is
+        raised; with `join` what is stored stands for the sequence too, and only what follows it is taken from `kv`.
+        Raises BadInput, with nothing stored, if tokens, names, shapes or dtypes do not fit each other.
+        """
+        wanted = complete(make_kv_identity(identity))
+        wish = Wish(parse_new_ref(name), "kv", wanted, codec, pin, multi_writer, lock_wait_s)
+        chain, fields = self._chain(_packed(tokens), wanted), dict(wanted)
+        take = arrays_from_tensors if isinstance(kv, Mapping) else arrays_from_path
+        given = take(kv if isinstance(kv, Mapping) else Path(kv), fields.get("layout", "NHD"), chain.tokens_count)  # type: ignore[arg-type]
+        _check_shape(given.shape, fields)
+        self.recover()
+
+        def make(ingest: Ingest) -> Manifest:
+            stored = self._joined(chain, given.shape) if join else []
+            return _manifest(ingest, given, chain, wanted, stored)
+
+        return put_made(self.parts, wish, progress, make)
+
+    def longest_prefix(self, tokens: Any, identity: Mapping[str, object]) -> Prefix:
+        """Return the longest stored prefix of a sequence under exactly this identity; its tokens_count may be 0.
+
+        Full blocks of the sequence match, and a short last block if it ends where the sequence ends.
+        """
+        wanted = complete(make_kv_identity(identity))
+        chain = self._chain(_packed(tokens), wanted)
+        return self._prefix(chain, count_stored(self.read.catalog, chain), dict(wanted))
+
+    def open(self, name: str) -> Prefix:
+        """Return the whole KV that was put under a name; raise BadInput if that is none."""
+        found = self.names.resolve(name)
+        manifest = self.names.manifest(found)
+        if manifest.shape is None:
+            raise BadInput(found.text, f"is {manifest.kind}, not kv")
+        blocks = [named for _, named in manifest.needs().claims if named.tokens]
+        fields = dict(manifest.identity)
+        return Prefix(
+            self.read, found.text, found.summary.id, manifest.shape, blocks, layout=fields.get("layout", "NHD"),
+            page_tokens=_count(fields, "page_tokens"),
+        )  # fmt: skip
+
+    def write(
+        self, prefix: Prefix, dest: str | Path, *, layers: Sequence[int] | None = None,
+        positions: tuple[int, int] | None = None, progress: Progress = lambda advance_bytes, total_bytes: None,
+    ) -> Written:  # fmt: skip
+        """Write the KV of a prefix, or of some layers and token positions, to `dest` as one safetensors file."""
+        first, end = positions or (0, prefix.tokens_count)
+        if not 0 <= first < end <= prefix.tokens_count:
+            raise BadInput(f"positions {first}:{end}", f"the prefix has {prefix.tokens_count} tokens")
+        return write_kv(prefix, Path(dest).absolute(), layers, (first, end), self.disk, progress)
+
+    def write_named(self, one: Summary, dest: Path, selection: Selection | None, progress: Progress) -> Written:
+        """Write what was put under a name, or layers of it, to `dest`; into it where it is a directory."""
+        layers = selection.layers if selection else ()
+        if selection and selection != Selection(layers=layers):
+            raise BadInput(one.name, "is kv: of it layers can be selected", hint="see 'arstore kv get'")
+        dest = dest / f"{one.name.rpartition('/')[2]}.safetensors" if dest.is_dir() else dest
+        return self.write(self.open(f"{one.name}@{one.version}"), dest, layers=layers or None, progress=progress)
+
+    def _chain(self, packed: memoryview, identity: Identity) -> Chain:
+        block_tokens = int(dict(identity)["block_tokens"])
+        return chain_of(self.read.keys.tenant.digest_key, identity, packed, block_tokens)
+
+    def _prefix(self, chain: Chain, count: int, fields: Mapping[str, str]) -> Prefix:
+        shape = find_shape(self.read.catalog, chain.root) if count else None
+        blocks = find_blocks(self.read.catalog, chain.blocks[:count]) if shape else []
+        whole = [block for block in blocks if block is not None]
+        if len(whole) < len(blocks):  # some were removed meanwhile
+            whole = whole[: blocks.index(None)]
+        id_ = chain.blocks[len(whole) - 1].hex() if whole else ""
+        return Prefix(
+            self.read, f"prefix {id_[:16]}", id_, shape, whole, layout=fields.get("layout", "NHD"),
+            page_tokens=_count(fields, "page_tokens"),
+        )  # fmt: skip
+
+    def _joined(self, chain: Chain, shape: KvShape) -> list[tuple[BlobName, ...]]:
+        """Return the blobs of the blocks that are stored already."""
+        count = count_stored(self.read.catalog, chain)
+        if not count or find_shape(self.read.catalog, chain.root) != shape:
+            return []
+        found: list[tuple[BlobName, ...]] = []
+        for number, named in enumerate(find_blocks(self.read.catalog, chain.blocks[:count])):
+            if named is None:
+                break
+            parts = parts_of(shape, 0, chain.tokens_of(number))
+            found.append(tuple(BlobName(*one) for one in zip(named.blobs, (p.length for p in parts), strict=True)))
+        return found
+
+
+def make_kv_identity(fields: Mapping[str, object]) -> Identity:
+    """Return the identity of KV; raise BadInput for a field that is unknown, bad, or missing and required."""
+    try:
+        identity = make_identity(fields)
+    except FormatError as error:
+        raise BadInput("identity", str(error)) from None
+    missing = [name for name in REQUIRED if name not in dict(identity)]
+    if missing:
+        raise BadInput("identity", f"lacks {', '.join(missing)}, which KV always depends on", hint="see --identity")
+    return identity
+
+
+def complete(identity: Identity) -> Identity:
+    """Return an identity that says how many tokens a block has."""
+    fields = {"block_tokens": str(BLOCK_TOKENS), **dict(identity)}
+    if not 0 < int(fields["block_tokens"]) <= BLOCK_TOKENS_MAX:
+        raise BadInput(f"block_tokens {fields['block_tokens']}", f"wanted 1 to {BLOCK_TOKENS_MAX}")
+    return make_identity(fields)
+
+
+def _packed(tokens: Any) -> memoryview:
+    return tokens if isinstance(tokens, memoryview) else pack_tokens(tokens)
+
+
+def _count(fields: Mapping[str, str], name: str) -> int | None:
+    return int(fields[name]) if name in fields else None
+
+
+def _check_shape(shape: KvShape, fields: Mapping[str, str]) -> None:
+    """Refuse KV that is not what its identity says, or that lacks a layer."""
+    numbers = [number for number, _ in shape.layers]
+    said = str(dict(make_identity({"layers": numbers}))["layers"])
+    if fields.get("layers", said) != said:
+        raise BadInput("kv", f"holds layers {said}, the identity says {fields['layers']}")
+    if "layers" not in fields and numbers != list(range(len(numbers))):
+        missing = next(n for n, number in enumerate([*numbers, -1]) if n != number)
+        raise BadInput("kv", f"layer {missing} is missing", hint="if it is meant to be, say so with the field layers")
+    for name, found in (("kv_heads", shape.layers[0][1].key_heads), ("head_dim", shape.layers[0][1].key_dim)):
+        if fields.get(name, str(found)) != str(found):
+            raise BadInput("kv", f"has {name} {found}, the identity says {fields[name]}")
+
+
+def _manifest(
+    ingest: Ingest, given: KvArrays, chain: Chain, identity: Identity, stored: Sequence[tuple[BlobName, ...]]
+) -> Manifest:
+    """Store the blocks that follow those stored, and return the manifest that names all."""
+    templates = {
+        tokens: parts_of(given.shape, 0, tokens) for tokens in {chain.tokens_of(n) for n in range(len(chain.blocks))}
+    }
+    cut = {tokens: [cut_of(part) for part in parts] for tokens, parts in templates.items()}
+    parts: list[Part] = []
+    cuts: list[Cut] = []
+    for number in range(len(stored), len(chain.blocks)):
+        tokens = chain.tokens_of(number)
+        parts += [replace(part, first_token=number * chain.block_tokens) for part in templates[tokens]]
+        cuts += cut[tokens]
+    digests = [digest for group in ingest.run(list(group_cuts(KvSource(given, parts), cuts))) for digest in group]
+    if given.source:
+        given.source.check_unchanged()
+    fresh = iter([BlobName(digest, one.length) for digest, one in zip(digests, cuts, strict=True)])
+    blocks = list(stored)
+    for number in range(len(stored), len(chain.blocks)):
+        blocks.append(tuple(next(fresh) for _ in templates[chain.tokens_of(number)]))
+    numbers: dict[BlobName, int] = {}
+    used = [tuple(numbers.setdefault(blob, len(numbers)) for blob in block) for block in blocks]
+    claims = [Claim(chain.root, 0, ())]
+    claims += [Claim(id_, chain.tokens_of(n), used[n]) for n, id_ in enumerate(chain.blocks)]
+    size = sum(blob.length for block in blocks for blob in block)
+    file = StoredFile("kv", 0o644, size, "kv", tuple(number for block in used for number in block))
+    return Manifest("kv", identity, True, (), (file,), (), tuple(numbers), tuple(claims), given.shape)
+
+
+assert set(REQUIRED) <= FIELDS.keys()

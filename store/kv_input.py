@@ -1,0 +1,180 @@
+"""KV that a user hands to `kv put`: arrays of a file or of memory, cut into the prefix blocks that are stored."""
+
+import contextlib
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..formats.errors import FormatError
+from ..formats.kv_layout import Slot, gather_block, infer_shape, parse_slot
+from ..formats.kv_shape import KvShape
+from ..formats.safetensors import read_table
+from ..formats.tensor import BLOB_MAX_BYTES, DTYPE_BITS
+from .errors import BadInput
+from .ingest import Cut
+from .inputs import FileSource
+
+if TYPE_CHECKING:
+    from ..formats.kv_layout import Array
+
+# What is readable alone: smaller frames lose a third of the speed, larger ones read what nobody asked for.
+GRAIN_BYTES = 256 << 10
+_FRAME_MAX_BYTES = 4 << 20
+_PART_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class KvArrays:
+    """The KV of one sequence: dense arrays by layer and side, in a layout, and what they say of the model."""
+
+    arrays: "Mapping[Slot, Array]"
+    shape: KvShape
+    layout: str
+    source: FileSource | None = None  # that must not change while it is stored
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some layers of one block: what becomes one blob."""
+
+    first_token: int
+    tokens: int
+    shape: KvShape
+
+    @property
+    def length(self) -> int:
+        return self.shape.block_bytes(self.tokens)
+
+
+def arrays_from_path(path: Path, layout: str, tokens_count: int) -> KvArrays:
+    """Return the KV in a safetensors file, mapped; raise BadInput if it is none, or not of so many tokens."""
+    import numpy as np
+
+    source = FileSource(path)
+    try:
+        spans = read_table(source)
+        if not spans:
+            raise FormatError("holds no tensors")
+        whole = np.memmap(path, np.uint8, "r")
+        arrays = {}
+        for span in spans:
+            word = _word(DTYPE_BITS[span.dtype])
+            arrays[parse_slot(span.name)] = whole[span.start : span.start + span.length].view(word).reshape(span.shape)
+        dtypes = {span.dtype for span in spans}
+        if len(dtypes) > 1:
+            raise FormatError(f"holds {' and '.join(sorted(dtypes))}, wanted one dtype")
+        shape = infer_shape({slot: array.shape for slot, array in arrays.items()}, layout, dtypes.pop(), tokens_count)
+    except (FormatError, ValueError) as error:
+        raise BadInput(str(path), str(error)) from None
+    return KvArrays(arrays, shape, layout, source)
+
+
+def arrays_from_tensors(tensors: Mapping[str, Any], layout: str, tokens_count: int) -> KvArrays:
+    """Return KV in memory, torch tensors or numpy arrays by name; raise BadInput if it is none, or not dense."""
+    import numpy as np
+
+    from .tensors import dtype_name
+
+    arrays: dict[Slot, Array] = {}
+    dtypes = set()
+    try:
+        for name, tensor in tensors.items():
+            if isinstance(tensor, np.ndarray):
+                if not tensor.flags.c_contiguous:
+                    raise FormatError(f"tensor {name} is not contiguous")
+                dtypes.add(_numpy_name(tensor))
+                arrays[parse_slot(name)] = tensor
+                continue
+            import torch
+
+            if tensor.device.type != "cpu" or not tensor.is_contiguous():
+                raise FormatError(f"tensor {name} is not contiguous in host memory")
+            dtypes.add(dtype_name(tensor))
+            words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+            arrays[parse_slot(name)] = tensor.detach().view(words[tensor.element_size()]).numpy()
+        if len(dtypes) != 1:
+            raise FormatError(f"holds {' and '.join(sorted(dtypes)) or 'nothing'}, wanted one dtype")
+        shape = infer_shape({slot: array.shape for slot, array in arrays.items()}, layout, dtypes.pop(), tokens_count)
+    except FormatError as error:
+        raise BadInput("kv", str(error)) from None
+    return KvArrays(arrays, shape, layout)
+
+
+def parts_of(shape: KvShape, first_token: int, tokens: int) -> list[Part]:
+    """Return a block as runs of whole layers of about 32 MiB; raise BadInput if a layer of it exceeds a blob."""
+    parts: list[Part] = []
+    waiting: list[int] = []
+    size = 0
+    for number, _ in shape.layers:
+        length = shape.narrow(layers=[number]).block_bytes(tokens)
+        if length > BLOB_MAX_BYTES:
+            why = f"a layer of {tokens} tokens takes {length} bytes, at most {BLOB_MAX_BYTES} are allowed"
+            raise BadInput("kv", why, hint="use blocks of fewer tokens")
+        if waiting and size + length > _PART_BYTES:
+            parts.append(Part(first_token, tokens, shape.narrow(layers=waiting)))
+            waiting, size = [], 0
+        waiting.append(number)
+        size += length
+    return [*parts, Part(first_token, tokens, shape.narrow(layers=waiting))]
+
+
+def cut_of(part: Part) -> Cut:
+    """Return the blob that a part becomes: a frame is as many whole heads, sides or layers as reach the grain."""
+    layer = part.shape.layers[0][1]
+    head_bytes = layer.key_dim * part.tokens * part.shape.element_bytes
+    side_bytes, layer_bytes = layer.key_heads * head_bytes, part.shape.narrow(
+        layers=[part.shape.layers[0][0]]
+    ).block_bytes(part.tokens)  # fmt: skip
+    if side_bytes >= GRAIN_BYTES:
+        heads = next(
+            n for n in range(1, layer.key_heads + 1) if not layer.key_heads % n and n * head_bytes >= GRAIN_BYTES
+        )
+        frame = heads * head_bytes
+    else:
+        frame = layer_bytes * -(-GRAIN_BYTES // layer_bytes)
+    return Cut(part.length, None, frame if frame <= _FRAME_MAX_BYTES else 1 << 20)
+
+
+class KvSource:
+    """Parts of blocks one after the other, as one file that is made as it is read."""
+
+    def __init__(self, kv: KvArrays, parts: list[Part]) -> None:
+        self._kv, self._parts = kv, parts
+        self._ends = list(accumulate(part.length for part in parts))
+        self.size = self._ends[-1] if parts else 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        out = bytearray(length)
+        self.read_into(offset, memoryview(out))
+        return bytes(out)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Gather whole parts into `out`; `offset` is where one begins."""
+        number = bisect_right(self._ends, offset)
+        while out:
+            part = self._parts[number]
+            arrays, layout = self._kv.arrays, self._kv.layout
+            gather_block(arrays, part.shape, layout, part.first_token, part.tokens, out[: part.length])
+            out, number = out[part.length :], number + 1
+
+    @contextlib.contextmanager
+    def mapped(self, offset: int, length: int) -> Iterator[memoryview]:
+        yield memoryview(self.read(offset, length))
+
+
+def _word(bits: int) -> str:
+    if bits % 8:
+        raise FormatError("holds elements that do not fill whole bytes")
+    return f"u{bits // 8}" if bits <= 64 else f"V{bits // 8}"
+
+
+def _numpy_name(array: "Array") -> str:
+    names = {"f2": "F16", "f4": "F32", "f8": "F64", "i1": "I8", "u1": "U8", "i2": "I16", "u2": "U16", "i4": "I32",
+             "u4": "U32", "i8": "I64", "u8": "U64"}  # fmt: skip
+    found = names.get(array.dtype.str.lstrip("<|"))
+    if found is None:
+        raise FormatError(f"dtype {array.dtype} is not known, wanted one that safetensors has")
+    return found

@@ -1,0 +1,213 @@
+"""Prefix: the KV of a sequence's first tokens, read back as verified tensors in whatever part and layout is asked for.
+
+Blocks hold whole layers, layers hold heads one after the other: a layer, a range of heads or a range of tokens reads
+only the frames that it lies in (`bytes_read`).
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING
+
+from ..formats.catalog import Named
+from ..formats.errors import FormatError
+from ..formats.kv_layout import Slot, array_shapes, scatter_block, slot_name
+from ..formats.kv_shape import Heads, KvShape
+from ..formats.manifest import BlobName
+from ..formats.tensor import TensorSpan
+from .blobs import BlobReader, Piece, ReadParts
+from .disk import make_buffer
+from .errors import BadInput, Corrupt
+from .fetch import workers_count
+from .kv_input import Part, parts_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..formats.kv_layout import Array
+
+_TASK_BYTES = 8 << 20
+_ALIGN_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Tokens [start, stop) of a prefix, which go to token `to` of what is read."""
+
+    start: int
+    stop: int
+    to: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Arrays side by side in one buffer, and the span of each."""
+
+    buffer: memoryview
+    spans: tuple[TensorSpan, ...]
+
+    def bytes_of(self, span: TensorSpan) -> memoryview:
+        return self.buffer[span.start : span.start + span.length]
+
+    def tensors(self) -> "dict[str, torch.Tensor]":
+        from .tensors import tensor_from
+
+        return {span.name: tensor_from(self.bytes_of(span), span) for span in self.spans}
+
+
+class Prefix:
+    """The longest stored prefix of a sequence, or a whole stored one. Nothing is read until asked for."""
+
+    def __init__(
+        self, parts: ReadParts, what: str, id_: str, shape: KvShape | None, blocks: Sequence[Named], *,
+        layout: str = "NHD", page_tokens: int | None = None, is_gone: Callable[[], bool] = lambda: True,
+    ) -> None:  # fmt: skip
+        self.id, self.shape, self.layout, self.page_tokens = id_, shape, layout, page_tokens
+        self.blocks_count = len(blocks)
+        self._starts = [0]
+        for block in blocks:
+            self._starts.append(self._starts[-1] + block.tokens)
+        self.tokens_count = self._starts[-1]
+        self.bytes_read = 0  # sealed bytes read through this object so far
+        self._blocks = blocks
+        self._reader = BlobReader(parts, what, is_gone, "put the KV again, or compute it anew: that heals it")
+        self._parts: dict[int, list[Part]] = {}  # by tokens of a block
+
+    def __bool__(self) -> bool:
+        return self.tokens_count > 0
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(number for number, _ in self.shape.layers) if self.shape else ()
+
+    def tensors(
+        self, *, layers: Collection[int] | None = None, heads: Heads = range, positions: tuple[int, int] | None = None,
+        layout: str | None = None, page_tokens: int | None = None,
+    ) -> "dict[str, torch.Tensor]":  # fmt: skip
+        """Return verified tensors `layers.{i}.key` and `.value` in host memory, in the layout that was put or another.
+
+        `heads` gives the wanted range of a count of heads (`functools.partial(heads_of, rank, world)` a rank's).
+        Raises BadInput for what the prefix has not, Corrupt if a blob is bad, NotFound if it was removed meanwhile.
+        """
+        first, end = positions or (0, self.tokens_count)
+        if not 0 <= first < end <= self.tokens_count:
+            raise BadInput(f"positions {first}:{end}", f"the prefix has {self.tokens_count} tokens")
+        return self.load([Run(first, end, 0)], layers, heads, layout, page_tokens).tensors()
+
+    def select(
+        self, positions: Sequence[int], *, layers: Collection[int] | None = None, heads: Heads = range,
+        layout: str | None = None,
+    ) -> "dict[str, torch.Tensor]":  # fmt: skip
+        """Return the KV of chosen token positions alone, in ascending order, reading only the blocks they lie in."""
+        chosen = sorted(set(positions))
+        if not chosen or not 0 <= chosen[0] <= chosen[-1] < self.tokens_count:
+            raise BadInput("positions", f"are none or not all of 0 to {self.tokens_count - 1}")
+        cuts = [0, *(n for n, (a, b) in enumerate(pairwise(chosen), 1) if b != a + 1), len(chosen)]
+        runs = [Run(chosen[a], chosen[b - 1] + 1, a) for a, b in pairwise(cuts)]
+        return self.load(runs, layers, heads, layout, None).tensors()
+
+    def stream(
+        self, *, layers: Sequence[int] | None = None, heads: Heads = range, layout: str | None = None, ahead: int = 2
+    ) -> "Iterator[tuple[int, dict[str, torch.Tensor]]]":
+        """Yield layers in order, each as soon as it is there, while the next `ahead` are being read."""
+        for number, loaded in self.stream_loaded(layers, heads, (0, self.tokens_count), layout, ahead=ahead):
+            yield number, loaded.tensors()
+
+    def stream_loaded(
+        self, layers: Sequence[int] | None, heads: Heads, positions: tuple[int, int], layout: str | None, *, ahead: int
+    ) -> Iterator[tuple[int, Loaded]]:
+        """Yield layers as `stream` does, as bytes."""
+        wanted = self.layers if layers is None else tuple(layers)
+        run = Run(*positions, 0)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = [(n, pool.submit(self.load, [run], [n], heads, layout, None)) for n in wanted[: ahead + 1]]
+            for next_ in (*wanted[ahead + 1 :], *[None] * len(waiting)):
+                number, future = waiting.pop(0)
+                yield number, future.result()
+                if next_ is not None:
+                    waiting.append((next_, pool.submit(self.load, [run], [next_], heads, layout, None)))
+
+    def load(
+        self, runs: Sequence[Run], layers: Collection[int] | None, heads: Heads, layout: str | None,
+        page_tokens: int | None,
+    ) -> Loaded:  # fmt: skip
+        """Read runs of tokens into one buffer, on every core."""
+        layout, shape = layout or self.layout, self._narrowed(layers, heads)
+        loaded, arrays = self._prepare(shape, runs, layout, page_tokens or self.page_tokens)
+        wanted = None if layers is None else frozenset(layers)
+
+        def perform(task: tuple[int, int, Part, list[int]]) -> int:
+            number, index, part, chosen = task
+            blob = BlobName(self._blocks[number].blobs[index], part.length)
+            narrow = part.shape.narrow(layers=chosen, heads=heads)
+            scratch = memoryview(make_buffer(narrow.block_bytes(part.tokens)))[: narrow.block_bytes(part.tokens)]
+            pieces, at = [], 0
+            for start, stop in part.shape.runs(part.tokens, layers=chosen, heads=heads):
+                pieces.append(Piece(blob, start, stop, scratch[at : at + stop - start]))
+                at += stop - start
+            read = self._reader.read_here(pieces)
+            for run in runs:
+                first, end = max(run.start - self._starts[number], 0), min(run.stop - self._starts[number], part.tokens)
+                if first < end:
+                    to = run.to + self._starts[number] + first - run.start
+                    scatter_block(scratch, narrow, layout, part.tokens, arrays, to, take=range(first, end))
+            return read
+
+        tasks = list(self._tasks(runs, wanted))
+        with ThreadPoolExecutor(max(min(workers_count(), len(tasks)), 1)) as pool:
+            self.bytes_read += sum(pool.map(perform, tasks))
+        return loaded
+
+    def _narrowed(self, layers: Collection[int] | None, heads: Heads) -> KvShape:
+        if self.shape is None:
+            raise BadInput("prefix", "nothing of it is stored")
+        try:
+            return self.shape.narrow(layers=layers, heads=heads)
+        except FormatError as error:
+            raise BadInput("prefix", str(error)) from None
+
+    def _prepare(
+        self, shape: KvShape, runs: Sequence[Run], layout: str, page: int | None
+    ) -> "tuple[Loaded, dict[Slot, Array]]":
+        """Return the buffer that is to be filled, and its arrays."""
+        import numpy as np
+
+        try:
+            wanted = array_shapes(shape, layout, runs[-1].to + runs[-1].stop - runs[-1].start, page=page)
+        except FormatError as error:
+            raise BadInput("layout", str(error)) from None
+        spans, at = [], 0
+        for slot, lengths in wanted.items():
+            length = prod(lengths) * shape.element_bytes
+            spans.append(TensorSpan(slot_name(slot), shape.dtype, lengths, at, length))
+            at += -(-length // _ALIGN_BYTES) * _ALIGN_BYTES
+        loaded = Loaded(memoryview(make_buffer(at)), tuple(spans))
+        word = f"u{shape.element_bytes}" if shape.element_bytes <= 8 else f"V{shape.element_bytes}"
+        arrays = {
+            slot: np.frombuffer(loaded.bytes_of(span), word).reshape(span.shape)
+            for slot, span in zip(wanted, spans, strict=True)
+        }
+        return loaded, arrays
+
+    def _tasks(self, runs: Sequence[Run], wanted: frozenset[int] | None) -> Iterator[tuple[int, int, Part, list[int]]]:
+        """Yield block, number of the part in it, the part, and some layers of it: what one thread reads at a time."""
+        for number, block in enumerate(self._blocks):
+            start, stop = self._starts[number], self._starts[number + 1]
+            if not any(run.start < stop and run.stop > start for run in runs):
+                continue
+            parts = self._parts_of(block.tokens)
+            if len(parts) != len(block.blobs):
+                raise Corrupt("prefix", "a block has another number of blobs than its shape calls for")
+            for index, part in enumerate(parts):
+                layers = [n for n, _ in part.shape.layers if wanted is None or n in wanted]
+                step = max(_TASK_BYTES * len(part.shape.layers) // part.length, 1)
+                for at in range(0, len(layers), step):
+                    yield number, index, part, layers[at : at + step]
+
+    def _parts_of(self, tokens: int) -> list[Part]:
+        assert self.shape is not None
+        if tokens not in self._parts:
+            self._parts[tokens] = parts_of(self.shape, 0, tokens)
+        return [replace(part) for part in self._parts[tokens]]

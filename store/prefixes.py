@@ -1,0 +1,94 @@
+"""Prefixes: the longest stored prefix of a sequence, and what its blocks are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..formats.catalog import LIVE, Named
+from ..formats.errors import FormatError
+from ..formats.identity import Identity, KeyId, chain_blocks, identity_key, key_id
+from ..formats.kv_shape import KvShape, parse_shape
+from ..formats.manifest import parse_json
+from .accounts import QUARANTINES, count
+from .catalog import Catalog
+from .errors import Corrupt
+from .identities import TABLE, read_named
+from .tables import Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A sequence as its prefix blocks: the id of its identity, then of every block, the last perhaps a short one."""
+
+    root: KeyId
+    blocks: tuple[KeyId, ...]
+    block_tokens: int
+    tokens_count: int
+
+    @property
+    def full_count(self) -> int:
+        return self.tokens_count // self.block_tokens
+
+    def tokens_of(self, number: int) -> int:
+        """Return how many tokens block `number` has."""
+        return min(self.block_tokens, self.tokens_count - number * self.block_tokens)
+
+
+def chain_of(digest_key: bytes, identity: Identity, tokens: memoryview, block_tokens: int) -> Chain:
+    """Return the chain of a sequence under an identity; `tokens` are u32 LE."""
+    key = identity_key(digest_key)
+    root = key_id(key, "kv", identity)
+    return Chain(root, tuple(chain_blocks(key, root, tokens, block_tokens)), block_tokens, len(tokens) // 4)
+
+
+def count_stored(catalog: Catalog, chain: Chain) -> int:
+    """Return how many blocks of a chain, from the first on, are stored and not known to be bad.
+
+    A few look-ups, however long it is: full blocks are found by galloping and bisection, a short last one by itself.
+    """
+    full = chain.blocks[: chain.full_count]
+    with catalog.tables.reading() as rows:
+        known = _count_leading(rows, catalog, full)
+        if known == len(full) < len(chain.blocks) and _is_known(rows, catalog, chain.blocks[known]):
+            known += 1
+        if known and count(rows, QUARANTINES + catalog.prefix):
+            known = next((n for n in range(known) if not _is_live(rows, catalog, chain.blocks[n])), known)
+    return known
+
+
+def find_blocks(catalog: Catalog, ids: Sequence[KeyId]) -> list[Named | None]:
+    """Return what each id stands for, None where nothing is stored (any more)."""
+    with catalog.tables.reading() as rows:
+        found = [read_named(rows, catalog.identity_key(id_)) for id_ in ids]
+    return [row.named if row else None for row in found]
+
+
+def find_shape(catalog: Catalog, root: KeyId) -> KvShape | None:
+    """Return what the model of an identity keeps of a token, None where nothing of it is stored."""
+    [named] = find_blocks(catalog, [root])
+    if named is None:
+        return None
+    try:
+        return parse_shape(parse_json(named.about))
+    except FormatError as error:
+        raise Corrupt("catalog", str(error), hint="run 'arstore repair'") from None
+
+
+def _count_leading(rows: Rows, catalog: Catalog, ids: Sequence[KeyId]) -> int:
+    low, high = 0, 1
+    while high <= len(ids) and _is_known(rows, catalog, ids[high - 1]):
+        low, high = high, 2 * high
+    high = min(high, len(ids) + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _is_known(rows, catalog, ids[middle - 1]) else (low, middle)
+    return low
+
+
+def _is_known(rows: Rows, catalog: Catalog, id_: KeyId) -> bool:
+    return rows.get(TABLE, catalog.identity_key(id_)) is not None
+
+
+def _is_live(rows: Rows, catalog: Catalog, id_: KeyId) -> bool:
+    row = read_named(rows, catalog.identity_key(id_))
+    blobs = [catalog.blob_row(rows, digest) for digest in row.named.blobs] if row else [None]
+    return all(blob is not None and blob.state == LIVE for blob in blobs)

@@ -1,0 +1,82 @@
+"""Tokens: the ids of a sequence, however a user has them, as u32 LE."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from .errors import BadInput, NotFound, StorageFailed
+
+TOKEN_MAX = (1 << 32) - 1
+TOKENS_MAX_COUNT = 1 << 24
+_FILE_MAX_BYTES = 1 << 28
+
+
+def pack_tokens(tokens: Any) -> memoryview:
+    """Return token ids (a sequence of whole numbers, a numpy array or a torch tensor of one axis) as u32 LE.
+
+    Raises BadInput that names the position of the first that is none.
+    """
+    import numpy as np
+
+    if hasattr(tokens, "detach"):  # a torch tensor, on whatever device
+        tokens = tokens.detach().cpu().numpy()
+    if not isinstance(tokens, np.ndarray):
+        tokens = list(tokens)
+        if not set(map(type, tokens)) <= {int}:  # numpy would turn True into 1 and 1.0 into 1
+            tokens = [int(one) if isinstance(one, np.integer) else one for one in tokens]
+        _check_each(tokens)
+        tokens = np.array(tokens, np.int64)
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise BadInput("tokens", f"are {tokens.dtype} with {tokens.ndim} axes, wanted whole numbers on one axis")
+    if not 0 < tokens.size <= TOKENS_MAX_COUNT:
+        raise BadInput("tokens", f"are {tokens.size}, wanted 1 to {TOKENS_MAX_COUNT}")
+    bad = np.flatnonzero((tokens < 0) | (tokens > TOKEN_MAX))
+    if bad.size:
+        _refuse(int(bad[0]), tokens[bad[0]])
+    return np.ascontiguousarray(tokens, "<u4").data.cast("B")
+
+
+def read_tokens(text: str) -> memoryview:
+    """Return the token ids that a command line names: a JSON or `.npy` file, or numbers parted by commas."""
+    if re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*,?\s*", text):
+        return pack_tokens([int(part) for part in text.strip().rstrip(",").split(",")])
+    content = _read(Path(text))
+    if content.startswith(b"\x93NUMPY"):
+        import numpy as np
+
+        try:
+            return pack_tokens(np.load(io.BytesIO(content), allow_pickle=False))
+        except (ValueError, EOFError, OSError) as error:
+            raise BadInput(text, f"not a .npy file of token ids: {str(error).splitlines()[0].lower()}") from None
+    try:
+        tokens = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(text, f"neither JSON nor .npy ({error}), wanted a list of token ids") from None
+    if not isinstance(tokens, list):
+        raise BadInput(text, f"holds {type(tokens).__name__}, wanted a list of token ids")
+    return pack_tokens(tokens)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_FILE_MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise NotFound(f"tokens {path}", "no such file, and not numbers parted by commas") from None
+    except OSError as error:
+        raise StorageFailed(str(path), (error.strerror or str(error)).lower()) from None
+    if len(content) > _FILE_MAX_BYTES:
+        raise BadInput(str(path), f"exceeds {_FILE_MAX_BYTES} bytes")
+    return content
+
+
+def _check_each(tokens: list[Any]) -> None:
+    for position, token in enumerate(tokens):
+        if type(token) is not int or not 0 <= token <= TOKEN_MAX:
+            _refuse(position, token)
+
+
+def _refuse(position: int, token: object) -> None:
+    raise BadInput(f"tokens: position {position}", f"{str(token)[:40]!r} is not a token id, wanted 0 to {TOKEN_MAX}")
