@@ -23,7 +23,27 @@ from ..store.errors import (
     StorageFailed,
     StoreError,
 )
-from . import completion, erase, gc, get, init, key, lease, ls, pin, put, repair, rm, show, stats, tag, tenant, verify
+from . import (
+    completion,
+    erase,
+    gc,
+    get,
+    init,
+    key,
+    kv,
+    lease,
+    ls,
+    pin,
+    put,
+    repair,
+    rm,
+    show,
+    stats,
+    tag,
+    tenant,
+    verify,
+    why_miss,
+)
 from .session import Reported, Session
 
 EXIT_CODES: dict[type[StoreError], int] = {
@@ -55,6 +75,8 @@ for module in (
     get,
     ls,
     show,
+    kv,
+    why_miss,
     rm,
     erase,
     pin,

@@ -1,41 +1,27 @@
 """`arstore put`: store a file or directory."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..store.errors import BadInput
 from ..store.put import Stored
+from .identity import IdentityFlags, with_identity
 from .quantities import parse_duration
 from .render import rate, size
 from .session import session_of
 
-_IDENTITY_MAX_BYTES = 1 << 20
-
 
 def register(app: typer.Typer) -> None:
-    app.command()(put)
+    app.command()(with_identity(put))
 
 
 def put(
     context: typer.Context,
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A file or a directory.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name, or NAME@LABEL.")],
+    identity: IdentityFlags,
     kind: Annotated[str | None, typer.Option(help="weights, intermediate or file (bytes, unread).")] = None,
-    model: Annotated[str | None, typer.Option(help="Model the artifact belongs to.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of the model.")] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer.")] = None,
-    layout: Annotated[str | None, typer.Option(help="Axis order.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Effective dtype.")] = None,
-    quantisation: Annotated[str | None, typer.Option(help="Quantisation scheme.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="Adapter (LoRA) digest.")] = None,
-    sequence: Annotated[str | None, typer.Option(help="Sequence the artifact was computed from.")] = None,
-    positions: Annotated[str | None, typer.Option(metavar="A:B", help="Token positions, B not included.")] = None,
-    identity: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Identity fields as JSON; flags go before it.")
-    ] = None,
     codec: Annotated[
         str, typer.Option(help="auto, stored, zstd, or plane (byte planes: a third smaller, slower).")
     ] = "auto",
@@ -49,17 +35,12 @@ def put(
 ) -> None:
     """Store PATH as the newest version of NAME. A directory (a checkpoint, say) is one artifact."""
     session = session_of(context)
-    flags: dict[str, object] = {
-        "model": model, "revision": revision, "layer": layer, "layout": layout, "precision": precision,
-        "quantisation": quantisation, "adapter": adapter, "sequence": sequence, "positions": positions,
-    }  # fmt: skip
-    fields = _read_identity(identity) | {name: value for name, value in flags.items() if value is not None}
     with session.open() as store, session.progress("put") as progress:
         stored = store.put(
             path,
             name=name,
             kind=kind,
-            identity=fields,
+            identity=identity.fields(store),
             codec=codec,
             pin=pin,
             opaque=opaque or (),
@@ -68,10 +49,11 @@ def put(
             progress=progress,
         )
     seconds = session.seconds
-    session.emit(_values(stored, seconds), lambda: _text(stored, seconds))
+    session.emit(stored_values(stored, seconds), lambda: stored_text(stored, seconds))
 
 
-def _values(stored: Stored, seconds: float) -> dict[str, object]:
+def stored_values(stored: Stored, seconds: float) -> dict[str, object]:
+    """Return what JSON says of a put."""
     one = stored.summary
     return {
         "name": one.name,
@@ -87,25 +69,11 @@ def _values(stored: Stored, seconds: float) -> dict[str, object]:
     }
 
 
-def _text(stored: Stored, seconds: float) -> str:
+def stored_text(stored: Stored, seconds: float) -> str:
+    """Return the line that a person sees after a put."""
     one = stored.summary
     return (
         f"{one.name}@{one.version}  {one.id[:16]}  {size(stored.bytes_in)} in, {size(stored.bytes_stored)} stored "
         f"({stored.blobs_new} new blobs, {stored.blobs_reused} reused) "
         f"in {seconds:.2f} s{rate(stored.bytes_in, seconds)}"
     )
-
-
-def _read_identity(path: Path | None) -> dict[str, object]:
-    if path is None:
-        return {}
-    try:
-        with path.open("rb") as file:
-            fields = json.loads(file.read(_IDENTITY_MAX_BYTES))
-    except OSError as error:
-        raise BadInput(str(path), (error.strerror or str(error)).lower()) from None
-    except (ValueError, RecursionError) as error:
-        raise BadInput(str(path), f"not valid JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise BadInput(str(path), "wanted one JSON object of identity fields")
-    return fields

@@ -32,3 +32,11 @@ def parse_duration(text: str) -> int:
     if not found:
         raise BadInput(f"time {text!r}", "wanted a number and a unit, as 90s, 24h or 30d")
     return int(found[1]) * _SECONDS[found[2]]
+
+
+def parse_range(flag: str, text: str) -> tuple[int, int]:
+    """Return (A, B) of `A:B`; raise BadInput for anything else."""
+    found = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", text)
+    if not found:
+        raise BadInput(f"{flag} {text[:80]!r}", "wanted A:B")
+    return int(found[1]), int(found[2])

@@ -44,9 +44,17 @@ def _values(found: Found, manifest: Manifest) -> dict[str, object]:
             }
             for tensor in manifest.tensors
         ],
+        "kv": _kv_values(manifest),
         "blobs": [{"digest": blob.digest.hex(), "bytes": blob.length} for blob in manifest.blobs],
         "tiers": {"local": {"blobs": len(manifest.blobs), "bytes": sum(blob.length for blob in manifest.blobs)}},
     }
+
+
+def _kv_values(manifest: Manifest) -> dict[str, object] | None:
+    if manifest.shape is None:
+        return None
+    blocks = [claim for claim in manifest.claims if claim.tokens]
+    return {"tokens": sum(claim.tokens for claim in blocks), "blocks": len(blocks), **manifest.shape.fields()}
 
 
 def _text(found: Found, manifest: Manifest) -> str:
@@ -59,6 +67,8 @@ def _text(found: Found, manifest: Manifest) -> str:
         ("created", one.created + (", pinned" if one.pinned else "")),
         *manifest.identity,
     ]
+    if kv := _kv_values(manifest):
+        head.append(("tokens", f"{kv['tokens']} in {kv['blocks']} prefix blocks"))
     files = [(file.path, size(file.size), f"{file.mode:04o}", file.format) for file in manifest.files]
     parts = [pairs(head), table(("FILE", "SIZE", "MODE", "FORMAT"), files)]
     if manifest.tensors:

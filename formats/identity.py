@@ -127,7 +127,7 @@ FIELDS: dict[str, Callable[[object], str]] = {
     "architecture": _text, "attention": _text, "window": _text, "attention_chunk": _count, "sinks": _count,
     "layer_kinds": _text, "layers": _layers, "layer": _text, "module": _text,
     "heads": _count, "kv_heads": _count, "head_dim": _count,
-    "layout": _text, "page_tokens": _count, "block_tokens": _count, "shard": _text, "codec": _text,
+    "layout": _text, "page_tokens": _count, "block_tokens": _count, "shard": _text, "encoding": _text,
     "tokenizer": _text, "sequence": _text, "positions": _positions, "start": _count, "step": _count,
     "contents": _contents, "embeddings": _text, "draft": _text, "salt": _text, "strict": _yes,
     "engine": _text, "engine_version": _text, "attention_backend": _text, "chunk_schedule": _text,

@@ -19,8 +19,9 @@ from .erase import EraseParts, Receipt, erase, foretell, shred
 from .errors import BadInput, Conflict
 from .get import Written, write_files, write_selected
 from .inputs import inputs_from_path, inputs_from_tensors
-from .kv import Kv
+from .kv import Kv, complete, make_kv_identity
 from .lease import Held
+from .miss import Miss, explain_miss
 from .names import Found
 from .opened import open_parts
 from .prefix import Prefix
@@ -229,6 +230,11 @@ class Store:
     def longest_prefix(self, tokens: Any, identity: Mapping[str, object]) -> Prefix:
         """Return the longest stored prefix of a sequence of token ids under an identity; see `Kv.longest_prefix`."""
         return self.kv.longest_prefix(tokens, identity)
+
+    def why_miss(self, identity: Mapping[str, object], kind: str = "kv") -> Miss:
+        """Return the fields that tell an identity from the nearest stored one; raise NotFound if none is stored."""
+        wanted = complete(make_kv_identity(identity)) if kind == "kv" else _identity(identity)
+        return explain_miss(self._parts.names, kind, wanted)
 
     # ---- keys and tenants
 

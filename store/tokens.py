@@ -40,9 +40,11 @@ def pack_tokens(tokens: Any) -> memoryview:
 
 def read_tokens(text: str) -> memoryview:
     """Return the token ids that a command line names: a JSON or `.npy` file, or numbers parted by commas."""
-    if re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*,?\s*", text):
-        return pack_tokens([int(part) for part in text.strip().rstrip(",").split(",")])
-    content = _read(Path(text))
+    path = Path(text)
+    if re.fullmatch(r"[0-9]+", text) or ("," in text and not path.exists()):
+        parts = [part.strip() for part in text.rstrip(", ").split(",")]
+        return pack_tokens([int(part) if re.fullmatch(r"[0-9]{1,10}", part) else part for part in parts])
+    content = _read(path)
     if content.startswith(b"\x93NUMPY"):
         import numpy as np
 

@@ -1,0 +1,110 @@
+"""`arstore kv`: prefix KV, put under a name and found again by its tokens."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..store.errors import BadInput, NotFound
+from ..store.prefix import Prefix
+from ..store.tokens import read_tokens
+from .identity import IdentityFlags, with_identity
+from .put import stored_text, stored_values
+from .quantities import parse_duration, parse_range
+from .render import rate, size
+from .session import Reported, Session, session_of
+
+_Tokens = Annotated[
+    str, typer.Option("--tokens", metavar="T", help="Token ids: a JSON list or .npy file, or 1,2,3.")
+]  # fmt: skip
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Prefix KV: put, find by tokens, get back in part.", no_args_is_help=True)
+    group.command("put")(with_identity(put))
+    group.command("match")(with_identity(match))
+    group.command("get")(with_identity(get, without=("layer", "positions")))
+    app.add_typer(group, name="kv")
+
+
+def put(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A safetensors file: layers.{i}.key, layers.{i}.value.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name, or NAME@LABEL.")],
+    tokens: _Tokens,
+    identity: IdentityFlags,
+    codec: Annotated[str, typer.Option(help="stored, or plane and zstd: smaller, slower.")] = "stored",
+    pin: Annotated[bool, typer.Option("--pin", help="Keep from collection.")] = False,
+    join: Annotated[
+        bool, typer.Option("--join", help="Where a block is stored already, keep that one instead of comparing.")
+    ] = False,
+    multi_writer: Annotated[bool, typer.Option("--multi-writer", help="Let others put under NAME meanwhile.")] = False,
+    lock_wait: Annotated[str, typer.Option(metavar="TIME", help="Wait so long for another writer of NAME.")] = "0s",
+) -> None:
+    """Store the KV of a sequence. Blocks that another sequence shares are stored once."""
+    session = session_of(context)
+    with session.open() as store, session.progress("put") as progress:
+        stored = store.kv.put(
+            file, name=name, tokens=read_tokens(tokens), identity=identity.fields(store), codec=codec, pin=pin,
+            join=join, multi_writer=multi_writer, lock_wait_s=parse_duration(lock_wait), progress=progress,
+        )  # fmt: skip
+    seconds = session.seconds
+    session.emit(stored_values(stored, seconds), lambda: stored_text(stored, seconds))
+
+
+def match(context: typer.Context, tokens: _Tokens, identity: IdentityFlags) -> None:
+    """Say how many of the tokens, from the first on, have their KV stored. Exits 3 if none has."""
+    session = session_of(context)
+    with session.open() as store:
+        packed = read_tokens(tokens)
+        prefix = store.longest_prefix(packed, identity.fields(store))
+    values = _values(prefix, len(packed) // 4, session)
+    _check_match(prefix, values)
+    session.emit(values, lambda: f"{prefix.tokens_count} of {len(packed) // 4} tokens are stored  {prefix.id[:16]}")
+
+
+def get(
+    context: typer.Context,
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="The safetensors file to write.")],
+    tokens: _Tokens,
+    identity: IdentityFlags,
+    layer: Annotated[list[int] | None, typer.Option(metavar="L", help="Only this layer. Repeatable.")] = None,
+    positions: Annotated[str | None, typer.Option(metavar="A:B", help="Only these token positions.")] = None,
+) -> None:
+    """Write the KV of the longest stored prefix of the tokens to DEST. Exits 3 if nothing of it is stored."""
+    session = session_of(context)
+    wanted = parse_range("--positions", positions) if positions is not None else None
+    with session.open() as store, session.progress("get") as progress:
+        packed = read_tokens(tokens)
+        prefix = store.longest_prefix(packed, identity.fields(store))
+        values = _values(prefix, len(packed) // 4, session)
+        _check_match(prefix, values)
+        if dest.is_dir():
+            raise BadInput(str(dest), "is a directory, wanted a file")
+        written = store.kv.write(prefix, dest, layers=layer, positions=wanted, progress=progress)
+    seconds = session.seconds
+    values |= {"files": written.files, "bytes_out": written.bytes_out, "bytes_read": written.bytes_read}
+    values["seconds"] = seconds
+    session.emit(
+        values,
+        lambda: (
+            f"{prefix.tokens_count} of {len(packed) // 4} tokens, {size(written.bytes_out)} to {dest} "
+            f"in {seconds:.2f} s{rate(written.bytes_out, seconds)}"
+        ),
+    )
+
+
+def _values(prefix: Prefix, tokens_count: int, session: Session) -> dict[str, object]:
+    return {
+        "tokens_matched": prefix.tokens_count,
+        "tokens": tokens_count,
+        "blocks": prefix.blocks_count,
+        "id": prefix.id or None,
+        "seconds": session.seconds,
+    }
+
+
+def _check_match(prefix: Prefix, values: dict[str, object]) -> None:
+    if not prefix:
+        hint = "'arstore why-miss' with the same flags names the field that differs"
+        raise Reported(NotFound("tokens", "nothing of this prefix is stored", hint=hint), values)
