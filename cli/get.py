@@ -9,6 +9,7 @@ import typer
 
 from ..store.errors import BadInput
 from ..store.select import TP_STYLES, Selection, Shard
+from .quantities import parse_range
 from .render import rate, size
 from .session import session_of
 
@@ -34,6 +35,9 @@ def get(
         typer.Option("--slice", metavar="TENSOR=A:B", help="Rows A to B of a tensor. Repeatable."),
     ] = None,
     shard: Annotated[str | None, typer.Option(metavar="RANK/WORLD[:AXIS]", help="One of WORLD equal parts.")] = None,
+    positions: Annotated[
+        str | None, typer.Option(metavar="A:B", help="Only these token positions of what was put with --positions.")
+    ] = None,
     tp_plan: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="JSON of name patterns to colwise or rowwise; with --shard."),
@@ -47,6 +51,7 @@ def get(
         slices=tuple(map(parse_slice, slice_ or ())),
         shard=parse_shard(shard) if shard is not None else None,
         plan=_read_plan(tp_plan),
+        positions=parse_range("--positions", positions) if positions is not None else None,
     )
     if tp_plan and shard is None:
         raise BadInput("--tp-plan", "says how to split, not which part; add --shard RANK/WORLD")

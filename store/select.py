@@ -44,9 +44,10 @@ class Selection:
     slices: tuple[tuple[str, int, int], ...] = ()
     shard: Shard | None = None
     plan: tuple[tuple[str, str], ...] = ()
+    positions: tuple[int, int] | None = None  # of tokens, where the artifact's identity says which it holds
 
     def __bool__(self) -> bool:
-        return bool(self.globs or self.layers or self.slices or self.shard)
+        return bool(self.globs or self.layers or self.slices or self.shard or self.positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,10 @@ def select(manifest: Manifest, wanted: Selection) -> list[Part]:
     """
     named = tensor_names(manifest)
     slices = {name: (start, stop) for name, start, stop in wanted.slices}
+    held = dict(manifest.identity).get("positions", "")
     _check_hits(named, wanted)
+    if wanted.positions and slices:
+        raise BadInput("--slice", "and --positions both cut the first axis; give one of them")
     parts = []
     for name, tensor in named.items():
         picked = (
@@ -114,6 +118,8 @@ def select(manifest: Manifest, wanted: Selection) -> list[Part]:
         if not picked:
             continue
         part = _whole(name, tensor)
+        if wanted.positions:
+            part = _positioned(part, wanted.positions, held)
         if name in slices:
             part = _sliced(part, *slices[name])
         if wanted.shard:
@@ -147,6 +153,21 @@ def _sliced(part: Part, start: int, stop: int) -> Part:
     if not 0 <= start <= stop <= part.stop:
         raise BadInput(f"--slice {part.name}={start}:{stop}", f"the first axis has {part.stop} rows")
     return replace(part, start=start, stop=stop)
+
+
+def _positioned(part: Part, positions: tuple[int, int], held: str) -> Part:
+    """Return the rows of token positions, of a tensor whose first axis is the positions that the identity says."""
+    (first, end), where = positions, f"--positions {positions[0]}:{positions[1]}"
+    if not held:
+        raise BadInput(where, "the artifact's identity does not say which positions it holds")
+    start, stop = map(int, held.split(":"))
+    if not start <= first <= end <= stop:
+        raise BadInput(where, f"the artifact holds {held}")
+    if part.tensor.span.shape[:1] != (stop - start,):
+        why = f"its first axis is not the {stop - start} positions {held}"
+        raise BadInput(part.name, why, hint="choose those that are with --tensor")
+    _check_sliceable(part)
+    return replace(part, start=first - start, stop=end - start)
 
 
 def _sharded(part: Part, shard: Shard, plan: Sequence[tuple[str, str]]) -> Part:
