@@ -24,23 +24,17 @@ def get(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="NAME, NAME@VERSION or an id.")],
     dest: Annotated[str, typer.Argument(metavar="DEST", help="Where to write; with a slash at the end, a directory.")],
-    tensor: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Only tensors whose names match. Repeatable.")
-    ] = None,
-    layer: Annotated[
-        list[int] | None, typer.Option(metavar="L", help="Only tensors of this layer. Repeatable.")
-    ] = None,
+    tensor: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Tensors that match. Repeatable.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(metavar="L", help="Tensors of this layer. Repeatable.")] = None,
     slice_: Annotated[
-        list[str] | None,
-        typer.Option("--slice", metavar="TENSOR=A:B", help="Rows A to B of a tensor. Repeatable."),
+        list[str] | None, typer.Option("--slice", metavar="TENSOR=A:B", help="Rows A to B of a tensor. Repeatable.")
     ] = None,
     shard: Annotated[str | None, typer.Option(metavar="RANK/WORLD[:AXIS]", help="One of WORLD equal parts.")] = None,
     positions: Annotated[
         str | None, typer.Option(metavar="A:B", help="Only these token positions of what was put with --positions.")
     ] = None,
     tp_plan: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="JSON of name patterns to colwise or rowwise; with --shard."),
+        Path | None, typer.Option(metavar="FILE", help="JSON of name patterns to colwise or rowwise; with --shard.")
     ] = None,
 ) -> None:
     """Write an artifact's files to DEST, byte-identical; with selectors, one safetensors file of those tensors."""

@@ -38,6 +38,9 @@ def put(
     join: Annotated[
         bool, typer.Option("--join", help="Where a block is stored already, keep that one instead of comparing.")
     ] = False,
+    key_bounds: Annotated[
+        int, typer.Option(metavar="P", help="Put min and max of the keys of each P tokens as NAME/key-bounds, too.")
+    ] = 0,
     multi_writer: Annotated[bool, typer.Option("--multi-writer", help="Let others put under NAME meanwhile.")] = False,
     lock_wait: Annotated[str, typer.Option(metavar="TIME", help="Wait so long for another writer of NAME.")] = "0s",
 ) -> None:
@@ -46,7 +49,8 @@ def put(
     with session.open() as store, session.progress("put") as progress:
         stored = store.kv.put(
             file, name=name, tokens=read_tokens(tokens), identity=identity.fields(store), codec=codec, pin=pin,
-            join=join, multi_writer=multi_writer, lock_wait_s=parse_duration(lock_wait), progress=progress,
+            join=join, key_bounds=key_bounds, multi_writer=multi_writer, lock_wait_s=parse_duration(lock_wait),
+            progress=progress,
         )  # fmt: skip
     seconds = session.seconds
     session.emit(stored_values(stored, seconds), lambda: stored_text(stored, seconds))

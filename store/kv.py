@@ -18,12 +18,14 @@ from .disk import Disk
 from .errors import BadInput
 from .get import Written, write_kv
 from .ingest import Cut, Ingest, group_cuts
+from .inputs import inputs_from_tensors
+from .key_bounds import bound_keys, check_bounds
 from .kv_input import KvArrays, KvSource, Part, arrays_from_path, arrays_from_tensors, cut_of, parts_of
 from .names import Names, Summary
 from .prefix import Prefix
 from .prefixes import Chain, chain_of, count_stored, find_blocks, find_shape
 from .progress import Progress
-from .put import PutParts, Stored, Wish, put_made
+from .put import PutParts, Stored, Wish, put_inputs, put_made
 from .refs import parse_new_ref
 from .select import Selection
 from .tokens import pack_tokens
@@ -45,15 +47,17 @@ class Kv:
 
     def put(
         self, kv: "Path | str | Mapping[str, Any]", *, name: str, tokens: Any, identity: Mapping[str, object],
-        codec: str = "stored", pin: bool = False, join: bool = False, multi_writer: bool = False,
-        lock_wait_s: float = 0.0, progress: Progress = lambda advance_bytes, total_bytes: None,
+        codec: str = "stored", pin: bool = False, join: bool = False, key_bounds: int = 0,
+        multi_writer: bool = False, lock_wait_s: float = 0.0,
+        progress: Progress = lambda advance_bytes, total_bytes: None,
     ) -> Stored:  # fmt: skip
         """Store the KV of a sequence as the newest version of a name; durable on return.
 
         `kv` is a safetensors file, or tensors in host memory by the same names. Blocks that are stored already are
         not stored twice. Where a block of this identity is stored with other bytes, both are kept and Conflict is
         raised; with `join` what is stored stands for the sequence too, and only what follows it is taken from `kv`.
-        Raises BadInput, with nothing stored, if tokens, names, shapes or dtypes do not fit each other.
+        With `key_bounds` minimum and maximum of the keys of each page of so many tokens are put as an intermediate,
+        `NAME/key-bounds`. Raises BadInput, with nothing stored, if tokens, names, shapes or dtypes do not fit.
         """
         wanted = complete(make_kv_identity(identity))
         wish = Wish(parse_new_ref(name), "kv", wanted, codec, pin, multi_writer, lock_wait_s)
@@ -61,13 +65,25 @@ class Kv:
         take = arrays_from_tensors if isinstance(kv, Mapping) else arrays_from_path
         given = take(kv if isinstance(kv, Mapping) else Path(kv), fields.get("layout", "NHD"), chain.tokens_count)  # type: ignore[arg-type]
         _check_shape(given.shape, fields)
+        if key_bounds:
+            check_bounds(given.shape, key_bounds)
         self.recover()
 
         def make(ingest: Ingest) -> Manifest:
             stored = self._joined(chain, given.shape) if join else []
             return _manifest(ingest, given, chain, wanted, stored)
 
-        return put_made(self.parts, wish, progress, make)
+        stored_kv = put_made(self.parts, wish, progress, make)
+        if key_bounds:
+            self._put_bounds(wish, self._prefix(chain, len(chain.blocks), fields), key_bounds)
+        return stored_kv
+
+    def _put_bounds(self, wish: Wish, prefix: Prefix, page_tokens: int) -> None:
+        own = {"sequence": prefix.id, "positions": f"0:{prefix.tokens_count}", "page_tokens": page_tokens}
+        identity = make_identity({**dict(wish.identity), **own, "module": "key bounds"})
+        ref = replace(wish.ref, name=f"{wish.ref.name}/key-bounds")
+        inputs = inputs_from_tensors(bound_keys(prefix, page_tokens))
+        put_inputs(self.parts, inputs, replace(wish, ref=ref, kind="intermediate", identity=identity), lambda *_: None)
 
     def longest_prefix(self, tokens: Any, identity: Mapping[str, object]) -> Prefix:
         """Return the longest stored prefix of a sequence under exactly this identity; its tokens_count may be 0.

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def pack_tokens(tokens: Any) -> memoryview:
 def read_tokens(text: str) -> memoryview:
     """Return the token ids that a command line names: a JSON or `.npy` file, or numbers parted by commas."""
     path = Path(text)
-    if re.fullmatch(r"[0-9]+", text) or ("," in text and not path.exists()):
+    # Not Path.exists: a list may be longer than a path can be.
+    if re.fullmatch(r"[0-9]+", text) or ("," in text and not os.path.exists(text)):
         parts = [part.strip() for part in text.rstrip(", ").split(",")]
         return pack_tokens([int(part) if re.fullmatch(r"[0-9]{1,10}", part) else part for part in parts])
     content = _read(path)
