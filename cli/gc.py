@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from ..store.collect import AT_ONCE, CAREFUL, Collected, Margins
+from ..store.quantities import parse_duration, parse_size
 from ..store.retention import Retention
-from .quantities import parse_duration, parse_size
 from .render import size
 from .session import session_of
 

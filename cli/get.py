@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from ..store.errors import BadInput
+from ..store.quantities import parse_range
 from ..store.select import TP_STYLES, Selection, Shard
-from .quantities import parse_range
 from .render import rate, size
 from .session import session_of
 

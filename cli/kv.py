@@ -7,10 +7,10 @@ import typer
 
 from ..store.errors import BadInput, NotFound
 from ..store.prefix import Prefix
+from ..store.quantities import parse_duration, parse_range
 from ..store.tokens import read_tokens
 from .identity import IdentityFlags, with_identity
 from .put import stored_text, stored_values
-from .quantities import parse_duration, parse_range
 from .render import rate, size
 from .session import Reported, Session, session_of
 

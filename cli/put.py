@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from ..store.put import Stored
+from ..store.quantities import parse_duration
 from .identity import IdentityFlags, with_identity
-from .quantities import parse_duration
 from .render import rate, size
 from .session import session_of
 

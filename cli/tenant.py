@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ..store.errors import BadInput
-from .quantities import parse_size
+from ..store.quantities import parse_size
 from .render import size, table
 from .session import session_of
 

@@ -2,7 +2,7 @@
 
 import re
 
-from ..store.errors import BadInput
+from .errors import BadInput
 
 _SIZES = {
     "": 1,
