@@ -6,6 +6,7 @@ with arstore.open_store("~/models") as store:
 """
 
 from arstore.store.access import create_store, open_store
+from arstore.store.attach import attach
 from arstore.store.errors import (
     BadInput,
     Conflict,
@@ -33,6 +34,7 @@ __all__ = [
     "StorageFailed",
     "Store",
     "StoreError",
+    "attach",
     "create_store",
     "open_store",
 ]

@@ -1,9 +1,11 @@
 """Artifact: one stored version, read back as verified bytes and tensors in host memory."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..formats.manifest import Manifest, Tensor
+from ..formats.tensor import TensorSpan
 from .blobs import BlobReader, Piece, ReadParts
 from .disk import make_buffer
 from .errors import BadInput, Corrupt, NotFound
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 _ALIGN_BYTES = 64
+FILE_PREFIX = "file:"
 
 # Bytes of a file: its number in the manifest, first byte, end byte.
 FileRange = tuple[int, int, int]
@@ -73,6 +76,22 @@ class Artifact:
                 pieces.append(Piece(self.manifest.blobs[number], first, last, out[at : at + last - first]))
                 at += last - first
         self.bytes_read += self._reader.read(pieces)
+
+    def side_by_side(self) -> tuple[dict[FileRange, int], tuple[TensorSpan, ...]]:
+        """Return where in one buffer every tensor goes, then every file that holds none, named `FILE_PREFIX` + path.
+
+        The first says which bytes of files are wanted where, the second what lies there.
+        """
+        named = tensor_names(self.manifest)
+        starts, total = _layout(named.values())
+        spans = [replace(one.span, name=name, start=starts[_range(one)]) for name, one in named.items()]
+        tabled = {tensor.file for tensor in self.manifest.tensors}
+        for number, file in enumerate(self.manifest.files):
+            if number not in tabled:
+                starts[number, 0, file.size] = total
+                spans.append(TensorSpan(FILE_PREFIX + file.path, "U8", (file.size,), total, file.size))
+                total += -(-file.size // _ALIGN_BYTES) * _ALIGN_BYTES
+        return starts, tuple(spans)
 
     def read_blob(self, number: int, out: memoryview) -> int:
         """Read one whole blob on this thread; return the sealed bytes read. Raises Corrupt if it is bad."""

@@ -37,7 +37,7 @@ class Config:
 
 
 def setting(name: str) -> str | None:
-    """Return what the environment says of `store`, `tenant`, `key_file` or `passphrase_file`.
+    """Return what the environment says of `store`, `tenant`, `key_file`, `passphrase_file` or `host_dir`.
 
     `$ARSTORE_STORE` and so on go before the TOML file that `$ARSTORE_CONFIG` names; None where neither speaks.
     Raises BadInput if that file can't be read as one.

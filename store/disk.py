@@ -82,6 +82,16 @@ class Disk:
             finally:
                 os.close(fd)
 
+    def reserve(self, fd: int, length: int) -> None:
+        """Give a new file its length and its room: writing to it later can't fail for want of it."""
+        with disk_errors("reserve"):
+            os.posix_fallocate(fd, 0, length)
+
+    def set_time(self, path: Path, modified_s: float) -> None:
+        """Set when a file counts as modified, seconds since 1970."""
+        with disk_errors(path):
+            os.utime(path, (modified_s, modified_s))
+
     def truncate(self, fd: int, length: int) -> None:
         with disk_errors("truncate"):
             os.ftruncate(fd, length)

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..formats.errors import FormatError
-from ..formats.identity import FIELDS, Identity, make_identity
+from ..formats.identity import Identity, make_identity
 from ..formats.kv_shape import KvShape
 from ..formats.manifest import BlobName, Claim, Manifest, StoredFile
 from .blobs import ReadParts
@@ -20,6 +19,7 @@ from .get import Written, write_kv
 from .ingest import Cut, Ingest, group_cuts
 from .inputs import inputs_from_tensors
 from .key_bounds import bound_keys, check_bounds
+from .kv_identity import complete, make_kv_identity
 from .kv_input import KvArrays, KvSource, Part, arrays_from_path, arrays_from_tensors, cut_of, parts_of
 from .names import Names, Summary
 from .prefix import Prefix
@@ -29,10 +29,6 @@ from .put import PutParts, Stored, Wish, put_inputs, put_made
 from .refs import parse_new_ref
 from .select import Selection
 from .tokens import pack_tokens
-
-BLOCK_TOKENS = 256
-BLOCK_TOKENS_MAX = 1 << 16
-REQUIRED = ("model", "revision", "precision")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,26 +151,6 @@ class Kv:
         return found
 
 
-def make_kv_identity(fields: Mapping[str, object]) -> Identity:
-    """Return the identity of KV; raise BadInput for a field that is unknown, bad, or missing and required."""
-    try:
-        identity = make_identity(fields)
-    except FormatError as error:
-        raise BadInput("identity", str(error)) from None
-    missing = [name for name in REQUIRED if name not in dict(identity)]
-    if missing:
-        raise BadInput("identity", f"lacks {', '.join(missing)}, which KV always depends on", hint="see --identity")
-    return identity
-
-
-def complete(identity: Identity) -> Identity:
-    """Return an identity that says how many tokens a block has."""
-    fields = {"block_tokens": str(BLOCK_TOKENS), **dict(identity)}
-    if not 0 < int(fields["block_tokens"]) <= BLOCK_TOKENS_MAX:
-        raise BadInput(f"block_tokens {fields['block_tokens']}", f"wanted 1 to {BLOCK_TOKENS_MAX}")
-    return make_identity(fields)
-
-
 def _packed(tokens: Any) -> memoryview:
     return tokens if isinstance(tokens, memoryview) else pack_tokens(tokens)
 
@@ -225,6 +201,3 @@ def _manifest(
     size = sum(blob.length for block in blocks for blob in block)
     file = StoredFile("kv", 0o644, size, "kv", tuple(number for block in used for number in block))
     return Manifest("kv", identity, True, (), (file,), (), tuple(numbers), tuple(claims), given.shape)
-
-
-assert set(REQUIRED) <= FIELDS.keys()

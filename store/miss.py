@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..formats.identity import Identity, differing
 from .errors import Corrupt, NotFound
+from .kv_identity import complete, make_kv_identity, take_identity
 from .names import Names
 
 
@@ -25,11 +26,12 @@ class Miss:
     differences: tuple[Difference, ...]
 
 
-def explain_miss(names: Names, kind: str, wanted: Identity) -> Miss:
+def explain_miss(names: Names, kind: str, fields: Mapping[str, object]) -> Miss:
     """Return what tells an identity from the nearest of this kind; raise NotFound if none of the kind is stored.
 
     Reads the record of every version of the kind.
     """
+    wanted = complete(make_kv_identity(fields)) if kind == "kv" else take_identity(fields)
     best: tuple[int, str, Identity] | None = None
     for found in names.listed(kind=kind):
         try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..formats.catalog import Named
 from ..formats.errors import FormatError
-from ..formats.kv_layout import Slot, array_shapes, scatter_block, slot_name
+from ..formats.kv_layout import Slot, array_shapes, parse_slot, scatter_block, slot_name
 from ..formats.kv_shape import Heads, KvShape
 from ..formats.manifest import BlobName
 from ..formats.tensor import TensorSpan
@@ -131,11 +131,11 @@ class Prefix:
 
     def load(
         self, runs: Sequence[Run], layers: Collection[int] | None, heads: Heads, layout: str | None,
-        page_tokens: int | None,
+        page_tokens: int | None, into: memoryview | None = None,
     ) -> Loaded:  # fmt: skip
-        """Read runs of tokens into one buffer, on every core."""
+        """Read runs of tokens into one buffer, of its own or `into`, on every core."""
         layout, shape = layout or self.layout, self._narrowed(layers, heads)
-        loaded, arrays = self._prepare(shape, runs, layout, page_tokens or self.page_tokens)
+        loaded, arrays = self._prepare(shape, runs, layout, page_tokens or self.page_tokens, into)
         wanted = None if layers is None else frozenset(layers)
 
         def perform(task: tuple[int, int, Part, list[int]]) -> int:
@@ -160,6 +160,19 @@ class Prefix:
             self.bytes_read += sum(pool.map(perform, tasks))
         return loaded
 
+    def spans(self, shape: KvShape, tokens: int, layout: str, page: int | None) -> tuple[TensorSpan, ...]:
+        """Return where the arrays of so many tokens go in a buffer."""
+        try:
+            wanted = array_shapes(shape, layout, tokens, page=page)
+        except FormatError as error:
+            raise BadInput("layout", str(error)) from None
+        spans, at = [], 0
+        for slot, lengths in wanted.items():
+            length = prod(lengths) * shape.element_bytes
+            spans.append(TensorSpan(slot_name(slot), shape.dtype, lengths, at, length))
+            at += -(-length // _ALIGN_BYTES) * _ALIGN_BYTES
+        return tuple(spans)
+
     def _narrowed(self, layers: Collection[int] | None, heads: Heads) -> KvShape:
         if self.shape is None:
             raise BadInput("prefix", "nothing of it is stored")
@@ -169,25 +182,17 @@ class Prefix:
             raise BadInput("prefix", str(error)) from None
 
     def _prepare(
-        self, shape: KvShape, runs: Sequence[Run], layout: str, page: int | None
+        self, shape: KvShape, runs: Sequence[Run], layout: str, page: int | None, into: memoryview | None
     ) -> "tuple[Loaded, dict[Slot, Array]]":
         """Return the buffer that is to be filled, and its arrays."""
         import numpy as np
 
-        try:
-            wanted = array_shapes(shape, layout, runs[-1].to + runs[-1].stop - runs[-1].start, page=page)
-        except FormatError as error:
-            raise BadInput("layout", str(error)) from None
-        spans, at = [], 0
-        for slot, lengths in wanted.items():
-            length = prod(lengths) * shape.element_bytes
-            spans.append(TensorSpan(slot_name(slot), shape.dtype, lengths, at, length))
-            at += -(-length // _ALIGN_BYTES) * _ALIGN_BYTES
-        loaded = Loaded(memoryview(make_buffer(at)), tuple(spans))
+        spans = self.spans(shape, runs[-1].to + runs[-1].stop - runs[-1].start, layout, page)
+        total = spans[-1].start + spans[-1].length
+        loaded = Loaded(memoryview(make_buffer(total)) if into is None else into, spans)
         word = f"u{shape.element_bytes}" if shape.element_bytes <= 8 else f"V{shape.element_bytes}"
         arrays = {
-            slot: np.frombuffer(loaded.bytes_of(span), word).reshape(span.shape)
-            for slot, span in zip(wanted, spans, strict=True)
+            parse_slot(span.name): np.frombuffer(loaded.bytes_of(span), word).reshape(span.shape) for span in spans
         }
         return loaded, arrays
 

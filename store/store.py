@@ -5,25 +5,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..formats.errors import FormatError
-from ..formats.identity import Identity, make_identity
 from ..formats.keypage import Tenant
 from ..formats.manifest import KINDS, Manifest
 from .artifact import Artifact
 from .blobs import ReadParts
-from .catalog import Catalog
 from .collect import CAREFUL, Collected, CollectParts, Margins, collect
 from .config import DEFAULT_TENANT
 from .disk import Disk
 from .erase import EraseParts, Receipt, erase, foretell, shred
-from .errors import BadInput, Conflict
+from .errors import BadInput
 from .get import Written, write_files, write_selected
 from .inputs import inputs_from_path, inputs_from_tensors
-from .kv import Kv, complete, make_kv_identity
+from .kv import Kv
+from .kv_identity import take_identity
 from .lease import Held
 from .miss import Miss, explain_miss
 from .names import Found
 from .opened import open_parts
+from .prefetch import Stage, forget_staged, open_host, stage, unstage, wanted_of
 from .prefix import Prefix
 from .progress import Progress
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
@@ -33,7 +32,9 @@ from .repair import Repaired, mend
 from .retention import KEEP_ALL, Retention
 from .scrub import Pace, Scrubbed, scrub
 from .select import Selection
-from .stats import Holding, Stats, gather_stats, holding
+from .stats import Holding, Stats, gather_stats
+from .tenants import remove_tenant
+from .tiers.host import HostTier, Resident
 from .unlock import Ask, Secrets
 
 if TYPE_CHECKING:
@@ -85,20 +86,18 @@ class Store:
         if (path is None) == (tensors is None):
             raise BadInput("put", "wanted a path or tensors, one of them")
         if kind not in (None, *KINDS) or kind == "kv":
-            hint = "KV is put with 'arstore kv put'" if kind == "kv" else None
-            raise BadInput(f"kind {kind[:80]!r}", "is not known, wanted weights, intermediate or file", hint=hint)
+            raise BadInput(f"kind {kind[:80]!r}", "is not known, wanted weights, intermediate or file")
         if codec not in CODECS:
             raise BadInput(f"codec {codec[:80]!r}", f"is not known, wanted one of {', '.join(CODECS)}")
-        ref, fields = parse_new_ref(name), _identity(identity or {})
+        ref, fields = parse_new_ref(name), take_identity(identity or {})
         if tensors is not None:
             inputs = inputs_from_tensors(tensors)
         else:
             inputs = inputs_from_path(Path(path or ""), opaque, look_inside=kind != "file")
         kind = kind or ("weights" if any(file.spans for file in inputs.files) else "file")
         self._parts.recover()
-        return put_inputs(
-            self._put_parts(), inputs, Wish(ref, kind, fields, codec, pin, multi_writer, lock_wait_s), progress
-        )
+        wish = Wish(ref, kind, fields, codec, pin, multi_writer, lock_wait_s)
+        return put_inputs(self._put_parts(), inputs, wish, progress)
 
     def get(self, name: str) -> Artifact:
         """Return a stored version by ref or id; raise NotFound, or Corrupt if its record is bad."""
@@ -133,9 +132,8 @@ class Store:
         """Drop a version, or all of a name; what nothing else needs becomes garbage, collected later."""
         removed = self._parts.names.remove(name, all_versions=all_versions, dry_run=dry_run)
         if not dry_run:
-            shred(
-                self._parts.directory, self._parts.keyring, self._parts.ledger
-            )  # or a rebuilt catalog would have the names again
+            # Or a rebuilt catalog would have the names again.
+            shred(self._parts.directory, self._parts.keyring, self._parts.ledger)
         return removed
 
     def pin(self, name: str) -> Found:
@@ -143,7 +141,6 @@ class Store:
         return self._parts.names.set_pinned(name, pinned=True)
 
     def unpin(self, name: str) -> Found:
-        """Let a version be collected again once nothing names it."""
         return self._parts.names.set_pinned(name, pinned=False)
 
     def tag(self, name: str, new: str) -> Stored:
@@ -167,9 +164,8 @@ class Store:
 
     def stats(self) -> Stats:
         """Return this tenant's sizes."""
-        return gather_stats(
-            self._parts.root, self._parts.catalog, self._parts.names, self._parts.keys.tenant.quota_bytes
-        )
+        p = self._parts
+        return gather_stats(p.root, p.catalog, p.names, p.keys.tenant.quota_bytes)
 
     def gc(
         self, margins: Margins = CAREFUL, retention: Retention = KEEP_ALL, *, dry_run: bool = False,
@@ -197,7 +193,10 @@ class Store:
             p.directory, p.names, p.catalog, p.keyring, p.ledger, p.garbage, p.marks, p.recover,
             p.config.root_file is not None,
         )  # fmt: skip
-        return foretell(parts, doomed) if dry_run else erase(parts, doomed)
+        if dry_run:
+            return foretell(parts, doomed)
+        forget_staged(p.config.store_id, p.keys.tenant.id, {found.summary.id for found in doomed}, p.disk)
+        return erase(parts, doomed)
 
     def repair(self, *, forget_lost: bool = False, dry_run: bool = False) -> Repaired:
         """Take in what killed writers left, count anew what versions need, and list what can't be had back.
@@ -212,7 +211,6 @@ class Store:
         return self._parts.recover()
 
     def leases(self) -> list[Held]:
-        """Return every lease that has an owner."""
         return self._parts.leases.held()
 
     def break_lease(self, lease_id: str, *, dry_run: bool = False) -> Held:
@@ -231,10 +229,33 @@ class Store:
         """Return the longest stored prefix of a sequence of token ids under an identity; see `Kv.longest_prefix`."""
         return self.kv.longest_prefix(tokens, identity)
 
+    # ---- tiers
+
+    def host_tier(self, budget_bytes: int | None = None) -> HostTier:
+        """Return the host tier of this tenant."""
+        return open_host(self._parts.config.store_id, self._parts.keys.tenant.id, budget_bytes, self._parts.disk)
+
+    def prefetch(
+        self, names: Sequence[str], *, to: str = "host", budget_bytes: int | None = None, ttl_s: float = 0.0,
+        wait: bool = False, progress: Progress = silent,
+    ) -> Stage:  # fmt: skip
+        """Stage artifacts up, each byte verified, and hold them; they stay `ttl_s` seconds after, for any process.
+
+        Raises NoRoom before anything moves. Of several, `staging.failed` says which could not be staged.
+        """
+        if to != "host":
+            raise BadInput(f"tier {to}", "can't be staged to, wanted host")
+        wanted = [wanted_of(artifact, self.kv) for artifact in map(self.get, dict.fromkeys(names))]
+        until_s = self._now_s() + ttl_s if ttl_s else 0.0
+        return stage(self.host_tier(budget_bytes), wanted, until_s, wait=wait, progress=progress)
+
+    def unstage(self, names: Sequence[str] = ()) -> tuple[list[Resident], list[Resident]]:
+        """Wipe what is staged of these names, or all; return what was wiped, and what is in use and stays."""
+        return unstage(self.host_tier(), self._parts.names, names)
+
     def why_miss(self, identity: Mapping[str, object], kind: str = "kv") -> Miss:
         """Return the fields that tell an identity from the nearest stored one; raise NotFound if none is stored."""
-        wanted = complete(make_kv_identity(identity)) if kind == "kv" else _identity(identity)
-        return explain_miss(self._parts.names, kind, wanted)
+        return explain_miss(self._parts.names, kind, identity)
 
     # ---- keys and tenants
 
@@ -255,7 +276,6 @@ class Store:
         return self._parts.keys.tenant.name
 
     def tenants(self) -> list[Tenant]:
-        """Return every tenant of the store."""
         return list(self._parts.keyring.tenants().values())
 
     def add_tenant(self, name: str, quota_bytes: int = 0) -> None:
@@ -267,19 +287,10 @@ class Store:
 
         Raises Conflict if it has artifacts and `erase` is not given, BadInput for the tenant the store is opened as.
         """
-        p, (number, tenant) = self._parts, self._parts.keyring.tenant(name)
-        if number == p.keys.number:
-            raise BadInput(f"tenant {name}", "is the one the store is opened as; use --tenant with another")
-        gone = holding(Catalog(p.tables, number, tenant.index_key))
-        if gone.artifacts and not erase:
-            why = f"has artifacts: {gone.artifacts}, {gone.stored_bytes} bytes stored"
-            raise Conflict(f"tenant {name}", why, hint="add --erase to destroy them with it")
-        if dry_run:
-            return gone
-        p.garbage.drop_tenant(number)  # before its keys: killed between, the tenant is there to be removed again
-        p.keyring.remove_tenant(number)
-        p.garbage.drop_tenant(number)  # what was put meanwhile
-        return gone
+        p = self._parts
+        if not dry_run:
+            forget_staged(p.config.store_id, p.keyring.tenant(name)[1].id, None, p.disk)
+        return remove_tenant(p.tables, p.garbage, p.keyring, p.keys.number, name, erase=erase, dry_run=dry_run)
 
     def _now_s(self) -> int:
         return int(self._parts.now().timestamp())
@@ -287,10 +298,3 @@ class Store:
     def _put_parts(self) -> PutParts:
         p = self._parts
         return PutParts(p.catalog, p.keys, p.names, p.segments, p.ledger, p.leases, p.open_writer, p.now)
-
-
-def _identity(fields: Mapping[str, object]) -> Identity:
-    try:
-        return make_identity(fields)
-    except FormatError as error:
-        raise BadInput("identity", str(error)) from None

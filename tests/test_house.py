@@ -79,7 +79,7 @@ def within(name: str, *modules: str) -> bool:
 
 # --- floors
 
-VERBS = ("put", "get", "kv", "plan", "prefetch", "collect", "erase", "scrub", "repair", "sync")
+VERBS = ("put", "get", "kv", "plan", "prefetch", "collect", "erase", "scrub", "repair", "sync", "tenants", "miss")
 GROUND = ("disk", "config", "errors", "__init__")
 FLOORS = ("formats", "disk, config, errors", "mechanisms", "verbs", "store.py, access.py", "engines, arstore", "cli")
 

@@ -1,0 +1,119 @@
+"""`arstore prefetch` and `arstore unstage`: what a run reads, in place before it starts; and out again."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from ..store.disk import Disk
+from ..store.errors import BadInput
+from ..store.prefetch import Staging, run_staged
+from ..store.quantities import parse_duration, parse_size
+from .render import rate, size
+from .session import Session, session_of
+
+PARTIAL = 4
+_TTL = "1h"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(prefetch)
+    app.command()(unstage)
+
+
+def split_command(words: list[str]) -> list[str]:
+    """Return the words of a prefetch with what follows `--` as one hidden option: typer would take it for names."""
+    if "prefetch" not in words or "--" not in words:
+        return words
+    at = words.index("--")
+    return [*words[:at], "--run", json.dumps(words[at + 1 :])]
+
+
+def prefetch(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="What to stage: names, NAME@VERSION or ids.")],
+    to: Annotated[str, typer.Option(metavar="TIER", help="The tier to stage to: host.")] = "host",
+    budget: Annotated[str | None, typer.Option(metavar="SIZE", help="Most that the tier may hold.")] = None,
+    ttl: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long it stays [default: 1h; with CMD, no longer]")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for another process that stages the same.")] = False,
+    run: Annotated[str | None, typer.Option("--run", hidden=True)] = None,
+) -> None:
+    """Stage artifacts up, verified. With `-- CMD …`, hold them while CMD runs and exit with its code.
+
+    CMD finds them by `arstore.attach()`, uncopied. Exits 4 if some of several could not be staged.
+    """
+    session = session_of(context)
+    command = _command(run) if run is not None else []
+    ttl_s = parse_duration(ttl if ttl is not None else "0s" if command else _TTL)
+    budget_bytes = parse_size(budget) if budget is not None else None
+    with session.open() as store, session.progress("prefetch") as progress:
+        stage = store.prefetch(names, to=to, budget_bytes=budget_bytes, ttl_s=ttl_s, wait=wait, progress=progress)
+    _report(session, stage.staging, quiet=bool(command))
+    if stage.staging.failed:
+        stage.release()
+        raise typer.Exit(PARTIAL)
+    if command:
+        raise typer.Exit(run_staged(stage, command, Disk()))
+
+
+def unstage(
+    context: typer.Context,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="What to release.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Everything that is staged.")] = False,
+) -> None:
+    """Wipe staged copies and give their memory back. Exits 4 if one of them is in use and stays."""
+    session = session_of(context)
+    if bool(names) == all_:
+        raise BadInput("unstage", "wanted names or --all")
+    with session.open() as store:
+        gone, busy = store.unstage(names or ())
+    values: dict[str, object] = {
+        "unstaged": [{"name": one.name, "tier": "host", "bytes": one.length_bytes} for one in gone],
+        "in_use": [one.name for one in busy],
+        "bytes": sum(one.length_bytes for one in gone),
+    }
+    session.emit(
+        values, lambda: "\n".join([*(f"released {o.name}" for o in gone), *(f"in use: {o.name}" for o in busy)])
+    )
+    if busy:
+        raise typer.Exit(PARTIAL)
+
+
+def _command(text: str) -> list[str]:
+    command = json.loads(text)
+    if not command:
+        raise BadInput("--", "no command follows it")
+    return [str(word) for word in command]
+
+
+def _report(session: Session, staging: Staging, *, quiet: bool) -> None:
+    """Print what is staged; where a command follows, stdout is its own and this goes to stderr."""
+    total = sum(one.length_bytes for one in staging.staged)
+    moved = sum(one.length_bytes for one in staging.staged if one.fresh)
+    values: dict[str, object] = {
+        "staged": [
+            {
+                "name": o.name,
+                "version": o.version,
+                "tier": o.tier,
+                "bytes": o.length_bytes,
+                "seconds": round(o.seconds, 3),
+            }
+            for o in staging.staged
+        ],
+        "failed": [{"name": name, "why": str(error)} for name, error in staging.failed],
+        "bytes": total,
+        "moved_bytes": moved,
+        "seconds": session.seconds,
+        "predicted_seconds": None,
+    }
+    lines = [f"staged {o.name}@{o.version} in {o.tier}, {size(o.length_bytes)}" for o in staging.staged]
+    lines += [f"not staged: {name}: {error}" for name, error in staging.failed]
+    lines.append(f"{size(moved)} moved in {session.seconds:.2f} s{rate(moved, session.seconds)}")
+    if quiet:
+        print(json.dumps(values) if session.json else "\n".join(f"arstore: {line}" for line in lines), file=sys.stderr)
+    else:
+        session.emit(values, lambda: "\n".join(lines))

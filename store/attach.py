@@ -1,0 +1,67 @@
+"""Attach: what `arstore prefetch … -- CMD` staged, as tensors in CMD, with no copy, no key and no store to open."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .artifact import FILE_PREFIX
+from .errors import BadInput, Corrupt, NotFound, StorageFailed
+from .tiers.host import Extent, attach_extent
+
+if TYPE_CHECKING:
+    import torch
+
+_SESSION_MAX_BYTES = 1 << 24
+
+
+class StagedTensors(Mapping[str, "torch.Tensor"]):
+    """The tensors of one staged artifact by name, made when asked for; `files` are those that hold no tensors."""
+
+    def __init__(self, extent: Extent) -> None:
+        self._extent = extent
+        self._spans = {span.name: span for span in extent.spans if not span.name.startswith(FILE_PREFIX)}
+        self.files = {
+            span.name.removeprefix(FILE_PREFIX): extent.bytes_of(span)
+            for span in extent.spans
+            if span.name.startswith(FILE_PREFIX)
+        }
+
+    def __getitem__(self, name: str) -> "torch.Tensor":
+        from .tensors import tensor_from
+
+        span = self._spans[name]
+        return tensor_from(self._extent.bytes_of(span), span)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._spans)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+
+def attach(path: str | Path | None = None) -> dict[str, StagedTensors]:
+    """Return what is staged for this process, by name; by default what `$ARSTORE_STAGED` says.
+
+    Tensors are writable: writes go to private copies. Everything stays in place while one of them is alive, whatever
+    becomes of the stager. Raises BadInput where nothing is staged, NotFound if it was released already.
+    """
+    given = path or os.environ.get("ARSTORE_STAGED")
+    if not given:
+        raise BadInput("ARSTORE_STAGED", "is not set", hint="run this by 'arstore prefetch NAMES -- CMD'")
+    session = Path(given)
+    try:
+        with session.open("rb") as file:
+            value = json.loads(file.read(_SESSION_MAX_BYTES))
+        artifacts = [(str(one["name"]), str(one["key"])) for one in value["artifacts"]]
+        if value["format"] != 1 or not all(re.fullmatch(r"[0-9a-f]{64}", key) for _, key in artifacts):
+            raise ValueError("its format is not known")
+    except FileNotFoundError:
+        raise NotFound(str(session), "what was staged is released") from None
+    except OSError as error:
+        raise StorageFailed(str(session), (error.strerror or str(error)).lower()) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise Corrupt(str(session), f"is no session ({error})") from None
+    return {name: StagedTensors(attach_extent(session.parent / f"{key}.extent")) for name, key in artifacts}

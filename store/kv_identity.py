@@ -1,0 +1,36 @@
+"""Identities that a caller gives: checked, and for KV complete."""
+
+from collections.abc import Mapping
+
+from ..formats.errors import FormatError
+from ..formats.identity import Identity, make_identity
+from .errors import BadInput
+
+BLOCK_TOKENS = 256
+BLOCK_TOKENS_MAX = 1 << 16
+REQUIRED = ("model", "revision", "precision")
+
+
+def take_identity(fields: Mapping[str, object]) -> Identity:
+    """Return the identity of the given fields; raise BadInput for a field that is unknown or bad."""
+    try:
+        return make_identity(fields)
+    except FormatError as error:
+        raise BadInput("identity", str(error)) from None
+
+
+def make_kv_identity(fields: Mapping[str, object]) -> Identity:
+    """Return the identity of KV; raise BadInput for a field that is unknown, bad, or missing and required."""
+    identity = take_identity(fields)
+    missing = [name for name in REQUIRED if name not in dict(identity)]
+    if missing:
+        raise BadInput("identity", f"lacks {', '.join(missing)}, which KV always depends on", hint="see --identity")
+    return identity
+
+
+def complete(identity: Identity) -> Identity:
+    """Return an identity that says how many tokens a block has."""
+    fields = {"block_tokens": str(BLOCK_TOKENS), **dict(identity)}
+    if not 0 < int(fields["block_tokens"]) <= BLOCK_TOKENS_MAX:
+        raise BadInput(f"block_tokens {fields['block_tokens']}", f"wanted 1 to {BLOCK_TOKENS_MAX}")
+    return make_identity(fields)

@@ -1,0 +1,30 @@
+"""Tenants: one of them removed, with everything it has where that is asked for."""
+
+from .catalog import Catalog
+from .errors import BadInput, Conflict
+from .garbage import Garbage
+from .keyring import Keyring
+from .stats import Holding, holding
+from .tables import Tables
+
+
+def remove_tenant(
+    tables: Tables, garbage: Garbage, keyring: Keyring, own_number: int, name: str, *, erase: bool, dry_run: bool
+) -> Holding:
+    """Remove a tenant; with `erase` its artifacts too, by destroying every key of it at once. Durable on return.
+
+    Raises Conflict if it has artifacts and `erase` is not given, BadInput for the tenant the store is opened as.
+    """
+    number, tenant = keyring.tenant(name)
+    if number == own_number:
+        raise BadInput(f"tenant {name}", "is the one the store is opened as; use --tenant with another")
+    gone = holding(Catalog(tables, number, tenant.index_key))
+    if gone.artifacts and not erase:
+        why = f"has artifacts: {gone.artifacts}, {gone.stored_bytes} bytes stored"
+        raise Conflict(f"tenant {name}", why, hint="add --erase to destroy them with it")
+    if dry_run:
+        return gone
+    garbage.drop_tenant(number)  # before its keys: killed between, the tenant is there to be removed again
+    keyring.remove_tenant(number)
+    garbage.drop_tenant(number)  # what was put meanwhile
+    return gone
