@@ -2,12 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..store.disk import Disk
 from ..store.errors import BadInput
+from ..store.planning import names_in
 from ..store.prefetch import Staging, run_staged
 from ..store.quantities import parse_duration, parse_size
 from .render import rate, size
@@ -32,7 +34,9 @@ def split_command(words: list[str]) -> list[str]:
 
 def prefetch(
     context: typer.Context,
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="What to stage: names, NAME@VERSION or ids.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME…", help="What to stage: names, ids, or one JOB or PLAN file.")
+    ],
     to: Annotated[str, typer.Option(metavar="TIER", help="The tier to stage to: host.")] = "host",
     budget: Annotated[str | None, typer.Option(metavar="SIZE", help="Most that the tier may hold.")] = None,
     ttl: Annotated[
@@ -49,9 +53,13 @@ def prefetch(
     command = _command(run) if run is not None else []
     ttl_s = parse_duration(ttl if ttl is not None else "0s" if command else _TTL)
     budget_bytes = parse_size(budget) if budget is not None else None
+    if len(names) == 1 and Path(names[0]).is_file():
+        names, said_bytes = names_in(Path(names[0]))
+        budget_bytes = said_bytes if budget_bytes is None else budget_bytes
     with session.open() as store, session.progress("prefetch") as progress:
         stage = store.prefetch(names, to=to, budget_bytes=budget_bytes, ttl_s=ttl_s, wait=wait, progress=progress)
-    _report(session, stage.staging, quiet=bool(command))
+        slowest = min((one.bytes_per_s for one in store.tiers.speeds().values()), default=None)
+    _report(session, stage.staging, slowest, quiet=bool(command))
     if stage.staging.failed:
         stage.release()
         raise typer.Exit(PARTIAL)
@@ -69,7 +77,7 @@ def unstage(
     if bool(names) == all_:
         raise BadInput("unstage", "wanted names or --all")
     with session.open() as store:
-        gone, busy = store.unstage(names or ())
+        gone, busy = store.tiers.unstage(names or ())
     values: dict[str, object] = {
         "unstaged": [{"name": one.name, "tier": "host", "bytes": one.length_bytes} for one in gone],
         "in_use": [one.name for one in busy],
@@ -89,8 +97,11 @@ def _command(text: str) -> list[str]:
     return [str(word) for word in command]
 
 
-def _report(session: Session, staging: Staging, *, quiet: bool) -> None:
-    """Print what is staged; where a command follows, stdout is its own and this goes to stderr."""
+def _report(session: Session, staging: Staging, slowest: float | None, *, quiet: bool) -> None:
+    """Print what is staged; where a command follows, stdout is its own and this goes to stderr.
+
+    The prediction is of the slowest tier on the way, as it was measured.
+    """
     total = sum(one.length_bytes for one in staging.staged)
     moved = sum(one.length_bytes for one in staging.staged if one.fresh)
     values: dict[str, object] = {
@@ -108,7 +119,7 @@ def _report(session: Session, staging: Staging, *, quiet: bool) -> None:
         "bytes": total,
         "moved_bytes": moved,
         "seconds": session.seconds,
-        "predicted_seconds": None,
+        "predicted_seconds": round(moved / slowest, 3) if slowest else None,
     }
     lines = [f"staged {o.name}@{o.version} in {o.tier}, {size(o.length_bytes)}" for o in staging.staged]
     lines += [f"not staged: {name}: {error}" for name, error in staging.failed]

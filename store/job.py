@@ -20,6 +20,7 @@ from .refs import parse_ref
 from .staging import Job, Object, Request, RequestId, Tier
 
 JOB_MAX_BYTES = 1 << 20
+PLAN_MAX_BYTES = 1 << 28
 LINE_MAX_BYTES = 1 << 26
 REQUESTS_MAX_COUNT = 1_000_000
 REFERENCES_MAX_COUNT = 50_000_000
@@ -27,7 +28,7 @@ WEIGHTS_MAX_COUNT = 10_000
 BLOCK_TOKENS = 512
 TARGETS = ("device", "host")
 BUDGETS = ("device", "host", "shared")
-_TABLES = ("job", "budget", "recompute")
+_TABLES = ("job", "budget", "recompute", "identity")
 _JOB = ("to", "weights", "requests", "block_bytes", "block_tokens")
 _NEEDS = ("tokens", "hash_ids", "artifacts")
 # Published traces carry the last three, which say nothing that a plan could use.
@@ -59,6 +60,7 @@ class JobFile:
     tokens_per_s: float | None = None
     block_bytes: int | None = None
     block_tokens: int = BLOCK_TOKENS
+    identity: tuple[tuple[str, object], ...] = ()  # of the KV that requests' tokens stand for
 
 
 ObjectsOf = Callable[[JobRequest], Sequence[Object]]
@@ -69,10 +71,7 @@ def read_job(path: Path) -> JobFile:
 
     Raises NotFound if one of the two isn't there, StorageFailed if it can't be read, BadInput for anything wrong in it.
     """
-    with _opened(path) as file:
-        text = file.read(JOB_MAX_BYTES + 1)
-    if len(text) > JOB_MAX_BYTES:
-        raise BadInput(str(path), f"longer than {JOB_MAX_BYTES} bytes")
+    text = read_bounded(path, JOB_MAX_BYTES)
     try:
         value = tomllib.loads(text.decode())
     except (ValueError, RecursionError) as error:
@@ -102,8 +101,18 @@ def read_job(path: Path) -> JobFile:
         tokens_per_s=tokens_per_s,
         block_bytes=_size(job, "block_bytes") if "block_bytes" in job else None,
         block_tokens=job.whole("block_tokens", least=1) if "block_tokens" in job else BLOCK_TOKENS,
+        identity=tuple(_identity(tables.get("identity") if "identity" in tables else {}, path)),
     )
     return _with_requests(read, path.parent / job.text("requests")) if "requests" in job else read
+
+
+def read_bounded(path: Path, most_bytes: int = PLAN_MAX_BYTES) -> bytes:
+    """Return what a file holds; raise BadInput if it is too long."""
+    with _opened(path) as file:
+        text = file.read(most_bytes + 1)
+    if len(text) > most_bytes:
+        raise BadInput(str(path), f"longer than {most_bytes} bytes")
+    return text
 
 
 def compose(job: JobFile, tiers: Sequence[Tier], *, source: str, held: Sequence[Object], objects_of: ObjectsOf) -> Job:
@@ -204,6 +213,12 @@ def _size(fields: Fields, name: str) -> int:
     if type(value) is not int or not 0 < value <= WHOLE_MAX:
         fields.refuse(name, given, "a size above 0, as 16GiB")
     return value
+
+
+def _identity(value: object, path: Path) -> list[tuple[str, object]]:
+    if not isinstance(value, dict):
+        raise BadInput(f"{path}: [identity]", "wanted a table of identity fields")
+    return list(value.items())
 
 
 def _check_ref(name: str, where: str) -> None:

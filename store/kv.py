@@ -121,6 +121,10 @@ class Kv:
         dest = dest / f"{one.name.rpartition('/')[2]}.safetensors" if dest.is_dir() else dest
         return self.write(self.open(f"{one.name}@{one.version}"), dest, layers=layers or None, progress=progress)
 
+    def chain(self, tokens: Any, identity: Mapping[str, object]) -> Chain:
+        """Return the prefix blocks that a sequence has under an identity, stored or not."""
+        return self._chain(_packed(tokens), complete(make_kv_identity(identity)))
+
     def _chain(self, packed: memoryview, identity: Identity) -> Chain:
         block_tokens = int(dict(identity)["block_tokens"])
         return chain_of(self.read.keys.tenant.digest_key, identity, packed, block_tokens)

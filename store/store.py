@@ -22,7 +22,7 @@ from .lease import Held
 from .miss import Miss, explain_miss
 from .names import Found
 from .opened import open_parts
-from .prefetch import Stage, forget_staged, open_host, stage, unstage, wanted_of
+from .prefetch import Stage, forget_staged
 from .prefix import Prefix
 from .progress import Progress
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
@@ -34,7 +34,7 @@ from .scrub import Pace, Scrubbed, scrub
 from .select import Selection
 from .stats import Holding, Stats, gather_stats
 from .tenants import remove_tenant
-from .tiers.host import HostTier, Resident
+from .tiering import Tiers
 from .unlock import Ask, Secrets
 
 if TYPE_CHECKING:
@@ -231,27 +231,18 @@ class Store:
 
     # ---- tiers
 
-    def host_tier(self, budget_bytes: int | None = None) -> HostTier:
-        """Return the host tier of this tenant."""
-        return open_host(self._parts.config.store_id, self._parts.keys.tenant.id, budget_bytes, self._parts.disk)
+    @property
+    def tiers(self) -> Tiers:
+        """The tiers above the local store: staged to, released, measured, planned for."""
+        p = self._parts
+        return Tiers(p.root, p.config.store_id, p.keys.tenant.id, p.names, self.get, self.kv, p.disk, p.now)
 
     def prefetch(
         self, names: Sequence[str], *, to: str = "host", budget_bytes: int | None = None, ttl_s: float = 0.0,
         wait: bool = False, progress: Progress = silent,
     ) -> Stage:  # fmt: skip
-        """Stage artifacts up, each byte verified, and hold them; they stay `ttl_s` seconds after, for any process.
-
-        Raises NoRoom before anything moves. Of several, `staging.failed` says which could not be staged.
-        """
-        if to != "host":
-            raise BadInput(f"tier {to}", "can't be staged to, wanted host")
-        wanted = [wanted_of(artifact, self.kv) for artifact in map(self.get, dict.fromkeys(names))]
-        until_s = self._now_s() + ttl_s if ttl_s else 0.0
-        return stage(self.host_tier(budget_bytes), wanted, until_s, wait=wait, progress=progress)
-
-    def unstage(self, names: Sequence[str] = ()) -> tuple[list[Resident], list[Resident]]:
-        """Wipe what is staged of these names, or all; return what was wiped, and what is in use and stays."""
-        return unstage(self.host_tier(), self._parts.names, names)
+        """Stage artifacts up, each byte verified, and hold them; see `Tiers.prefetch`."""
+        return self.tiers.prefetch(names, to, budget_bytes, ttl_s, wait=wait, progress=progress)
 
     def why_miss(self, identity: Mapping[str, object], kind: str = "kv") -> Miss:
         """Return the fields that tell an identity from the nearest stored one; raise NotFound if none is stored."""

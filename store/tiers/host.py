@@ -62,7 +62,7 @@ class HostTier:
     """The extents of one tenant of one store, in a directory that only this user can enter."""
 
     def __init__(self, directory: Path, capacity_bytes: int, disk: Disk) -> None:
-        self._directory, self._capacity, self._disk = directory, capacity_bytes, disk
+        self._directory, self.capacity_bytes, self._disk = directory, capacity_bytes, disk
         for path in (directory.parent, directory):
             disk.make_dirs(path)
             found = os.lstat(path)
@@ -121,15 +121,15 @@ class HostTier:
                 self.remove(one.key)
         there = [one for one in self.residents() if one.key not in keep]
         kept = sum(one.length_bytes for one in self.residents()) - sum(one.length_bytes for one in there)
-        if kept + length_bytes > self._capacity:
-            why = f"{length_bytes} bytes do not fit beside {kept} in use, of {self._capacity}"
+        if kept + length_bytes > self.capacity_bytes:
+            why = f"{length_bytes} bytes do not fit beside {kept} in use, of {self.capacity_bytes}"
             raise NoRoom("host tier", why, hint="raise --budget, stage less, or 'arstore unstage'")
         used = kept + sum(one.length_bytes for one in there)
         for one in sorted(there, key=lambda one: one.expires_s):
-            if used + length_bytes <= self._capacity:
+            if used + length_bytes <= self.capacity_bytes:
                 return
             used -= one.length_bytes if self.remove(one.key) else 0
-        if used + length_bytes > self._capacity:
+        if used + length_bytes > self.capacity_bytes:
             raise NoRoom("host tier", "what could be removed is in use", hint="raise --budget, or wait")
 
     @contextlib.contextmanager
