@@ -8,9 +8,8 @@ from ..formats.catalog import SegmentRow, parse_segment
 from .errors import Corrupt
 from .tables import Rows, Tables
 
-# An erase has dropped rows and has still to destroy their keys. With a tenant: blobs were taken in that a put left
-# behind; blobs were found bad.
-ERASE_PENDING, LEFTOVERS, QUARANTINES = b"erase-pending", b"leftovers", b"quarantines"
+# With a tenant: blobs were taken in that a put left behind; blobs were found bad.
+LEFTOVERS, QUARANTINES = b"leftovers", b"quarantines"
 _U64 = struct.Struct("<Q")
 
 
@@ -52,18 +51,10 @@ def mark(rows: Rows, key: bytes) -> None:
 
 
 class Marks:
-    """What ended processes left to be done. A method is a transaction."""
+    """What ended processes left to be cleared away. A method is a transaction."""
 
     def __init__(self, tables: Tables, tenant: bytes) -> None:
         self._tables, self._leftovers = tables, LEFTOVERS + tenant
-
-    def erase_pending(self) -> bool:
-        """Say whether an erase was killed before its keys were destroyed."""
-        with self._tables.reading() as rows:
-            return count(rows, ERASE_PENDING) > 0
-
-    def erase_finished(self) -> None:
-        self._tables.write(lambda rows: rows.delete("counters", ERASE_PENDING))
 
     def leftovers(self) -> int:
         """Return how often blobs that a put left behind were taken in since the last clearing."""

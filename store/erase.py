@@ -1,7 +1,8 @@
 """Erase: the keys of what nothing else needs are destroyed, so that its bytes are noise wherever copies of them lie.
 
 drop and doom in one transaction -> new key tree root -> old root effaced, all synced -> doomed list cleared. Killed
-before the new root, the next open finishes it; from then on no version of any page leads to the keys.
+before the new root, the next open of the store finds the doomed list and finishes it; from then on no version of any
+page leads to the keys.
 """
 
 import contextlib
@@ -71,7 +72,6 @@ def erase(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:
         one = found.summary
         erased += parts.catalog.drop(one.name, one.version, needs.get(found.text, Needs()), shred=True)
     keys = shred(parts.directory, parts.keyring, parts.ledger)
-    parts.marks.erase_finished()
     shared = len(parts.catalog.find_blobs({digest for one in needs.values() for digest in one.blobs}))
     level = _OUTSIDE if parts.root_outside else _INSIDE
     texts = tuple(found.text for found in doomed)

@@ -186,7 +186,9 @@ class Keyring:
             body = self._leaves.get(leaf)
             key = slot_key(body, slot) if body else None
             if key is None:
-                self._refresh()
+                self.refresh()
+                if number not in self.tenants():
+                    raise Corrupt(f"keys: slot {slot}", "the key is gone: its tenant was removed")
                 body = self._steady(lambda: find_leaf(self._pages, self._tenant_at(number).keys, leaf[1]))
                 key = slot_key(body, slot) if body else None
                 if key is None or body is None:
@@ -210,7 +212,7 @@ class Keyring:
         with self._guard:
             wait_lock(self._lock)
             try:
-                self._refresh()
+                self.refresh()
                 before = self._root
                 try:
                     self._settle_root()
@@ -261,7 +263,8 @@ class Keyring:
         self._disk.write_at(self._root_fd, secrets.token_bytes(PAGE_BYTES), epoch % 2 * PAGE_BYTES)
         self._sync_root()
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Take in what other processes committed; raise KeyRefused if the key was rotated meanwhile."""
         try:
             root = self._read_root()
         except Corrupt:  # it opened before
@@ -291,7 +294,7 @@ class Keyring:
                 try:
                     return read()
                 except FormatError as error:
-                    self._refresh()
+                    self.refresh()
                     if self._root.epoch == root.epoch:
                         raise Corrupt("keys", str(error)) from None
         raise Corrupt("keys", "the key tree kept changing")

@@ -86,13 +86,17 @@ def every_tenant(keyring: Keyring, config: Config) -> dict[bytes, TenantKeys]:
 def open_keyring(root: Path, held: Secrets, ask: Ask, disk: Disk) -> tuple[Config, Secrets, Keyring]:
     """Open a store as far as its keys; raise NoStore if there is none, KeyRefused if the key does not open it."""
     for _ in range(_ATTEMPTS):
-        ways = Stanzas.read(root / KEYS_DIR) if (root / KEYS_DIR).exists() else None
+        ways = _ways(root) if (root / KEYS_DIR).exists() else None
         try:
             return _open_keyring(root, held, ask, disk)
         except (Corrupt, KeyRefused):
-            if ways is None or Stanzas.read(root / KEYS_DIR) == ways:
+            if ways is None or _ways(root) == ways:
                 raise  # else a rotation went by between stanzas and root
     raise KeyRefused("key", "kept being rotated", hint="try again")
+
+
+def _ways(root: Path) -> tuple[Stanzas, Config]:
+    return Stanzas.read(root / KEYS_DIR), read_config(root)
 
 
 def _open_keyring(root: Path, held: Secrets, ask: Ask, disk: Disk) -> tuple[Config, Secrets, Keyring]:

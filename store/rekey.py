@@ -52,6 +52,7 @@ def _current(parts: RekeyParts) -> Stanzas:
     stanzas = Stanzas.read(parts.root / KEYS_DIR)
     if not stanzas.only_to(parts.keyring.master).ways:
         raise Conflict("key", "was rotated by somebody else meanwhile; try again")
+    parts.keyring.refresh()  # raises KeyRefused where a rotation got as far as the root, whether it lived on or not
     return stanzas
 
 

@@ -68,10 +68,13 @@ def scrub(
     bad, needed = _needed(names, versions)
     bad += [Bad(f"version {one.version} of a name that can't be read", one.why, ()) for one in unopened]
     rows = parts.catalog.find_blobs(needed)
-    bad += [
-        Bad(f"blob {digest.hex()[:16]}", "is not in the catalog", tuple(needed[digest]))
-        for digest in needed.keys() - rows.keys()
-    ]
+    if missing := needed.keys() - rows.keys():  # of versions that were removed since, perhaps
+        there = {row.place for _, row in parts.catalog.versions()}
+        _, still = _needed(names, [found for found in versions if found.row.place in there])
+        bad += [
+            Bad(f"blob {digest.hex()[:16]}", "is not in the catalog", tuple(still[digest]))
+            for digest in missing & still.keys()
+        ]
     total_bytes = sum(row.place.plain_bytes for row in rows.values())
     limit = _Limit(pace)
 

@@ -1,7 +1,8 @@
 """Real processes that are killed, interrupted, or run out of room, on a real disk.
 
 Whatever happens to a put: nothing of it is visible, the next command works at once, what was acknowledged stays,
-and the same put run again takes up every blob that had reached its segment.
+and the same put run again takes up every blob that had reached its segment. (Kills by the thousand, and of every other
+command: test_kill_loop.py.)
 """
 
 import os
@@ -123,60 +124,6 @@ def test_a_put_killed_twice_is_taken_up_twice(store: Path, tmp_path: Path) -> No
     assert again.code == 0, again.err
     assert again.json["blobs_reused"] >= first.records_count > 0
     check_readable({"big": source}, tmp_path / "out")
-
-
-def kill_puts(store: Path, folder: Path, rounds: int, seed: int) -> int:
-    """Kill puts of fresh content at random moments; return how many died with nothing visible of them."""
-    chance = random.Random(seed)
-    acknowledged: dict[str, Path] = {}
-    died, window_s = 0, 0.02
-    for n in range(rounds):
-        name = f"model-{n}"
-        source = write_checkpoint(folder / f"{name}.safetensors", 4, 2 * MIB, seed=n)
-        before = traces(store)
-        process = start("put", source, name, "--json")
-        if n % 4:
-            # Most of a short put is Python starting; these begin to count when the store is first written to.
-            while process.poll() is None and traces(store) == before:
-                time.sleep(0.001)
-            time.sleep(chance.uniform(0, window_s))
-        else:
-            time.sleep(chance.uniform(0, 0.5))
-        process.kill()
-        ran = ended(process)
-        assert ran.code in (0, -signal.SIGKILL), ran.err
-        there = names()
-        assert acknowledged.keys() <= set(there) <= acknowledged.keys() | {name}
-        if ran.code == 0 or name in there:
-            assert name in there
-            acknowledged[name] = source
-            window_s *= 0.8  # about as many are to die as get through, however fast the machine is
-            continue
-        died += 1
-        window_s *= 1.25
-        if n % 3 == 0:
-            again = arstore("put", source, name, "--json")
-            assert again.code == 0, again.err
-            assert again.json["version"] == 1
-            acknowledged[name] = source
-        if n % 20 == 19:
-            check_readable(acknowledged, folder / "out")
-    check_readable(acknowledged, folder / "out")
-    return died
-
-
-def traces(store: Path) -> tuple[int, int]:
-    """Return what changes as soon as a put writes."""
-    return (store / "keys" / "root").stat().st_mtime_ns, segments_bytes(store)
-
-
-def test_kills_at_random_moments(store: Path, tmp_path: Path) -> None:
-    assert kill_puts(store, tmp_path, 12, seed=3) >= 3
-
-
-@pytest.mark.slow
-def test_two_hundred_kills_at_random_moments(store: Path, tmp_path: Path) -> None:
-    assert kill_puts(store, tmp_path, 200, seed=4) >= 60
 
 
 def test_a_killed_get_leaves_nothing_at_its_destination(store: Path, tmp_path: Path) -> None:

@@ -198,8 +198,8 @@ def _summaries(page: bytes, keys: set[bytes]) -> Iterator[bytes]:
     """Version rows are known by their frame size, which stands 56 bytes into them; their sealed summary follows."""
     at = page.find((1 << 20).to_bytes(4, "little"))
     while at >= 0:
-        length = int.from_bytes(page[at + 15 : at + 19], "little")
-        sealed = page[at + 19 : at + 19 + length]
+        length = int.from_bytes(page[at + 19 : at + 23], "little")
+        sealed = page[at + 23 : at + 23 + length]
         for key in keys if 28 < length == len(sealed) else ():
             try:
                 yield unseal(key, "version summary", sealed)
@@ -544,7 +544,7 @@ def test_an_erase_that_is_killed_is_finished_at_the_next_open(tmp_path: Path, sc
             assert not found(scene.now(), lost)
             assert [shown.summary.name for shown in store.ls()] == [kept.name.partition("@")[0]]
             assert store.verify().corrupt == ()
-            assert not store._parts.marks.erase_pending()
+            assert store._parts.ledger.doomed() == {}
             assert not store._parts.ledger.doomed()
             with pytest.raises(NotFound):
                 store.erase(doomed.name)

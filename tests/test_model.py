@@ -31,9 +31,9 @@ from arstore.store.collect import AT_ONCE, CAREFUL, Margins
 from arstore.store.disk import Disk
 from arstore.store.errors import Fenced, NotFound, StorageFailed
 from arstore.store.retention import Retention
-from arstore.store.slots import _slots
 from arstore.store.store import Store
 from arstore.store.unlock import Secrets
+from tests.key_account import unaccounted
 
 NAMES = ("a", "b", "team/c")
 Content = frozenset[int]
@@ -217,7 +217,7 @@ class Machine(RuleBasedStateMachine):
             stored = self.store.put(self.source(content), name=name)
         except Killed:
             self.restart()
-            self.leaked |= self.unaccounted()
+            self.leaked |= unaccounted(self.store)
             found = [one.summary.version for one in self.store.ls(name)]
             if (name, self.last[name] + 1) not in [(name, version) for version in found]:
                 return
@@ -342,20 +342,7 @@ class Machine(RuleBasedStateMachine):
         which sealed nothing.
         """
         if self.encrypted:
-            assert self.unaccounted() <= self.leaked
-
-    def unaccounted(self) -> set[int]:
-        """Return the slots whose keys no row, loan or spare list knows of."""
-        parts = self.store._parts
-        parts.keyring._refresh()
-        with parts.tables.reading() as rows:
-            used = {parse_blob(value).place.slot for _, value in rows.scan("blobs", b"")}
-            used |= {parse_version(value).place.slot for _, value in rows.scan("versions", b"")}
-            spare = set(_slots(rows.get("spare", bytes(4)) or b""))
-            lent = {slot for _, value in rows.scan("loans", b"") for slot in _slots(value)}
-        there = set(parts.keyring.slots(parts.keys.number))
-        assert used | spare <= there if self.encrypted else not there
-        return there - (used | spare | lent)
+            assert unaccounted(self.store) <= self.leaked
 
     def restart(self) -> None:
         """What a new process finds: the store closed by a death, its loans and leases of a process that is gone."""
