@@ -1,7 +1,8 @@
 """The values kept in LMDB, each closed by 8 bytes of keyed BLAKE3 over its key and itself.
 
 LMDB has no checksums of its own: a flipped bit in its file would otherwise be served as a place to read from.
-Nothing here is secret but the sealed summary of a version, which opens only with that version's own key.
+Nothing here is secret but the summary of a version, sealed under that version's own key, and what an identity stands
+for, masked by its id.
 """
 
 import struct
@@ -16,9 +17,9 @@ CHECK_BYTES = 8
 LIVE, QUARANTINED = 0, 1
 _PLACE = struct.Struct("<QQQQQ16sIBB")
 _BLOB = struct.Struct("<IBIQQ")
-_VERSION = struct.Struct("<BQI")
+_VERSION = struct.Struct("<BQII")
 _SEGMENT = struct.Struct("<BQQ")
-_NAMED = struct.Struct("<IIHI")
+_REFS, _NAMED = struct.Struct("<I"), struct.Struct("<IHI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +86,18 @@ class BlobRow:
 @dataclass(frozen=True, slots=True)
 class VersionRow:
     """One version of a name: its record's place, its pin, when it was last read (to the hour, seconds since 1970; 0 is
-    never), and its summary sealed under the record's key.
+    never), how many of its manifest's claims it holds, and its summary sealed under the record's key.
     """
 
     place: Place
     pinned: bool
     summary: bytes
     used_s: int = 0
+    claimed: int = 0
 
     def packed(self) -> bytes:
-        return self.place.packed() + _VERSION.pack(self.pinned, self.used_s, len(self.summary)) + self.summary
+        head = _VERSION.pack(self.pinned, self.used_s, self.claimed, len(self.summary))
+        return self.place.packed() + head + self.summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +113,19 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class NamedRow:
-    """An identity that this host has bytes of, and how many versions claim it with these very bytes."""
+    """An identity that this host has bytes of, and how many versions claim it with these very bytes.
+
+    All but the count is masked by the id, which nothing in the catalog spells: digests and shapes of what was erased
+    must not be left in old pages.
+    """
 
     named: Named
     refs: int
 
-    def packed(self) -> bytes:
+    def packed(self, id_: bytes) -> bytes:
         one = self.named
-        return _NAMED.pack(self.refs, one.tokens, len(one.blobs), len(one.about)) + b"".join(one.blobs) + one.about
+        plain = _NAMED.pack(one.tokens, len(one.blobs), len(one.about)) + b"".join(one.blobs) + one.about
+        return _REFS.pack(self.refs) + _masked(id_, plain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,22 +177,29 @@ def parse_blob(packed: bytes) -> BlobRow:
 
 def parse_version(packed: bytes) -> VersionRow:
     place = _parse_place(packed, _VERSION.size)
-    pinned, used_s, length = _VERSION.unpack_from(packed, _PLACE.size)
+    pinned, used_s, claimed, length = _VERSION.unpack_from(packed, _PLACE.size)
     summary = packed[_PLACE.size + _VERSION.size :]
     if len(summary) != length or pinned > 1:
         raise FormatError("version row holds something this version does not know")
-    return VersionRow(place, bool(pinned), summary, used_s)
+    return VersionRow(place, bool(pinned), summary, used_s, claimed)
 
 
-def parse_named(packed: bytes) -> NamedRow:
-    if len(packed) < _NAMED.size:
+def parse_named(packed: bytes, id_: bytes) -> NamedRow:
+    if len(packed) < _REFS.size + _NAMED.size:
         raise FormatError("identity row is cut short")
-    refs, tokens, count, about_bytes = _NAMED.unpack_from(packed)
+    plain = _masked(id_, packed[_REFS.size :])
+    tokens, count, about_bytes = _NAMED.unpack_from(plain)
     end = _NAMED.size + count * DIGEST_BYTES
-    if len(packed) != end + about_bytes:
+    if len(plain) != end + about_bytes:
         raise FormatError("identity row has a wrong length")
-    blobs = tuple([Digest(packed[at : at + DIGEST_BYTES]) for at in range(_NAMED.size, end, DIGEST_BYTES)])
-    return NamedRow(Named(tokens, blobs, packed[end:]), refs)
+    blobs = tuple([Digest(plain[at : at + DIGEST_BYTES]) for at in range(_NAMED.size, end, DIGEST_BYTES)])
+    return NamedRow(Named(tokens, blobs, plain[end:]), _REFS.unpack_from(packed)[0])
+
+
+def _masked(id_: bytes, plain: bytes) -> bytes:
+    """Return bytes xor the hash of the id, as long as they are; twice gives them back."""
+    mask = keyed_hash(id_, b"identity row", length=len(plain))
+    return (int.from_bytes(plain, "little") ^ int.from_bytes(mask, "little")).to_bytes(len(plain), "little")
 
 
 def parse_segment(packed: bytes) -> SegmentRow:

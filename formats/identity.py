@@ -47,9 +47,9 @@ def _count(value: object) -> str:
 def _number(value: object) -> str:
     """Return the shortest decimal text of a number: 8, 8.0 and "8" are the same."""
     try:
-        if isinstance(value, bool):
-            raise ValueError
-        number = float(value)  # type: ignore[arg-type]
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise TypeError
+        number = float(value)
         if not math.isfinite(number):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
@@ -77,8 +77,10 @@ def _names(value: object) -> str:
 def _layers(value: object) -> str:
     """Return a set of layer numbers as its runs: 0-15,20."""
     parts = [str(one) for one in value] if isinstance(value, list) else _text(value).split(",")
+    if len(parts) > LAYERS_MAX:
+        raise FormatError(f"holds {len(parts)} layers or runs of them, wanted at most {LAYERS_MAX}")
     numbers: set[int] = set()
-    for part in parts[:LAYERS_MAX]:
+    for part in parts:
         found = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part)
         if not found or int(found[1]) > int(found[2] or found[1]) or int(found[2] or found[1]) >= LAYERS_MAX:
             raise FormatError(f"holds {part[:40]!r}, wanted layers as 0-15,20 below {LAYERS_MAX}")
@@ -124,8 +126,8 @@ FIELDS: dict[str, Callable[[object], str]] = {
     "adapter_scale": _number, "adapter_targets": _names, "quantisation": _text, "scales": _text,
     "rope": _text, "rope_theta": _number, "rope_factor": _number, "rope_original_positions": _count,
     "rope_sections": _json, "rope_scaling": _json, "rope_partial": _number,
-    "architecture": _text, "attention": _text, "window": _text, "attention_chunk": _count, "sinks": _count,
-    "layer_kinds": _text, "layers": _layers, "layer": _text, "module": _text,
+    "architecture": _text, "config": _text, "attention": _text, "window": _text, "attention_chunk": _count,
+    "sinks": _count, "layer_kinds": _text, "layers": _layers, "layer": _text, "module": _text,
     "heads": _count, "kv_heads": _count, "head_dim": _count,
     "layout": _text, "page_tokens": _count, "block_tokens": _count, "shard": _text, "encoding": _text,
     "tokenizer": _text, "sequence": _text, "positions": _positions, "start": _count, "step": _count,
@@ -150,7 +152,7 @@ def make_identity(fields: Mapping[str, object]) -> Identity:
     for name, value in fields.items():
         if name not in FIELDS:
             raise FormatError(f"identity field {name!r} is not known, wanted one of {', '.join(FIELDS)}")
-        if value is None or value == UNSPECIFIED:
+        if value is None or (isinstance(value, str) and value == UNSPECIFIED):
             continue
         try:
             text = FIELDS[name](value)
@@ -161,7 +163,8 @@ def make_identity(fields: Mapping[str, object]) -> Identity:
             raise FormatError(f"identity field {name!r} holds no text that UTF-8 can write") from None
         if not text or "\0" in text or length > VALUE_MAX_BYTES:
             raise FormatError(f"identity field {name!r} is empty, holds a NUL or exceeds {VALUE_MAX_BYTES} bytes")
-        given[name] = text
+        if text != UNSPECIFIED:  # as a list of one name comes to be
+            given[name] = text
     return tuple(sorted(given.items()))
 
 

@@ -52,6 +52,16 @@ def slot_name(slot: Slot) -> str:
     return f"layers.{slot[0]}.{slot[1]}"
 
 
+def has_pages(layout: str) -> bool:
+    """Say whether a layout has pages; raise FormatError if it is not known."""
+    return "p" in _axes_of(layout)
+
+
+def page_of(shapes: Mapping[Slot, tuple[int, ...]], layout: str) -> int | None:
+    """Return how many tokens a page of these arrays has; None where the layout has no pages."""
+    return next(iter(shapes.values()))[_axes_of(layout).index("t")] if has_pages(layout) else None
+
+
 def array_shapes(shape: KvShape, layout: str, tokens: int, *, page: int | None = None) -> dict[Slot, tuple[int, ...]]:
     """Return the shapes of the arrays that hold `tokens`, in pages of `page` tokens where the layout has pages."""
     axes = _axes_of(layout)
@@ -91,7 +101,7 @@ def infer_shape(shapes: Mapping[Slot, tuple[int, ...]], layout: str, dtype: str,
             extents[2 * index : 2 * index + 2] = (shapes[slot][axes.index(axis)] for axis in "hd")
         layers.append((number, LayerShape(*extents)))
     shape = KvShape(dtype, tuple(layers))
-    page = next(iter(shapes.values()))[axes.index("t")] if "p" in axes else None
+    page = page_of(shapes, layout)
     for slot, wanted in array_shapes(shape, layout, tokens, page=page).items():
         if tuple(shapes[slot]) != wanted:
             raise FormatError(f"{slot_name(slot)} is {list(shapes[slot])}, wanted {list(wanted)} for {tokens} tokens")

@@ -4,8 +4,9 @@ Canonical JSON (sorted keys, no spaces, UTF-8), so that equal artifacts have equ
 of those bytes is the artifact's id. A file is its blobs one after the other; a tensor is a byte range of a file.
 
 Valid iff: every path is relative, without `.`, `..`, empty or overlong parts, and used once; every blob number
-exists; a blob has 1 byte to 64 MiB; blob lengths of a file add up to its size; every tensor lies inside its file;
-and there is nothing in it, key, bit or identity field, that packing it again would not write.
+exists; a blob has 1 byte to 64 MiB; blob lengths of a file add up to its size; every tensor lies inside its file; no
+identity is claimed twice, or with more than a row can say; and there is nothing in it, key, bit or identity field, that
+packing it again would not write.
 """
 
 import json
@@ -222,6 +223,8 @@ def _check(manifest: Manifest) -> None:
         raise FormatError(f"manifest: a blob is empty or exceeds {BLOB_MAX_BYTES} bytes")
     if any(number >= len(manifest.blobs) for claim in manifest.claims for number in claim.blobs):
         raise FormatError("manifest: a claim names a blob number that is out of range")
+    if any(claim.tokens >> 32 or len(claim.blobs) >> 16 for claim in manifest.claims):
+        raise FormatError("manifest: a claim has more tokens or blobs than the row of an identity can say")
     if len({claim.id for claim in manifest.claims}) != len(manifest.claims):
         raise FormatError("manifest claims an identity twice")
     for tensor in manifest.tensors:

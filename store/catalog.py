@@ -18,6 +18,7 @@ from ..formats.catalog import (
     LIVE,
     QUARANTINED,
     BlobRow,
+    Named,
     Place,
     SegmentRow,
     VersionRow,
@@ -28,7 +29,7 @@ from ..formats.catalog import (
 from ..formats.digest import Digest, keyed_hash
 from ..formats.identity import KeyId
 from ..formats.manifest import Needs
-from .accounts import ERASE_PENDING, LEFTOVERS, QUARANTINES, account, count, extend, mark, segment_key
+from .accounts import LEFTOVERS, QUARANTINES, account, count, extend, mark, segment_key
 from .errors import Conflict, NoRoom
 from .identities import TABLE as IDENTITIES_TABLE
 from .identities import claim, unclaim
@@ -152,13 +153,15 @@ class Catalog:
                     raise BlobGone
                 rows.put("blobs", self.blob_key(digest), row.referred(+1).packed())
             key = self.name_key(new.name)
-            rows.put("versions", key + _U32.pack(new.version), new.row.packed())
+            claims = new.needs.claims
+            claimed = claim(rows, self.identity_key, claims, lambda named: self.is_whole(rows, named))
+            rows.put("versions", key + _U32.pack(new.version), replace(new.row, claimed=claimed).packed())
             rows.put("names", key, _U32.pack(new.version))
             account(rows, self.prefix, {new.row.place.segment: new.row.place.record_bytes})
             extend(rows, new.durable)
             if new.quota_bytes and count(rows, b"usage" + self.prefix) > new.quota_bytes:
                 raise NoRoom("quota", f"the tenant's quota of {new.quota_bytes} bytes would be exceeded")
-            return claim(rows, self.identity_key, new.needs.claims)
+            return claims[claimed][0] if claimed < len(claims) else None
 
         return self.tables.write(change)
 
@@ -189,17 +192,20 @@ class Catalog:
                     changed[blob.place.segment] -= blob.place.record_bytes
                 elif blob and blob.refs:
                     rows.put("blobs", blob_key, blob.referred(-1).packed())
-            unclaim(rows, self.identity_key, needs.claims)
+            unclaim(rows, self.identity_key, needs.claims[: row.claimed])
             rows.delete("versions", key)
             doom(rows, self.tenant, slots)
             account(rows, self.prefix, changed)
-            if shred:
-                mark(rows, ERASE_PENDING)
-                if next(rows.scan("versions", self.name_key(name)), None) is None:
-                    rows.delete("names", self.name_key(name))
+            if shred and next(rows.scan("versions", self.name_key(name)), None) is None:
+                rows.delete("names", self.name_key(name))
             return len(slots) - 1
 
         return self.tables.write(change)
+
+    def is_whole(self, rows: Rows, named: Named) -> bool:
+        """Say whether every blob of an identity is there and not known to be bad."""
+        found = [self.blob_row(rows, digest) for digest in named.blobs]
+        return all(row is not None and row.state == LIVE for row in found)
 
     def live_slots(self, places: Mapping[Digest, Place]) -> set[int]:
         """Return the key slots of those records that the catalog stands on; other copies of them are dead."""

@@ -1,12 +1,13 @@
 """Counts: how many versions need each blob, written anew where the catalog lost them or can't be believed."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Set
+from dataclasses import replace
 
-from ..formats.catalog import BlobRow, Place, VersionRow, parse_blob, parse_named, parse_version
+from ..formats.catalog import QUARANTINED, BlobRow, Place, VersionRow, parse_blob, parse_version
 from ..formats.digest import Digest
 from ..formats.manifest import Needs
-from .accounts import account, write_usage
+from .accounts import QUARANTINES, account, mark, write_usage
 from .catalog import Catalog, Superseded
 from .identities import TABLE as IDENTITIES
 from .identities import Claims, claim
@@ -15,43 +16,46 @@ from .tables import Rows
 
 
 def restore(
-    catalog: Catalog, blobs: Mapping[Digest, BlobRow], versions: Mapping[tuple[str, int], VersionRow],
-    claims: Iterable[Claims],
+    catalog: Catalog, blobs: Mapping[Digest, BlobRow],
+    versions: Mapping[tuple[str, int], tuple[VersionRow, Claims]],
 ) -> None:  # fmt: skip
-    """Write the rows of a tenant into an empty catalog."""
+    """Write the rows of a tenant into an empty catalog; of two versions that claim an identity, the first gets it."""
 
     def change(rows: Rows) -> None:
+        places = [row.place for row in blobs.values()]
         for digest, row in blobs.items():
             rows.put("blobs", catalog.blob_key(digest), row.packed())
-        for (name, version), found in sorted(versions.items()):
-            rows.put("versions", catalog.version_key(name, version), found.packed())
+        if any(row.state == QUARANTINED for row in blobs.values()):
+            mark(rows, QUARANTINES + catalog.prefix)
+        for (name, version), (found, claims) in versions.items():
+            claimed = claim(rows, catalog.identity_key, claims)
+            rows.put("versions", catalog.version_key(name, version), replace(found, claimed=claimed).packed())
+            places.append(found.place)
+        for name, version in sorted(versions):
             rows.put("names", catalog.name_key(name), version.to_bytes(4, "big"))
-        for one in claims:
-            claim(rows, catalog.identity_key, one)
-        places = [*(row.place for row in blobs.values()), *(row.place for row in versions.values())]
-        used = sum(place.record_bytes for place in places)
-        write_usage(rows, catalog.prefix, used)
+        write_usage(rows, catalog.prefix, sum(place.record_bytes for place in places))
 
     catalog.tables.write(change)
 
 
-def recount(catalog: Catalog, seen: Set[Place], needs: Sequence[Needs], *, dry_run: bool = False) -> int:
+def recount(catalog: Catalog, needs: Mapping[Place, Needs], *, dry_run: bool = False) -> int:
     """Set how many versions need each blob of a tenant and claim each identity; return how many rows said otherwise.
 
-    `seen` is where the records of all versions lie whose needs these are: raises Superseded if they are others by now.
+    `needs` are those of every version, by the place of its record: raises Superseded if there are others by now.
     Blobs that nothing needs stay, as garbage.
     """
-    counts = Counter(digest for one in needs for digest in one.blobs)
+    counts = Counter(digest for one in needs.values() for digest in one.blobs)
     counted = {catalog.blob_key(digest): count for digest, count in counts.items()}
 
     def change(rows: Rows) -> int:
-        if {parse_version(value).place for _, value in rows.scan("versions", catalog.prefix)} != seen:
+        versions = {key: parse_version(value) for key, value in rows.scan("versions", catalog.prefix)}
+        if {row.place for row in versions.values()} != needs.keys():
             raise Superseded
         blobs = ((key, parse_blob(value)) for key, value in rows.scan("blobs", catalog.prefix))
         wrong = [(key, row) for key, row in blobs if row.refs != counted.get(key, 0)]
         for key, row in wrong:
             rows.put("blobs", key, row.referred(counted.get(key, 0) - row.refs).packed())
-        changed = len(wrong) + _reclaim(rows, catalog, needs)
+        changed = len(wrong) + _reclaim(rows, catalog, versions, needs)
         if dry_run:
             raise _Undone(changed)
         return changed
@@ -69,18 +73,18 @@ class _Undone(Exception):
         self.changed = changed
 
 
-def _reclaim(rows: Rows, catalog: Catalog, needs: Sequence[Needs]) -> int:
+def _reclaim(
+    rows: Rows, catalog: Catalog, versions: Mapping[bytes, VersionRow], needs: Mapping[Place, Needs]
+) -> int:  # fmt: skip
     """Write the rows of identities anew; return how many are others than before."""
     before = dict(rows.scan(IDENTITIES, catalog.prefix))
     for key in before:
         rows.delete(IDENTITIES, key)
-    stood = {key: parse_named(value).named for key, value in before.items()}
-
-    def disagrees(need: Needs) -> bool:
-        return any(stood.get(catalog.identity_key(id_)) != named for id_, named in need.claims)
-
-    for need in sorted(needs, key=disagrees):  # where versions disagree, identities stand for what they stood for
-        claim(rows, catalog.identity_key, need.claims)
+    # Where versions disagree, identities stand for what they stood for: whoever holds a claim held more than its depth.
+    for key, row in sorted(versions.items(), key=lambda one: -one[1].claimed):
+        claimed = claim(rows, catalog.identity_key, needs[row.place].claims)
+        if claimed != row.claimed:
+            rows.put("versions", key, replace(row, claimed=claimed).packed())
     after = dict(rows.scan(IDENTITIES, catalog.prefix))
     return sum(before.get(key) != after.get(key) for key in before.keys() | after.keys())
 

@@ -2,9 +2,11 @@
 
     identities   tenant u32, keyed hash of the id (20)  -> NamedRow
 
+A version's row says how many of the claims in its manifest it holds: those before the first conflict.
+
 Invariant: a prefix block has a row only while every block before it has one, for a version claims all blocks of its
-sequence or none: so the longest stored prefix is found by bisection. A row's content never changes while a version
-claims it; other bytes for the same identity are a conflict, and the row stays with the first.
+sequence up to one: so the longest stored prefix is found by bisection. A row's content never changes while a version
+claims it and its blobs are good; other bytes for the same identity are a conflict, and the row stays with the first.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,31 +21,33 @@ Claims = Iterable[tuple[KeyId, Named]]
 RowKey = Callable[[KeyId], bytes]
 
 
-def claim(rows: Rows, row_key: RowKey, claims: Claims) -> KeyId | None:
+def claim(rows: Rows, row_key: RowKey, claims: Claims, is_whole: Callable[[Named], bool] = lambda _: True) -> int:
     """Write or count what a version claims, in order, up to the first identity that stands for other bytes already;
-    return that, None if there is none.
+    return how many it holds then. What stands for bytes that are lost gives way.
     """
+    held = 0
     for id_, named in claims:
-        row = read_named(rows, row_key(id_)) or NamedRow(named, 0)
+        row = read_named(rows, row_key, id_) or NamedRow(named, 0)
+        if row.named != named and is_whole(row.named):
+            break
         if row.named != named:
-            return id_
-        rows.put(TABLE, row_key(id_), NamedRow(named, row.refs + 1).packed())
-    return None
+            row = NamedRow(named, 0)
+        rows.put(TABLE, row_key(id_), NamedRow(named, row.refs + 1).packed(id_))
+        held += 1
+    return held
 
 
 def unclaim(rows: Rows, row_key: RowKey, claims: Claims) -> None:
-    """Take back what a version claimed, as far as it could; what no other claims is gone."""
+    """Take back what a version holds; what no other does is gone."""
     for id_, named in claims:
-        row = read_named(rows, row_key(id_))
-        if row is None or row.named != named:
-            return
-        if row.refs <= 1:
+        row = read_named(rows, row_key, id_)
+        if row and row.named == named and row.refs <= 1:
             rows.delete(TABLE, row_key(id_))
-        else:
-            rows.put(TABLE, row_key(id_), NamedRow(named, row.refs - 1).packed())
+        elif row and row.named == named:
+            rows.put(TABLE, row_key(id_), NamedRow(named, row.refs - 1).packed(id_))
 
 
-def read_named(rows: Rows, key: bytes) -> NamedRow | None:
+def read_named(rows: Rows, row_key: RowKey, id_: KeyId) -> NamedRow | None:
     """Return the row of an identity, None where nothing is stored."""
-    value = rows.get(TABLE, key)
-    return parse_named(value) if value is not None else None
+    value = rows.get(TABLE, row_key(id_))
+    return parse_named(value, id_) if value is not None else None

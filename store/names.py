@@ -206,13 +206,12 @@ class Names:
         Raises Corrupt if a version can't be read that does not lie in one of the places `without`.
         """
         for _ in range(_ATTEMPTS):
-            needs: list[Needs] = []
+            needs: dict[Place, Needs] = {}
             rows = self._catalog.versions()
             for version, row in rows:
-                if row.place not in without:
-                    needs.append(self.needs(self._found(version, row)))
+                needs[row.place] = Needs() if row.place in without else self.needs(self._found(version, row))
             with contextlib.suppress(Superseded):
-                return recount(self._catalog, {row.place for _, row in rows}, needs, dry_run=dry_run)
+                return recount(self._catalog, needs, dry_run=dry_run)
         raise Conflict("repair", "versions kept being added and removed; try again")
 
     def released(self, dropped: Iterable[Found]) -> list[BlobRow]:

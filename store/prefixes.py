@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..formats.catalog import LIVE, Named
+from ..formats.catalog import Named
 from ..formats.errors import FormatError
 from ..formats.identity import Identity, KeyId, chain_blocks, identity_key, key_id
 from ..formats.kv_shape import KvShape, parse_shape
@@ -55,11 +55,11 @@ def count_stored(catalog: Catalog, chain: Chain) -> int:
     return known
 
 
-def find_blocks(catalog: Catalog, ids: Sequence[KeyId]) -> list[Named | None]:
-    """Return what each id stands for, None where nothing is stored (any more)."""
+def find_blocks(catalog: Catalog, ids: Sequence[KeyId], *, whole: bool = False) -> list[Named | None]:
+    """Return what each id stands for, None where nothing is stored (any more); or, with `whole`, nothing good."""
     with catalog.tables.reading() as rows:
-        found = [read_named(rows, catalog.identity_key(id_)) for id_ in ids]
-    return [row.named if row else None for row in found]
+        found = [read_named(rows, catalog.identity_key, id_) for id_ in ids]
+        return [row.named if row and (not whole or catalog.is_whole(rows, row.named)) else None for row in found]
 
 
 def find_shape(catalog: Catalog, root: KeyId) -> KvShape | None:
@@ -89,6 +89,5 @@ def _is_known(rows: Rows, catalog: Catalog, id_: KeyId) -> bool:
 
 
 def _is_live(rows: Rows, catalog: Catalog, id_: KeyId) -> bool:
-    row = read_named(rows, catalog.identity_key(id_))
-    blobs = [catalog.blob_row(rows, digest) for digest in row.named.blobs] if row else [None]
-    return all(blob is not None and blob.state == LIVE for blob in blobs)
+    row = read_named(rows, catalog.identity_key, id_)
+    return row is not None and catalog.is_whole(rows, row.named)

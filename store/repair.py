@@ -212,13 +212,9 @@ def _fill(tables: Tables, found: Salvage) -> int:
     """Fill an empty catalog; return how many records its rows stand on."""
     tables.write(lambda rows: write_segments(rows, found.segments, found.last_segment))
     for tenant in found.tenants.values():
-        versions = {ref: row for ref, (_, row, _) in tenant.versions.items()}
         catalog = Catalog(tables, tenant.keys.number, tenant.keys.tenant.index_key)
-        stored = sorted(
-            tenant.versions.values(), key=lambda one: one[0].created
-        )  # an identity stands for what came first
-        claims = [manifest.needs().claims for _, _, manifest in stored]
-        restore(catalog, tenant.blobs, versions, claims)
+        stored = sorted(tenant.versions.items(), key=lambda one: one[1][0].created)  # identities stand for the first
+        restore(catalog, tenant.blobs, {ref: (row, one.needs().claims) for ref, (_, row, one) in stored})
     return sum(not place.is_missing for tenant in found.tenants.values() for place in tenant_places(tenant))
 
 

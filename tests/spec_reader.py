@@ -4,10 +4,13 @@ It checks what that page says must be checked and raises Refused for the rest; n
 """
 
 import json
+import math
+import re
 import struct
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 Rows = Mapping[str, Mapping[bytes, bytes]]
+Named = tuple[int, int, list[bytes], bytes]  # refs, tokens, digests and about
+Identities = tuple[dict[bytes, Named], dict[bytes, int]]
 TABLES = ("blobs", "versions", "names", "segments", "counters", "loans", "spare", "doomed", "leases", "identities")
 
 
@@ -315,6 +320,173 @@ class Tenant:
         }
 
 
+# --- 8. identities and KV
+
+
+def is_count(text: str, digits: int = 19) -> bool:
+    return re.fullmatch(f"0|[1-9][0-9]{{0,{digits - 1}}}", text) is not None
+
+
+def number_text(text: str) -> str:
+    """Return the one text of a number that this text spells."""
+    number = float(text)
+    need(math.isfinite(number), "a finite number")
+    return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)
+
+
+def json_text(text: str) -> str:
+    value = json.loads(text)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def names_text(text: str) -> str:
+    names = text.split(",")
+    need(all(names), "no empty name")
+    return ",".join(sorted(set(names)))
+
+
+def layers_text(text: str) -> str:
+    runs = [part.partition("-") for part in text.split(",")]
+    need(all(is_count(first) and (is_count(last) or not dash) for first, dash, last in runs), "layers are numbers")
+    bounds = [(int(first), int(last if dash else first)) for first, dash, last in runs]
+    need(all(0 <= first <= last <= 4095 for first, last in bounds), "layers from 0 to 4,095")
+    layers = sorted({layer for first, last in bounds for layer in range(first, last + 1)})
+    cuts = [0, *(n for n in range(1, len(layers)) if layers[n] != layers[n - 1] + 1), len(layers)]
+    found = [(layers[a], layers[b - 1]) for a, b in pairwise(cuts)]
+    return ",".join(f"{first}-{last}" if first < last else f"{first}" for first, last in found)
+
+
+def contents_text(text: str) -> str:
+    found = [part.partition("@") for part in text.split(",")]
+    need(len(found) <= 256, "256 contents")
+    need(all(re.fullmatch("[0-9a-f]{32,128}", name) and is_count(at, 10) for name, _, at in found), "digest@position")
+    return ",".join(f"{name}@{at}" for name, _, at in sorted(found, key=lambda one: (int(one[2]), one[0])))
+
+
+def positions_text(text: str) -> str:
+    first, _, end = text.partition(":")
+    need(is_count(first) and is_count(end) and int(first) <= int(end), "positions A:B")
+    return f"{first}:{end}"
+
+
+def count_text(text: str) -> str:
+    need(is_count(text), "a count")
+    return text
+
+
+PROVENANCE = ("engine", "engine_version", "attention_backend", "chunk_schedule", "hardware", "framework")
+KINDS_OF_FIELDS: tuple[tuple[Callable[[str], str], str], ...] = (
+    (str, "model revision weights precision adapter quantisation scales rope architecture config attention window"),
+    (str, "layer_kinds layer module layout shard encoding tokenizer sequence embeddings draft salt"),
+    (str, " ".join(PROVENANCE)),
+    (count_text, "rope_original_positions attention_chunk sinks heads kv_heads head_dim page_tokens block_tokens"),
+    (count_text, "start step"),
+    (number_text, "adapter_scale rope_theta rope_factor rope_partial"),
+    (json_text, "rope_sections rope_scaling"),
+    (names_text, "adapter_targets"),
+    (layers_text, "layers"),
+    (contents_text, "contents"),
+    (positions_text, "positions"),
+    (lambda text: "yes", "strict"),
+)
+FIELDS = {name: text for text, names in KINDS_OF_FIELDS for name in names.split()}
+
+
+def check_identity(identity: Mapping[str, Any]) -> None:
+    for name, text in identity.items():
+        need(name in FIELDS, "field is known")
+        need(isinstance(text, str) and text != "unspecified" and "\0" not in text, "text that says something")
+        try:
+            need(1 <= len(text.encode()) <= 4096, "1 to 4,096 bytes")
+            canonical = FIELDS[name](text)
+        except (ValueError, RecursionError):
+            raise Refused("text of its kind") from None
+        need(canonical == text, "canonical text")
+
+
+def key_id(identity_key: bytes, kind: str, identity: Mapping[str, str]) -> bytes:
+    check_identity(identity)
+    counted = [name for name in sorted(identity) if "strict" in identity or name not in PROVENANCE]
+    parts = ["identity", "1", kind, *(part for name in counted for part in (name, identity[name]))]
+    return keyed(identity_key, *(part.encode() for part in parts))
+
+
+def block_ids(identity_key: bytes, root: bytes, tokens: Sequence[int], block_tokens: int) -> list[bytes]:
+    found = [root]
+    for at in range(0, len(tokens), block_tokens):
+        block = tokens[at : at + block_tokens]
+        found.append(digest(identity_key, found[-1] + struct.pack(f"<{len(block)}I", *block)))
+    return found[1:]
+
+
+SIZES = {
+    1: "BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ",
+    2: "I16 U16 F16 BF16",
+    4: "I32 U32 F32",
+    8: "C64 F64 I64 U64",
+    16: "C128",
+}
+ELEMENT_BYTES = {dtype: size for size, dtypes in SIZES.items() for dtype in dtypes.split()}
+
+
+class Shape:
+    """A KV shape: the sides of every layer, in the order of a block, as (name, heads, bytes of dim elements)."""
+
+    def __init__(self, shape: Any) -> None:
+        need(isinstance(shape, dict) and set(shape) == {"dtype", "layers"}, "keys of a shape")
+        need(isinstance(shape["dtype"], str) and shape["dtype"] in ELEMENT_BYTES, "dtype")
+        need(isinstance(shape["layers"], list) and shape["layers"], "layers")
+        element, self.sides, end, before = ELEMENT_BYTES[shape["dtype"]], [], 0, None
+        for run in shape["layers"]:
+            need(isinstance(run, list) and len(run) == 6 and all(type(part) is int for part in run), "6 integers")
+            first, count, *extents = run
+            need(count >= 1 and end <= first <= 4096 - count, "layers ascend")
+            need(first != end or extents != before, "equal neighbours are one run")
+            key, value = extents[:2], extents[2:]
+            need(all(1 <= part <= 65536 for part in key), "extents of keys")
+            need(value == [0, 0] or all(1 <= part <= 65536 for part in value), "extents of values")
+            sides = [("key", *key), ("value", *value)][: 2 if any(value) else 1]
+            for layer in range(first, first + count):
+                self.sides += [(f"layers.{layer}.{side}", heads, dim * element) for side, heads, dim in sides]
+            end, before = first + count, extents
+        self.token_bytes = sum(heads * row for _, heads, row in self.sides)
+        need(self.token_bytes <= 4 << 30, "a token has at most 4 GiB")
+
+    def cut(self, block: bytes, tokens: int) -> dict[tuple[str, int], bytes]:
+        """Return what a block holds of each head of each side, [tokens, dim]."""
+        need(tokens >= 1 and len(block) == tokens * self.token_bytes, "length of a block")
+        found, at = {}, 0
+        for name, heads, row in self.sides:
+            for head in range(heads):
+                found[name, head] = block[at : at + tokens * row]
+                at += tokens * row
+        return found
+
+
+def parse_identity(value: bytes, id_: bytes) -> Named:
+    """Return refs, tokens, digests and what is said about them."""
+    need(len(value) >= 14, "length of an identity")
+    mask = keyed(id_, b"identity row", length=len(value) - 4)
+    plain = bytes(one ^ other for one, other in zip(value[4:], mask, strict=True))
+    tokens, count, about = struct.unpack_from("<IHI", plain)
+    end = 10 + 32 * count
+    need(len(plain) == end + about, "length of an identity")
+    return struct.unpack_from("<I", value)[0], tokens, [plain[at : at + 32] for at in range(10, end, 32)], plain[end:]
+
+
+def claimed(manifest: Any) -> list[tuple[bytes, int, list[bytes], bytes]]:
+    """Return what each claim of a manifest puts into its row: id, tokens, digests and about."""
+    blobs = [bytes.fromhex(name) for name, _ in manifest["blobs"]]
+    about = keyed(bytes(32), *blobs)
+    if "shape" in manifest:
+        Shape(manifest["shape"])
+        about = json_text(json.dumps(manifest["shape"])).encode()
+    return [
+        (bytes.fromhex(id_), tokens, [blobs[number] for number in numbers], b"" if tokens else about)
+        for id_, tokens, numbers in manifest.get("claims", [])
+    ]
+
+
 # --- 9. rows of slots and leases
 
 
@@ -415,26 +587,55 @@ class Store:
     def files(self, name: str, version: int | None = None, rows: Rows | None = None) -> dict[str, tuple[int, bytes]]:
         """Return mode and bytes of every file of a version, the newest by default, by way of the catalog."""
         rows = rows or self.catalog()
-        hashed = struct.pack(">I", self.number) + keyed(self.tenant.index_key, b"name", name.encode(), length=20)
+        hashed = self.hashed("name", name.encode())
         given = struct.unpack(">I", self.row(rows, "names", hashed))[0]
         value = self.row(rows, "versions", hashed + struct.pack(">I", version or given))
-        pinned, _, length = struct.unpack_from("<BQI", value, 62)
-        need(pinned in (0, 1) and len(value) == 75 + length, "version row")
+        pinned, _, _, length = struct.unpack_from("<BQII", value, 62)
+        need(pinned in (0, 1) and len(value) == 79 + length, "version row")
         slot = struct.unpack_from("<Q", value, 16)[0]
-        summary = unseal(self.tenant.key(slot), "version summary", value[75:]) if self.encrypted else value[75:]
+        summary = unseal(self.tenant.key(slot), "version summary", value[79:]) if self.encrypted else value[79:]
         _, packed = self.at(value[:62], kind=2)
         body = json.loads(packed)
         self._check_version(body, json.loads(summary), (name, version or given))
 
-        def blob(wanted: bytes) -> bytes:
-            hashed = struct.pack(">I", self.number) + keyed(self.tenant.index_key, b"blob", wanted, length=20)
-            value = self.row(rows, "blobs", hashed)
-            need(len(value) == 87 and value[66] == 0, "blob row is live")
-            found, plain = self.at(value[:62], kind=1)
-            need(found == wanted, "blob is the one that was asked for")
-            return plain
+        return self._assembled(body["manifest"], lambda wanted: self.blob(rows, wanted))
 
-        return self._assembled(body["manifest"], blob)
+    def blob(self, rows: Rows, wanted: bytes) -> bytes:
+        value = self.row(rows, "blobs", self.hashed("blob", wanted))
+        need(len(value) == 87 and value[66] == 0, "blob row is live")
+        found, plain = self.at(value[:62], kind=1)
+        need(found == wanted, "blob is the one that was asked for")
+        return plain
+
+    def hashed(self, what: str, name: bytes) -> bytes:
+        """Return the row key of a blob, name or identity."""
+        return struct.pack(">I", self.number) + keyed(self.tenant.index_key, what.encode(), name, length=20)
+
+    def named(self, rows: Rows, id_: bytes) -> Named | None:
+        key = self.hashed("identity", id_)
+        return parse_identity(self.row(rows, "identities", key), id_) if key in rows["identities"] else None
+
+    def kv(self, tokens: Sequence[int], identity: Mapping[str, str]) -> tuple[int, dict[str, bytes]]:
+        """Return how many of the tokens are stored, and their `layers.{i}.key` and `.value`, [heads, tokens, dim]."""
+        rows, key = self.catalog(), derive(self.tenant.digest_key, "identity")
+        root = key_id(key, "kv", identity)
+        top = self.named(rows, root)
+        if top is None:
+            return 0, {}
+        need(top[1:3] == (0, []), "row of a key id")
+        shape, matched = Shape(json.loads(top[3])), 0
+        found: dict[tuple[str, int], bytes] = {}
+        for id_ in block_ids(key, root, tokens, int(identity["block_tokens"])):
+            row = self.named(rows, id_)
+            if row is None or any(self.row(rows, "blobs", self.hashed("blob", name))[66] for name in row[2]):
+                break
+            _, count, blobs, about = row
+            need(about == b"", "row of a block")
+            for head, part in shape.cut(b"".join(self.blob(rows, name) for name in blobs), count).items():
+                found[head] = found.get(head, b"") + part
+            matched += count
+        sides = {name: b"".join(found[name, head] for head in range(heads)) for name, heads, _ in shape.sides if found}
+        return matched, sides
 
     def _check_version(self, body: Any, summary: Any, wanted: tuple[str, int]) -> None:
         need(list(body) == ["name", "version", "label", "created", "manifest"], "keys of a version record")
@@ -483,3 +684,33 @@ class Store:
             for body in sorted(bodies, key=lambda body: str(body["created"]))
             if all(bytes.fromhex(blob) in blobs for blob, _ in body["manifest"]["blobs"])
         }
+
+    def version_bodies(self) -> list[Any]:
+        """Return every version record, the first that was created first."""
+        return sorted(
+            (json.loads(plain) for kind, _, plain in self.scan() if kind == 2), key=lambda one: one["created"]
+        )
+
+    def identities(self, rows: Rows) -> Identities:
+        """Return what the catalog says of every identity, by its id, and how many claims versions hold, by row key."""
+        ids = {id_ for body in self.version_bodies() for id_, *_ in claimed(body["manifest"])}
+        found = {id_: row for id_ in ids if (row := self.named(rows, id_))}
+        need(len(found) == len(rows["identities"]), "every identity is claimed")
+        return found, {
+            key: struct.unpack_from("<I", self.row(rows, "versions", key), 71)[0] for key in rows["versions"]
+        }
+
+    def scanned_identities(self) -> Identities:
+        """Return the same as a rebuild makes it: what was created first wins."""
+        found: dict[bytes, Named] = {}
+        held: dict[bytes, int] = {}
+        for body in self.version_bodies():
+            key = self.hashed("name", body["name"].encode()) + struct.pack(">I", body["version"])
+            held[key] = 0
+            for id_, tokens, blobs, about in claimed(body["manifest"]):
+                row = found.get(id_, (0, tokens, blobs, about))
+                if row[1:] != (tokens, blobs, about):
+                    break
+                found[id_] = (row[0] + 1, tokens, blobs, about)
+                held[key] += 1
+        return found, held

@@ -19,12 +19,15 @@ from hypothesis import strategies as st
 
 from arstore.formats.catalog import (
     BlobRow,
+    Named,
+    NamedRow,
     Place,
     SegmentRow,
     VersionRow,
     close_row,
     open_row,
     parse_blob,
+    parse_named,
     parse_segment,
     parse_version,
     place_of,
@@ -42,7 +45,7 @@ from arstore.formats.frames import (
     seal,
     unseal,
 )
-from arstore.formats.identity import FIELDS, UNSPECIFIED, make_identity
+from arstore.formats.identity import FIELDS, UNSPECIFIED, KeyId, key_id, make_identity
 from arstore.formats.keypage import (
     DEPTH_MAX,
     FAN_OUT,
@@ -59,10 +62,13 @@ from arstore.formats.keypage import (
     seal_root,
     slot_key,
 )
+from arstore.formats.kv_layout import slot_name
+from arstore.formats.kv_shape import KvShape, LayerShape, parse_shape
 from arstore.formats.lease import PURPOSE_MAX_BYTES, LeaseRow, ProcessId, parse_lease, parse_process
 from arstore.formats.manifest import (
     KINDS,
     BlobName,
+    Claim,
     Manifest,
     StoredFile,
     Tensor,
@@ -70,6 +76,7 @@ from arstore.formats.manifest import (
     check_path,
     parse_json,
     parse_manifest,
+    parse_needs,
 )
 from arstore.formats.record import (
     AES_256_GCM,
@@ -88,6 +95,7 @@ from arstore.formats.record import (
 from arstore.formats.tensor import BLOB_MAX_BYTES, DTYPE_BITS, TensorSpan, cut_span, dense_bytes
 from arstore.store.ingest import cut_file
 from arstore.store.inputs import InputFile
+from tests import spec_reader
 
 T = TypeVar("T")
 # The deadline is for what should take microseconds: generous for a busy machine, short for a decoder that loops.
@@ -382,21 +390,78 @@ def test_digest_text_has_64_lower_case_digits(blank: str) -> None:
 
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=30)
 POSITIONS = st.builds(lambda first, more: f"{first}:{first + more}", st.integers(0, 99), st.integers(0, 99))
+LAYERS = st.integers(-1, 4097) | st.integers(0, 9)
+RUNS = st.lists(LAYERS.map(str) | st.builds("{}-{}".format, LAYERS, LAYERS), max_size=4)
+HASHES = st.sampled_from(["0f" * 16, "ab" * 16, "ab" * 64, "AB" * 16, "ab" * 15])
+CONTENTS = st.lists(st.builds("{}@{}".format, HASHES, st.integers(0, 99)), max_size=4)
+PLAIN_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5,
+)  # fmt: skip
 FIELD_VALUES: st.SearchStrategy[object] = st.one_of(
-    TEXTS, st.text(max_size=5), st.integers(), st.none(), st.booleans(), st.binary(), st.just("x" * 4097),
-    st.just(UNSPECIFIED), st.floats(), st.just(10**5000), POSITIONS, st.just("007:٩"), st.just("\ud800"),
+    TEXTS, st.text(max_size=5), st.integers(), st.integers(0, 99), st.none(), st.booleans(), st.binary(),
+    st.just("x" * 4097), st.just(UNSPECIFIED), st.just([UNSPECIFIED]), st.floats(), st.floats().map(str),
+    st.integers().map(str), st.just(10**5000), POSITIONS, st.just("007:٩"), st.just("\ud800"), PLAIN_JSON,
+    PLAIN_JSON.map(json.dumps), RUNS, RUNS.map(",".join), CONTENTS, CONTENTS.map(",".join),
+    st.lists(TEXTS, max_size=3), st.lists(st.integers(0, 99)), st.just("yes"), st.just("[" * 100_000),
 )  # fmt: skip
 
 
 @FUZZ
 @given(st.dictionaries(st.sampled_from([*FIELDS, "colour", "Model", ""]), FIELD_VALUES, max_size=4))
 def test_any_fields_as_identity(fields: dict[str, object]) -> None:
+    """What comes out is canonical by the letter of FORMAT.md, whatever went in."""
     identity = decoded(make_identity, fields)
     if identity is not None:
         assert make_identity(dict(identity)) == identity == tuple(sorted(identity))
-        given_fields = {name for name, value in fields.items() if value not in (None, UNSPECIFIED)}
+        nothing: list[object] = [(name, value) for name in FIELDS for value in (None, UNSPECIFIED)]
+        nothing.append(("adapter_targets", [UNSPECIFIED]))
+        given_fields = {name for name, value in fields.items() if (name, value) not in nothing}
         assert {name for name, _ in identity} == given_fields <= set(FIELDS)
-        assert all(0 < len(value.encode()) <= 4096 for _, value in identity)
+        spec_reader.check_identity(dict(identity))
+
+
+@FUZZ
+@given(st.sampled_from(sorted(FIELDS)), st.data())
+def test_any_value_of_a_field_has_one_text_or_none(field: str, data: st.DataObject) -> None:
+    """A text that is not its own text is not canonical: a reader of FORMAT.md refuses exactly those."""
+    value = data.draw(FIELD_VALUES)
+    identity = decoded(make_identity, {field: value})
+    if identity:
+        assert identity == make_identity(dict(identity))
+    if isinstance(value, str):
+        try:
+            spec_reader.check_identity({field: value})
+            canonical_text = True
+        except spec_reader.Refused:
+            canonical_text = False
+        assert canonical_text == (identity == ((field, value),))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"layers": [*[0] * 4096, 5]}, {"layers": ",".join(["0"] * 4097)}, {"contents": [f"{'ab' * 16}@7"] * 257},
+        {"contents": [f"{'ab' * 16}@7"] * 118}, {"model": "é" * 2048 + "x"}, {"rope_scaling": "[" * 100_000},
+        {"adapter_targets": ["x" * 4097]}, {"rope_theta": b"8"}, {"heads": 10**5000}, {"rope_theta": 10**5000},
+    ],
+)  # fmt: skip
+def test_a_value_that_is_too_much_is_refused(fields: dict[str, object]) -> None:
+    """And none is cut to what would fit: it would be taken for another."""
+    with pytest.raises(FormatError):
+        make_identity(fields)
+
+
+@FUZZ
+@given(
+    st.dictionaries(st.sampled_from(sorted(FIELDS)), TEXTS, max_size=3), st.dictionaries(
+        st.sampled_from(sorted(FIELDS)), TEXTS, max_size=3), st.sampled_from(KINDS), st.sampled_from(KINDS)
+)  # fmt: skip
+def test_key_ids_tell_identities_and_kinds_apart(
+    first: dict[str, str], second: dict[str, str], kind: str, other: str
+) -> None:
+    one, two = (tuple(sorted({**fields, "strict": "yes"}.items())) for fields in (first, second))
+    assert (key_id(bytes(32), kind, one) == key_id(bytes(32), other, two)) == ((kind, one) == (other, two))
 
 
 def test_identity_is_canonical_and_refuses_what_it_does_not_know() -> None:
@@ -413,6 +478,11 @@ PARTS = st.text(
     st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=8
 ).filter(lambda part: part not in (".", ".."))  # fmt: skip
 PATHS = st.lists(PARTS, min_size=1, max_size=3).map("/".join)
+SHAPES = st.builds(
+    lambda dtype, first, extents: KvShape(dtype, tuple(enumerate((LayerShape(*one) for one in extents), first))),
+    st.sampled_from(["BF16", "C128", "U8"]), st.integers(0, 9),
+    st.lists(st.sampled_from([(8, 128, 8, 128), (1, 576, 0, 0)]), min_size=1, max_size=5),
+)  # fmt: skip
 BLOBS = st.builds(BlobName, KEY32.map(Digest), st.integers(1, BLOB_MAX_BYTES))
 MODES = st.integers(0, 0o777)
 
@@ -435,9 +505,12 @@ def manifests(draw: st.DrawFn) -> Manifest:
     directories = tuple((path, draw(MODES)) for path in paths[files_count:])
     identity = make_identity(draw(st.dictionaries(st.sampled_from(["model", "revision"]), TEXTS)))
     single = len(files) == 1 and draw(st.booleans())
+    numbers = st.lists(st.integers(0, len(blobs) - 1), max_size=3) if blobs else st.just([])
+    claim = st.builds(Claim, KEY32.map(KeyId), st.integers(0, 2**32 - 1) | st.just(0), numbers.map(tuple))
     return Manifest(
-        draw(st.sampled_from(KINDS)), identity, single, directories, tuple(files), tuple(tensors), tuple(blobs)
-    )
+        draw(st.sampled_from(KINDS)), identity, single, directories, tuple(files), tuple(tensors), tuple(blobs),
+        tuple(draw(st.lists(claim, max_size=3, unique_by=lambda one: one.id))), draw(st.none() | SHAPES),
+    )  # fmt: skip
 
 
 JSON = st.recursive(
@@ -479,6 +552,9 @@ def test_manifest_comes_back(manifest: Manifest) -> None:
     assert parse_manifest(parse_json(packed)) == manifest
     assert canonical(json.loads(packed)) == packed
     assert bytes(manifest.id(bytes(32))) == digest_bytes(bytes(32), packed)
+    for id_, named in manifest.needs().claims:
+        assert parse_named(NamedRow(named, 2**32 - 1).packed(id_), id_) == NamedRow(named, 2**32 - 1)
+        assert id_ in {claim.id for claim in manifest.claims}
 
 
 @settings(max_examples=400, deadline=timedelta(seconds=5))
@@ -489,6 +565,10 @@ def test_a_changed_manifest_is_refused_or_is_another_valid_one(value: Any) -> No
     if manifest is None:
         return
     assert manifest.packed() == canonical(value)
+    assert manifest.needs() == parse_needs(value)
+    for id_, named in manifest.needs().claims:
+        row = NamedRow(named, 1)
+        assert parse_named(row.packed(id_), id_) == row, "a claim fits into the row that it asks for"
     assert manifest.kind in KINDS
     assert make_identity(dict(manifest.identity)) == manifest.identity
     for path in [file.path for file in manifest.files] + [path for path, _ in manifest.directories]:
@@ -509,12 +589,41 @@ def test_any_bytes_as_version_record(data: st.DataObject, manifest: Manifest) ->
     hostile = data.draw(mutated(manifest.packed()) | st.binary(max_size=60))
     value = decoded(parse_json, hostile)
     decoded(parse_manifest, value)
+    decoded(parse_needs, value)
 
 
 @FUZZ
-@given(JSON)
+@given(JSON | st.fixed_dictionaries({"blobs": JSON, "claims": JSON}, optional={"shape": JSON}))
 def test_any_json_as_manifest(value: Any) -> None:
     assert decoded(parse_manifest, value) is None
+    decoded(parse_needs, value)
+
+
+@FUZZ
+@given(SHAPES.flatmap(lambda shape: json_changed(shape.fields())) | JSON)
+def test_any_json_as_kv_shape(value: Any) -> None:
+    """The product and a reader of FORMAT.md refuse the same, and agree on what is left."""
+    shape = decoded(parse_shape, value)
+    try:
+        told = spec_reader.Shape(value)
+    except spec_reader.Refused:
+        assert shape is None
+        return
+    assert shape is not None
+    assert canonical(shape.fields()) == canonical(value)
+    assert told.token_bytes == shape.token_bytes
+    sides = [(slot_name((n, side)), heads, dim * shape.element_bytes) for n, side, heads, dim, _ in shape.places(1)]
+    assert told.sides == sides
+
+
+@pytest.mark.parametrize(
+    "claims", [[["ab" * 32, 2**32, []]], [["ab" * 32, 1, [0] * 65536]], [["ab" * 32, 1, [1]]], [["ab" * 32, 0, []]] * 2]
+)  # fmt: skip
+def test_a_claim_that_no_row_can_say_is_refused(claims: list[Any]) -> None:
+    manifest = Manifest("file", (), False, (), (), (), (BlobName(Digest(bytes(32)), 1),)).fields()
+    parse_manifest(manifest | {"claims": [["ab" * 32, 2**32 - 1, [0] * 65535]]})
+    with pytest.raises(FormatError):
+        parse_manifest(manifest | {"claims": claims})
 
 
 @pytest.mark.parametrize(
@@ -617,27 +726,30 @@ PLACES = st.builds(
     Place, U64, U64, U64, st.integers(0, PLAIN_MAX_BYTES), U64, KEY16, st.integers(1, FRAME_MAX_BYTES),
     st.integers(0, 3), st.integers(0, 1),
 )  # fmt: skip
+NAMED = st.builds(Named, U32, st.lists(KEY32.map(Digest), max_size=3).map(tuple), st.binary(max_size=50))
 PROCESSES = st.builds(ProcessId, KEY16, U32, U64, U64)
 ASCII = st.characters(max_codepoint=127)
-ROWS: list[tuple[Callable[[bytes], Any], st.SearchStrategy[Any]]] = [
+ROWS: list[tuple[Callable[..., Any], st.SearchStrategy[Any]]] = [
     (parse_blob, st.builds(BlobRow, PLACES, U32, st.integers(0, 1), U32, U64, U64)),
-    (parse_version, st.builds(VersionRow, PLACES, st.booleans(), st.binary(max_size=200), U64)),
+    (parse_version, st.builds(VersionRow, PLACES, st.booleans(), st.binary(max_size=200), U64, U32)),
+    (parse_named, st.builds(NamedRow, NAMED, U32)),
     (parse_segment, st.builds(SegmentRow, st.integers(0, 255), U64, U64)),
     (parse_lease, st.builds(LeaseRow, U64, U64, KEY16, PROCESSES, U64, st.text(ASCII, max_size=PURPOSE_MAX_BYTES))),
     (parse_process, PROCESSES),
 ]
 
 
-@pytest.mark.parametrize(("parse", "rows"), ROWS, ids=["blob", "version", "segment", "lease", "process"])
+@pytest.mark.parametrize(("parse", "rows"), ROWS, ids=["blob", "version", "identity", "segment", "lease", "process"])
 @FUZZ
 @given(data=st.data(), check_key=KEY32, table=st.sampled_from(["blobs", "loans", ""]), key=st.binary(max_size=28))
 def test_catalog_row(
-    parse: Callable[[bytes], Any], rows: st.SearchStrategy[Any], data: st.DataObject, check_key: bytes, table: str,
+    parse: Callable[..., Any], rows: st.SearchStrategy[Any], data: st.DataObject, check_key: bytes, table: str,
     key: bytes,
 ) -> None:  # fmt: skip
     row = data.draw(rows)
-    value = close_row(check_key, table, key, row.packed())
-    assert parse(open_row(check_key, table, key, value)) == row
+    ids = [data.draw(KEY32)] if parse is parse_named else []
+    value = close_row(check_key, table, key, row.packed(*ids))
+    assert parse(open_row(check_key, table, key, value), *ids) == row
     assert decoded(open_row, check_key, table, key + b"\0", value) is None
     assert decoded(open_row, check_key, table + "s", key, value) is None
     assert decoded(open_row, check_key, table[:-1], table[-1:].encode() + key, value) is None or not table
@@ -646,12 +758,25 @@ def test_catalog_row(
     assume(bad != value)
     assert decoded(open_row, check_key, table, key, bad) is None
 
-    hostile = data.draw(mutated(row.packed()) | st.binary(max_size=160))
-    found = decoded(parse, hostile)
+    hostile = data.draw(mutated(row.packed(*ids)) | st.binary(max_size=160))
+    found = decoded(parse, hostile, *ids)
     if found is not None:
-        assert found.packed() == hostile
+        assert found.packed(*ids) == hostile
         if isinstance(found, BlobRow | VersionRow):
             assert found.place.record_bytes >= 0
+
+
+@FUZZ
+@given(st.builds(NamedRow, NAMED, U32), KEY32, KEY32)
+def test_an_identity_row_says_nothing_without_its_id(row: NamedRow, id_: bytes, other: bytes) -> None:
+    assume(id_ != other)
+    packed = row.packed(id_)
+    assert decoded(parse_named, packed, other) != row
+    assert decoded(parse_named, packed, bytes(32)) != row or id_ == bytes(32)
+    about = row.named.about
+    assert not any(bytes(digest) in packed for digest in row.named.blobs)
+    assert len(about) < 8 or about not in packed
+    assert spec_reader.parse_identity(packed, id_) == (row.refs, row.named.tokens, list(row.named.blobs), about)
 
 
 @FUZZ

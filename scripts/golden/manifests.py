@@ -1,33 +1,8 @@
-"""Identities, manifests and the cut of files into blobs, FORMAT.md section 8."""
+"""Manifests and the cut of files into blobs, FORMAT.md section 8."""
 
 from collections.abc import Iterable
 
-from golden.primitives import Json, canonical, digest, fixed
-
-MORE_FIELDS = ("sequence", "window", "weights", "adapter", "layout", "precision", "quantisation")
-
-
-def identities() -> Json:
-    good: list[tuple[Json, Json]] = [
-        ({}, {}),
-        ({"model": "llama"}, {"model": "llama"}),
-        ({"layer": 3, "positions": "007:0512", "model": "模型"}, {"layer": "3", "positions": "7:512", "model": "模型"}),
-        ({"revision": "unspecified", "rope": None, "model": "m"}, {"model": "m"}),
-        ({"positions": "5:5"}, {"positions": "5:5"}),
-        (dict.fromkeys(MORE_FIELDS, "x"), dict.fromkeys(MORE_FIELDS, "x")),
-    ]  # fmt: skip
-    bad: list[tuple[str, Json]] = [
-        ("a field that is not known", {"colour": "red"}), ("a field in capitals", {"Model": "m"}),
-        ("an empty value", {"model": ""}), ("a NUL", {"model": "a\0b"}),
-        ("a boolean", {"layer": True}), ("a fraction", {"layer": 1.5}), ("a list", {"layer": [1]}),
-        ("a lone surrogate", {"model": "\ud800"}), ("positions without a colon", {"positions": "7"}),
-        ("positions that go backwards", {"positions": "9:7"}), ("negative positions", {"positions": "-1:7"}),
-        ("positions with no end", {"positions": "7:"}), ("positions that are no number", {"positions": "a:b"}),
-    ]  # fmt: skip
-    return {
-        "good": [{"fields": fields, "identity": identity} for fields, identity in good],
-        "bad": [{"why": why, "fields": fields} for why, fields in bad],
-    }
+from golden.primitives import Json, canonical, digest, fixed, keyed
 
 
 def sample_manifest() -> Json:
@@ -103,6 +78,59 @@ def with_a_tensor_changed() -> Iterable[tuple[str, Json]]:
         yield why, {"tensors": [tensor]}
 
 
+ROOT, FIRST, SECOND = (fixed(name).hex() for name in ("a key id", "a block", "a second block"))
+CLAIMS = [[ROOT, 0, []], [FIRST, 4, [0, 1]], [SECOND, 1, [2]]]
+SHAPE = {"dtype": "BF16", "layers": [[0, 2, 8, 128, 8, 128], [2, 1, 1, 576, 0, 0], [7, 1, 1, 576, 0, 0]]}
+
+
+def with_claims_changed() -> Iterable[tuple[str, Json]]:
+    for why, claims in (
+        ("claims that are none", []), ("claims that are null", None), ("claims that are an object", {}),
+        ("an identity claimed twice", [CLAIMS[0], CLAIMS[1], CLAIMS[0]]),
+        ("an identity of 62 digits", [[ROOT[2:], 0, []]]), ("an identity in capitals", [[ROOT.upper(), 0, []]]),
+        ("a claim of a blob that is not there", [[ROOT, 4, [3]]]), ("a negative blob number", [[ROOT, 4, [-1]]]),
+        ("negative tokens", [[ROOT, -1, []]]), ("tokens that are true", [[ROOT, True, []]]),
+        ("2**32 tokens", [[ROOT, 2**32, []]]), ("tokens with a fraction", [[ROOT, 4.0, []]]),
+        ("a claim of two elements", [[ROOT, 0]]), ("a claim of four elements", [[ROOT, 0, [], 0]]),
+        ("claimed blobs that are text", [[ROOT, 0, ""]]), ("claimed blobs that are an object", [[ROOT, 0, {}]]),
+    ):  # fmt: skip
+        yield why, {"claims": claims}
+
+
+def with_the_shape_changed() -> Iterable[tuple[str, Json]]:
+    run, layers = SHAPE["layers"][0], SHAPE["layers"]
+    for why, shape in (
+        ("null", None), ("a list", []), ("empty", {}), ("without layers", {"dtype": "BF16"}),
+        ("with a key more", {**SHAPE, "tokens": 4}), ("of a dtype that is not known", {**SHAPE, "dtype": "BF8"}),
+        ("of a dtype of half bytes", {**SHAPE, "dtype": "F4"}), ("whose dtype is no text", {**SHAPE, "dtype": 16}),
+    ):  # fmt: skip
+        yield f"a shape that is {why}" if why in ("null", "a list", "empty") else f"a shape {why}", {"shape": shape}
+    for why, changed in (
+        ("no layers", []), ("layers that are an object", {}), ("a run of five", [run[:5]]),
+        ("a run of seven", [[*run, 1]]), ("a run of no layers", [[0, 0, *run[2:]]]),
+        ("a negative layer", [[-1, *run[1:]]]),
+        ("layer 4,096", [[4095, 2, *run[2:]]]), ("a run that begins within the one before", [run, [1, 2, 1, 1, 1, 1]]),
+        ("runs that go backwards", layers[::-1]), ("equal neighbours that are not joined", [run, [2, 1, *run[2:]]]),
+        ("no key heads", [[0, 1, 0, 128, 8, 128]]), ("key heads of no dim", [[0, 1, 8, 0, 8, 128]]),
+        ("value heads of no dim", [[0, 1, 8, 128, 8, 0]]), ("a value without heads", [[0, 1, 8, 128, 0, 128]]),
+        ("negative heads", [[0, 1, -8, 128, 8, 128]]), ("65,537 heads", [[0, 1, 65537, 1, 0, 0]]),
+        ("a fraction of heads", [[0, 1, 8.0, 128, 8, 128]]), ("true heads", [[0, 1, True, 128, 8, 128]]),
+        ("a token above 4 GiB", [[0, 1, 65536, 65536, 0, 0]]), ("runs of text", ["012345"]),
+    ):  # fmt: skip
+        yield f"a shape of {why}", {"shape": {"dtype": "BF16", "layers": changed}}
+
+
+def kept(manifest: Json) -> list[list[object]]:
+    """Return what the rows of a manifest's claims say: id, tokens, digests and about."""
+    blobs = [name for name, _ in manifest["blobs"]]
+    hashed = keyed(bytes(32), *map(bytes.fromhex, blobs))
+    about = canonical(manifest["shape"]).encode() if "shape" in manifest else hashed
+    return [
+        [id_, tokens, [blobs[number] for number in used], b"".hex() if tokens else about.hex()]
+        for id_, tokens, used in manifest.get("claims", [])
+    ]
+
+
 def manifests() -> Json:
     sample = sample_manifest()
     digest_key = fixed("a digest key")
@@ -113,10 +141,28 @@ def manifests() -> Json:
         "tensors": sample["tensors"][1:],
     }
     empty = sample | {"kind": "file", "identity": {}, "directories": [], "files": [], "tensors": [], "blobs": []}
-    good = [{"name": name, "text": (text := canonical(one)), "id": digest(digest_key, text.encode()).hex()}
-            for name, one in (("a directory", sample), ("one file", single), ("nothing", empty))]  # fmt: skip
+    kv = single | {"kind": "kv", "tensors": [], "claims": CLAIMS, "shape": SHAPE}
+    made = single | {"kind": "intermediate", "identity": {"model": "m", "sequence": "s"}, "claims": CLAIMS[:1]}
+    most = kv | {
+        "claims": [[ROOT, 2**32 - 1, [0] * 9]],
+        "shape": {"dtype": "C128", "layers": [[4095, 1, 65536, 4, 0, 0]]},
+    }
+    named = [("a directory", sample), ("one file", single), ("nothing", empty), ("KV", kv), ("an intermediate", made),
+             ("KV at its limits", most)]  # fmt: skip
+    good = [
+        {
+            "name": name,
+            "text": (text := canonical(one)),
+            "id": digest(digest_key, text.encode()).hex(),
+            "rows": kept(one),
+        }
+        for name, one in named
+    ]
     bad: list[Json] = [{"why": f"no {key}", "without": key} for key in sample]
-    for changes in (with_a_key_changed(sample), with_a_file_changed(sample), with_a_tensor_changed()):
+    for changes in (
+        with_a_key_changed(sample), with_a_file_changed(sample), with_a_tensor_changed(), with_claims_changed(),
+        with_the_shape_changed(),
+    ):  # fmt: skip
         bad += [{"why": why, "puts": puts} for why, puts in changes]
     text, little = canonical(sample), canonical(empty)
     malformed = [

@@ -1,62 +1,19 @@
-"""Whole stores, byte by byte, and catalog rows: FORMAT.md sections 2 and 9."""
+"""Whole stores, byte by byte: FORMAT.md section 2."""
 
 import json
 import struct
-from dataclasses import dataclass
 from typing import Any
 
 from golden.codecs import BF16, F32
 from golden.keys import Pages, Ref, root_file, root_plain, stanza, tenant_body
-from golden.primitives import Json, canonical, changed, derive, digest, fixed, keyed, packed_json, seal
+from golden.kv import SEQUENCES, Sequence
+from golden.primitives import Json, canonical, derive, digest, fixed, keyed, packed_json, seal
 from golden.records import BLOB, PAGE, VERSION, Owner, Record, padded, segment_header
-
-TABLES = ("blobs", "versions", "names", "segments", "counters", "loans", "spare", "doomed", "leases", "identities")
-NOON = 1795521600  # 2026-11-24T12:00:00Z
-
-
-@dataclass(frozen=True)
-class Place:
-    segment: int
-    offset: int
-    record: Record
-
-    def packed(self) -> bytes:
-        one = self.record
-        payload = sum(len(frame) + 16 for frame in one.frames)
-        return struct.pack(
-            "<QQQQQ16sIBB", self.segment, self.offset, one.slot, len(one.plain), payload, one.instance,
-            one.frame_bytes, one.codec, int(one.key is not None),
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process of a boot long ago."""
-
-    boot_id: bytes = fixed("boot", 16)
-    pid: int = 4321
-    start: int = 8765
-    pid_namespace: int = 4026531836
-
-    def packed(self) -> bytes:
-        return struct.pack("<16sIQQ", self.boot_id, self.pid, self.start, self.pid_namespace)
-
-    def described(self) -> Json:
-        return {"boot_id": self.boot_id.hex(), "pid": self.pid, "start": self.start,
-                "pid_namespace": self.pid_namespace}  # fmt: skip
-
-
-def lease(epoch: int, owner: bytes, purpose: bytes) -> bytes:
-    return struct.pack("<QQ16s", epoch, 77_000_000_000, owner) + Process().packed() + struct.pack("<Q", NOON) + purpose
-
-
-def close(check_key: bytes, table: str, key: bytes, value: bytes) -> bytes:
-    """Return a row's value with its check."""
-    return value + keyed(check_key, table.encode(), key, value, length=8)
+from golden.rows import NOON, TABLES, Place, close, identity_row, lease
 
 
 class Store:
-    """A store built byte by byte: the artifact `golden/note` and, where it is sealed, `golden/model`.
+    """A store built byte by byte: `golden/note`, two sequences of KV and, where it is sealed, `golden/model`.
 
     Of the sealed one, version 1 of the model was erased and collected: a hole is where its record was, its slot (7)
     is empty. A put and an erase were killed in it: slots 5 and 6 are lent, the key of slot 10 is doomed and there.
@@ -67,7 +24,7 @@ class Store:
         self.id, self.master = fixed(f"{name} store", 16), fixed(f"{name} master")
         self.pages = Pages(name)
         seed = fixed("sealed tenant", 80) if self.sealed else derive(self.id + b"default", "open tenant", 80)
-        slots = [*range(1, 7), *range(8, 12), 130] if self.sealed else []
+        slots = [*range(1, 7), *range(8, 18), 130] if self.sealed else []
         record_keys = {slot: fixed(f"record key {slot}") for slot in slots}
         self.owner = Owner(seed[:16], seed[16:48], seed[48:], record_keys)
         self.catalog_key = fixed(f"{name} catalog key")
@@ -76,10 +33,13 @@ class Store:
         self._segment = bytearray(segment_header(self.id, 1, 1))
         self._places: dict[bytes, Place] = {}
         self._refs: dict[bytes, int] = {}
+        self._claims: dict[bytes, list[Any]] = {}  # refs, tokens, blobs, about
         self._next_slot = 1
         self.rows: dict[str, dict[bytes, bytes]] = {table: {} for table in TABLES}
         self.artifacts = {"golden/model": self._put_model()} if self.sealed else {}
         self.artifacts["golden/note"] = self._put_note()
+        self._next_slot = 12
+        self.kv = [self._put_kv(sequence, slot) for sequence, slot in zip(SEQUENCES, (16, 17), strict=True)]
         self._finish_rows()
 
     def _grow_tree(self) -> tuple[Ref, int]:
@@ -152,6 +112,16 @@ class Store:
         files = {"note.txt": {"mode": 0o600, "bytes": note.hex()}}
         return {"version": 1, "label": None, "pinned": False, "files": files}
 
+    def _put_kv(self, sequence: Sequence, slot: int) -> Json:
+        blobs = [self._blob(block, 0) for block in sequence.blocks()]
+        manifest = sequence.manifest(self.owner.digest_key, blobs)
+        self._version(sequence.name, 1, None, manifest, slot)
+        for id_, tokens, numbers in manifest["claims"]:
+            about = b"" if tokens else canonical(manifest["shape"]).encode()
+            row = [0, tokens, [bytes.fromhex(blobs[number][0]) for number in numbers], about]
+            self._claims.setdefault(bytes.fromhex(id_), row)[0] += 1
+        return sequence.described()
+
     def _version(self, name: str, version: int, label: str | None, manifest: Json, slot: int) -> None:
         created = "2026-11-24T12:00:00Z"
         inner = canonical(manifest)
@@ -165,8 +135,8 @@ class Store:
             summary = seal(record.record.key, "version summary", summary, f"summary {name}")
         key = self._name_key(name)
         pinned = label is not None
-        value = record.packed() + struct.pack("<BQI", pinned, NOON + 60 if pinned else 0, len(summary)) + summary
-        self._row("versions", key + struct.pack(">I", version), value)
+        told = struct.pack("<BQII", pinned, NOON + 60 if pinned else 0, len(manifest.get("claims", ())), len(summary))
+        self._row("versions", key + struct.pack(">I", version), record.packed() + told + summary)
         self._row("names", key, struct.pack(">I", version))
         for blob, _ in manifest["blobs"]:
             self._refs[bytes.fromhex(blob)] = self._refs.get(bytes.fromhex(blob), 0) + 1
@@ -174,20 +144,25 @@ class Store:
     def _name_key(self, name: str) -> bytes:
         return bytes(4) + keyed(self.owner.index_key, b"name", name.encode(), length=20)
 
+    def _id_key(self, id_: bytes) -> bytes:
+        return bytes(4) + keyed(self.owner.index_key, b"identity", id_, length=20)
+
     def _finish_rows(self) -> None:
         for number, (name, place) in enumerate(self._places.items()):
             key = bytes(4) + keyed(self.owner.index_key, b"blob", name, length=20)
             checked = 0 if number else NOON + 30
             self._row("blobs", key, place.packed() + struct.pack("<IBIQQ", self._refs[name], 0, 0, 0, checked))
+        for id_, row in self._claims.items():
+            self._row("identities", self._id_key(id_), identity_row(id_, *row))
         live = len(self._segment) - (2 if self.sealed else 1) * PAGE  # but for the header, and the hole
         self._row("segments", struct.pack(">Q", 1), struct.pack("<BQQ", 1, len(self._segment), live))
         self._row("counters", b"next-segment", struct.pack("<Q", 1))
         self._row("counters", b"usage" + bytes(4), struct.pack("<Q", live))
         self._row("counters", b"gc-cycle", struct.pack("<Q", 3))
+        self._row("counters", b"quarantines" + bytes(4), struct.pack("<Q", 1))
         self._row("leases", b"name" + self._name_key("golden/note"), lease(2, bytes(16), b"put"))
         self._row("leases", b"gc", lease(3, fixed("owner", 16), b"gc"))
         if self.sealed:
-            self._row("counters", b"erase-pending", struct.pack("<Q", 1))
             self._row("loans", bytes(4) + fixed("loan", 8), struct.pack(">2Q", 5, 6))
             self._row("spare", bytes(4), struct.pack(">2Q", 8, 9))
             self._row("doomed", bytes(4) + struct.pack(">Q", 10), struct.pack(">Q", 10))
@@ -203,7 +178,8 @@ class Store:
         sheet = {
             "key_file": (secret + b"\n").hex() if self.sealed else None, "epoch": epoch, "master": self.master.hex(),
             "catalog_key": self.catalog_key.hex(), "slots_without_a_key": [7] if self.sealed else [],
-            "artifacts": self.artifacts,
+            "artifacts": self.artifacts, "kv": self.kv,
+            "ids": {self._id_key(id_).hex(): id_.hex() for id_ in self._claims},
             "catalog": {
                 table: {key.hex(): value.hex() for key, value in rows.items()} for table, rows in self.rows.items()
             },
@@ -219,73 +195,3 @@ class Store:
             f"{top}/keys/lock": b"",
             f"{top}/segments/0000000000000001.seg": bytes(self._segment),
         }
-
-
-def catalog(store: Store) -> Json:
-    """Return what rows say, and rows that must be refused: by their check, or, where that fits, by what they say."""
-    check_key = store.catalog_key
-    key, value = next(iter(store.rows["blobs"].items()))
-    version = next(iter(store.rows["versions"].values()))[:-8]
-    other = list(store.rows["blobs"])[1]
-    place, summary, owner = value[:62], b"as it stands", fixed("owner", 16)
-    held = lease(9, owner, "für später".encode())
-    owned = {"epoch": 9, "expires_ns": 77_000_000_000, "acquired_s": NOON, **Process().described()}
-    good = [
-        ("blob", "condemned", place + struct.pack("<IBIQQ", 0, 0, 7, NOON, NOON + 1),
-         {"refs": 0, "state": 0, "condemned_cycle": 7, "condemned_s": NOON, "checked_s": NOON + 1}),
-        ("blob", "in quarantine", place + struct.pack("<IBIQQ", 2**32 - 1, 1, 0, 0, 2**64 - 1),
-         {"refs": 2**32 - 1, "state": 1, "condemned_cycle": 0, "condemned_s": 0, "checked_s": 2**64 - 1}),
-        ("version", "pinned and read", place + struct.pack("<BQI", 1, NOON, len(summary)) + summary,
-         {"pinned": True, "used_s": NOON, "summary": summary.hex()}),
-        ("segment", "of KV", struct.pack("<BQQ", 2, 1 << 30, 4096),
-         {"lifetime": 2, "durable_bytes": 1 << 30, "live_bytes": 4096}),
-        ("lease", "held", held, {"owner": owner.hex(), "purpose": "für später", **owned}),
-        ("lease", "released, without a purpose", lease(9, bytes(16), b""),
-         {"owner": bytes(16).hex(), "purpose": "", **owned}),
-        ("lease", "with a purpose of 64 bytes", lease(9, owner, b"p" * 64),
-         {"owner": owner.hex(), "purpose": "p" * 64, **owned}),
-        ("process", "of a loan", Process().packed(), Process().described()),
-    ]  # fmt: skip
-    bad = [
-        ("a bit of the place flipped", "blobs", key, changed(value, 9)),
-        ("a bit of the time of its check flipped", "blobs", key, changed(value, len(value) - 9)),
-        ("a bit of the check flipped", "blobs", key, changed(value, len(value) - 8)),
-        ("under the key of another row", "blobs", other, value),
-        ("in another table", "versions", key, value),
-        ("cut by a byte", "blobs", key, value[:-1]),
-        ("shorter than a check", "blobs", key, bytes(7)),
-        ("empty", "blobs", key, b""),
-        ("a check that holds without a table", "blobs", key, value[:-8] + keyed(check_key, key, value[:-8], length=8)),
-    ]
-    said = [
-        ("blob", "state 2", place + struct.pack("<IBIQQ", 1, 2, 0, 0, 0)),
-        ("blob", "a byte too many", value[:-8] + b"\0"),
-        ("blob", "cut by a byte", value[:-9]),
-        ("blob", "without condemnation and check", place + struct.pack("<IB", 1, 0)),
-        ("blob", "a place alone", place),
-        ("blob", "empty", b""),
-        ("blob", "frame_bytes 0", place[:56] + bytes(4) + value[60:-8]),
-        ("blob", "frames above 16 MiB", place[:56] + b"\xff" * 4 + value[60:-8]),
-        ("version", "pinned 2", version[:62] + b"\2" + version[63:]),
-        ("version", "a summary cut short", version[:-1]),
-        ("version", "a summary of 4 GiB", version[:71] + b"\xff" * 4 + version[75:]),
-        ("version", "a place alone", version[:62]),
-        ("segment", "cut by a byte", bytes(16)),
-        ("segment", "a byte too many", bytes(18)),
-        ("lease", "cut by a byte", lease(9, owner, b"")[:-1]),
-        ("lease", "a purpose of 65 bytes", lease(9, owner, b"p" * 65)),
-        ("lease", "a purpose that is not UTF-8", lease(9, owner, b"\xff")),
-        ("lease", "empty", b""),
-        ("process", "cut by a byte", Process().packed()[:-1]),
-        ("process", "a byte too many", Process().packed() + b"\0"),
-    ]
-    return {
-        "check_key": check_key.hex(),
-        "good_rows": [
-            {"row": row, "name": name, "says": fields, "value": put.hex()} for row, name, put, fields in good
-        ],
-        "bad_checks": [
-            {"why": why, "table": table, "key": at.hex(), "value": put.hex()} for why, table, at, put in bad
-        ],
-        "bad_rows": [{"row": row, "why": why, "value": put.hex()} for row, why, put in said],
-    }
