@@ -46,7 +46,8 @@ class IdentityFlags:
         """Return the fields: those of the file or model directory, and before them the flags."""
         if self.path is None:
             return dict(self.given)
-        return _read(self.path) | self.given
+        said: dict[str, object] = dict(store.identify(self.path)) if self.path.is_dir() else _read(self.path)
+        return said | self.given
 
 
 def with_identity(command: Callable[..., None], *, without: Collection[str] = ()) -> Callable[..., None]:

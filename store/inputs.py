@@ -161,7 +161,26 @@ class MemorySource:
 
     @contextlib.contextmanager
     def mapped(self, offset: int, length: int) -> Iterator[memoryview]:
+        at = 0
+        for piece in self._pieces:
+            if at <= offset and offset + length <= at + len(piece):
+                yield piece[offset - at : offset - at + length]  # in place: a copy costs more than its digest
+                return
+            at += len(piece)
         yield memoryview(self.read(offset, length))
+
+
+def take_inputs(
+    path: str | Path | None, tensors: "Mapping[str, torch.Tensor] | None", opaque: Sequence[str], *, look_inside: bool
+) -> Inputs:
+    """Return what is at a path, or tensors; raise BadInput unless one of the two is given."""
+    if (path is None) == (tensors is None):
+        raise BadInput("input", "wanted a path or tensors, one of them")
+    return (
+        inputs_from_tensors(tensors)
+        if tensors is not None
+        else inputs_from_path(Path(path or ""), opaque, look_inside=look_inside)
+    )
 
 
 def inputs_from_path(path: Path, opaque: Sequence[str], *, look_inside: bool) -> Inputs:

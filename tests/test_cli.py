@@ -811,7 +811,7 @@ ODD: dict[str, tuple[list[str], int]] = {
     "a field of nested values": (["put", "m", "x", "--identity", "NESTED"], 2),
     "a field with a NUL": (["put", "m", "x", "--identity", "NUL"], 2),
     "an identity of a deep nest": (["put", "m", "x", "--identity", "DEEP"], 2),
-    "an identity that is a directory": (["put", "m", "x", "--identity", "m"], 2),
+    "an identity of a directory without a model": (["put", "m", "x", "--identity", "bare"], 2),
     "a store in a file": (["--store", "a.txt", "ls"], 10),
     "a store below a file": (["--store", "a.txt/x", "ls"], 10),
     "a new store on a file": (["--store", "a.txt", "init"], 2),
@@ -829,6 +829,7 @@ def test_odd_arguments_end_in_one_line_and_store_nothing(stocked: Path, what: st
     }  # fmt: skip
     for name, text in files.items():
         Path(name).write_text(text)
+    Path("bare").mkdir()
     before, names = holdings(), sorted(os.listdir())
     words, code = ODD[what]
     fails(code, *words)

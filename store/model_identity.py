@@ -1,0 +1,103 @@
+"""Model identity: what a directory of a model, or its tensors, say of themselves.
+
+Invariant: what `put` records of a directory and what `identify_inputs` finds for it without storing it are the same.
+"""
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+
+from ..formats.digest import Digest, digest_bytes
+from ..formats.errors import FormatError
+from ..formats.identity import Identity, make_identity
+from ..formats.model_config import CONFIG_MAX_BYTES, digest_weights, fields_of_config, parse_config
+from ..formats.tensor import TensorSpan, cut_span
+from .errors import BadInput
+from .fetch import workers_count
+from .ingest import Cut, Group, cut_file, group_cuts
+from .inputs import InputFile, Inputs
+from .progress import Progress
+
+_CONFIG = "config.json"
+
+
+def config_fields(inputs: Inputs, opaque: Sequence[str] = ()) -> dict[str, object]:
+    """Return the identity fields that a directory's own config.json fills; none if there is none, or it is opaque."""
+    file = _config_of(inputs)
+    if file is None or any(fnmatch.fnmatchcase(_CONFIG, glob) for glob in opaque):
+        return {}
+    try:
+        if file.source.size > CONFIG_MAX_BYTES:
+            raise FormatError(f"has {file.source.size} bytes, at most {CONFIG_MAX_BYTES} are allowed")
+        return dict(make_identity(fields_of_config(parse_config(file.source.read(0, file.source.size)))))
+    except FormatError as error:
+        raise BadInput(_CONFIG, str(error), hint=f"to store it as bytes, unread, add --opaque {_CONFIG}") from None
+
+
+def weights_files(inputs: Inputs) -> frozenset[str]:
+    """Return the paths of the files that a model's weights are in, as loaders choose them.
+
+    Those beside config.json, if there is one; of these the safetensors, if there are any.
+    """
+    described = _config_of(inputs) is not None
+    files = [file for file in inputs.files if file.spans and not (described and "/" in file.path)]
+    return frozenset(file.path for file in [f for f in files if f.format == "safetensors"] or files)
+
+
+def digest_tensors(
+    key: bytes, file: InputFile, cuts: Sequence[Cut], digests: Sequence[Digest]
+) -> Iterator[tuple[TensorSpan, list[Digest]]]:
+    """Yield each tensor of a file with the digests of its blobs, given those of the whole file."""
+    at = {start: n for n, start in enumerate(accumulate((cut.length for cut in cuts), initial=0))}
+    for span in file.spans:
+        lengths = list(cut_span(span))
+        first = at.get(span.start, len(cuts))
+        if [cut.length for cut in cuts[first : first + len(lengths)]] == lengths:
+            yield span, list(digests[first : first + len(lengths)])
+            continue
+        own, start = [], span.start  # a view of another tensor's bytes: no blob of the file is its
+        for length in lengths:
+            own.append(digest_bytes(key, file.source.read(start, length)))
+            start += length
+        yield span, own
+
+
+def add_weights(
+    identity: Identity, key: bytes, inputs: Inputs, found: Iterable[tuple[InputFile, Sequence[Cut], Sequence[Digest]]]
+) -> Identity:
+    """Return an identity that names the weights by digest, unless it names them already."""
+    if "weights" in dict(identity):
+        return identity
+    chosen = weights_files(inputs)
+    tensors = (one for file, cuts, of in found if file.path in chosen for one in digest_tensors(key, file, cuts, of))
+    return make_identity({**dict(identity), "weights": digest_weights(key, tensors)})
+
+
+def identify_inputs(inputs: Inputs, key: bytes, opaque: Sequence[str], progress: Progress) -> Identity:
+    """Return the identity of a model that is read but not stored, hashed on every core."""
+    identity = make_identity(config_fields(inputs, opaque))
+    chosen = weights_files(inputs)
+    if not chosen:
+        raise BadInput("identity", "no tensors were found, wanted a model")
+    files = [(file, list(cut_file(file))) for file in inputs.files if file.path in chosen]
+    groups = [list(group_cuts(file.source, cuts)) for file, cuts in files]
+    total = sum(file.source.size for file, _ in files)
+
+    def perform(group: Group) -> list[Digest]:
+        with group.source.mapped(group.offset, group.length) as plain:
+            digests = [digest_bytes(key, part) for part in group.parts(plain)]
+        progress(group.length, total)
+        return digests
+
+    with ThreadPoolExecutor(workers_count()) as pool:
+        done = pool.map(perform, [group for of_file in groups for group in of_file])
+        found = [
+            (file, cuts, [digest for _ in of_file for digest in next(done)])
+            for (file, cuts), of_file in zip(files, groups, strict=True)
+        ]
+    return add_weights(identity, key, inputs, found)
+
+
+def _config_of(inputs: Inputs) -> InputFile | None:
+    return next((file for file in inputs.files if file.path == _CONFIG and not inputs.single), None)
