@@ -51,27 +51,27 @@ class Kv:
 
         `kv` is a safetensors file, or tensors in host memory by the same names. Blocks that are stored already are
         not stored twice. Where a block of this identity is stored with other bytes, both are kept and Conflict is
-        raised; with `join` what is stored stands for the sequence too, and only what follows it is taken from `kv`.
+        raised; with `join` blocks that are stored stand for the sequence too, and only the others are taken from `kv`.
         With `key_bounds` minimum and maximum of the keys of each page of so many tokens are put as an intermediate,
         `NAME/key-bounds`. Raises BadInput, with nothing stored, if tokens, names, shapes or dtypes do not fit.
         """
         wanted = complete(make_kv_identity(identity))
         wish = Wish(parse_new_ref(name), "kv", wanted, codec, pin, multi_writer, lock_wait_s)
-        chain, fields = self._chain(_packed(tokens), wanted), dict(wanted)
+        chain, fields = self._chain(pack_tokens(tokens), wanted), dict(wanted)
         take = arrays_from_tensors if isinstance(kv, Mapping) else arrays_from_path
         given = take(kv if isinstance(kv, Mapping) else Path(kv), fields.get("layout", "NHD"), chain.tokens_count)  # type: ignore[arg-type]
-        _check_shape(given.shape, fields)
+        _check_shape(given, fields)
         if key_bounds:
             check_bounds(given.shape, key_bounds)
         self.recover()
 
         def make(ingest: Ingest) -> Manifest:
-            stored = self._joined(chain, given.shape) if join else []
+            stored = self._joined(chain, given.shape) if join else {}
             return _manifest(ingest, given, chain, wanted, stored)
 
         stored_kv = put_made(self.parts, wish, progress, make)
         if key_bounds:
-            self._put_bounds(wish, self._prefix(chain, len(chain.blocks), fields), key_bounds)
+            self._put_bounds(wish, self.match(chain, wanted), key_bounds)
         return stored_kv
 
     def _put_bounds(self, wish: Wish, prefix: Prefix, page_tokens: int) -> None:
@@ -87,8 +87,19 @@ class Kv:
         Full blocks of the sequence match, and a short last block if it ends where the sequence ends.
         """
         wanted = complete(make_kv_identity(identity))
-        chain = self._chain(_packed(tokens), wanted)
-        return self._prefix(chain, count_stored(self.read.catalog, chain), dict(wanted))
+        return self.match(self._chain(pack_tokens(tokens), wanted), wanted)
+
+    def match(self, chain: Chain, identity: Identity) -> Prefix:
+        """Return the longest stored prefix of a chain, which is that of this identity."""
+        count = count_stored(self.read.catalog, chain)
+        shape = find_shape(self.read.catalog, chain.root) if count else None
+        matched = chain.blocks[:count] if shape else ()  # None if it was removed meanwhile
+        id_, fields = matched[-1].hex() if matched else "", dict(identity)
+        return Prefix(
+            self.read, f"prefix {id_[:16]}", id_, shape, [chain.tokens_of(n) for n in range(len(matched))],
+            lambda: find_blocks(self.read.catalog, matched), layout=fields.get("layout", "NHD"),
+            page_tokens=_count(fields, "page_tokens"),
+        )  # fmt: skip
 
     def open(self, name: str) -> Prefix:
         """Return the whole KV that was put under a name; raise BadInput if that is none."""
@@ -99,8 +110,8 @@ class Kv:
         blocks = [named for _, named in manifest.needs().claims if named.tokens]
         fields = dict(manifest.identity)
         return Prefix(
-            self.read, found.text, found.summary.id, manifest.shape, blocks, layout=fields.get("layout", "NHD"),
-            page_tokens=_count(fields, "page_tokens"),
+            self.read, found.text, found.summary.id, manifest.shape, [block.tokens for block in blocks], lambda: blocks,
+            layout=fields.get("layout", "NHD"), page_tokens=_count(fields, "page_tokens"),
         )  # fmt: skip
 
     def write(
@@ -123,48 +134,32 @@ class Kv:
 
     def chain(self, tokens: Any, identity: Mapping[str, object]) -> Chain:
         """Return the prefix blocks that a sequence has under an identity, stored or not."""
-        return self._chain(_packed(tokens), complete(make_kv_identity(identity)))
+        return self._chain(pack_tokens(tokens), complete(make_kv_identity(identity)))
 
     def _chain(self, packed: memoryview, identity: Identity) -> Chain:
         block_tokens = int(dict(identity)["block_tokens"])
         return chain_of(self.read.keys.tenant.digest_key, identity, packed, block_tokens)
 
-    def _prefix(self, chain: Chain, count: int, fields: Mapping[str, str]) -> Prefix:
-        shape = find_shape(self.read.catalog, chain.root) if count else None
-        blocks = find_blocks(self.read.catalog, chain.blocks[:count]) if shape else []
-        whole = [block for block in blocks if block is not None]
-        if len(whole) < len(blocks):  # some were removed meanwhile
-            whole = whole[: blocks.index(None)]
-        id_ = chain.blocks[len(whole) - 1].hex() if whole else ""
-        return Prefix(
-            self.read, f"prefix {id_[:16]}", id_, shape, whole, layout=fields.get("layout", "NHD"),
-            page_tokens=_count(fields, "page_tokens"),
-        )  # fmt: skip
-
-    def _joined(self, chain: Chain, shape: KvShape) -> list[tuple[BlobName, ...]]:
-        """Return the blobs of the blocks that are stored already."""
-        count = count_stored(self.read.catalog, chain)
-        if not count or find_shape(self.read.catalog, chain.root) != shape:
-            return []
-        found: list[tuple[BlobName, ...]] = []
-        for number, named in enumerate(find_blocks(self.read.catalog, chain.blocks[:count])):
-            if named is None:
-                break
-            parts = parts_of(shape, 0, chain.tokens_of(number))
-            found.append(tuple(BlobName(*one) for one in zip(named.blobs, (p.length for p in parts), strict=True)))
+    def _joined(self, chain: Chain, shape: KvShape) -> dict[int, tuple[BlobName, ...]]:
+        """Return the blobs of the blocks that are stored already and good, by number."""
+        if find_shape(self.read.catalog, chain.root) != shape:
+            return {}
+        found: dict[int, tuple[BlobName, ...]] = {}
+        for number, named in enumerate(find_blocks(self.read.catalog, chain.blocks, whole=True)):
+            if named is not None:
+                parts = parts_of(shape, 0, chain.tokens_of(number))
+                lengths = (part.length for part in parts)
+                found[number] = tuple(BlobName(*one) for one in zip(named.blobs, lengths, strict=True))
         return found
-
-
-def _packed(tokens: Any) -> memoryview:
-    return tokens if isinstance(tokens, memoryview) else pack_tokens(tokens)
 
 
 def _count(fields: Mapping[str, str], name: str) -> int | None:
     return int(fields[name]) if name in fields else None
 
 
-def _check_shape(shape: KvShape, fields: Mapping[str, str]) -> None:
+def _check_shape(given: KvArrays, fields: Mapping[str, str]) -> None:
     """Refuse KV that is not what its identity says, or that lacks a layer."""
+    shape, (_, layer) = given.shape, given.shape.layers[0]
     numbers = [number for number, _ in shape.layers]
     said = str(dict(make_identity({"layers": numbers}))["layers"])
     if fields.get("layers", said) != said:
@@ -172,22 +167,23 @@ def _check_shape(shape: KvShape, fields: Mapping[str, str]) -> None:
     if "layers" not in fields and numbers != list(range(len(numbers))):
         missing = next(n for n, number in enumerate([*numbers, -1]) if n != number)
         raise BadInput("kv", f"layer {missing} is missing", hint="if it is meant to be, say so with the field layers")
-    for name, found in (("kv_heads", shape.layers[0][1].key_heads), ("head_dim", shape.layers[0][1].key_dim)):
-        if fields.get(name, str(found)) != str(found):
+    for name, found in (("kv_heads", layer.key_heads), ("head_dim", layer.key_dim), ("page_tokens", given.page)):
+        if found is not None and fields.get(name, str(found)) != str(found):
             raise BadInput("kv", f"has {name} {found}, the identity says {fields[name]}")
 
 
 def _manifest(
-    ingest: Ingest, given: KvArrays, chain: Chain, identity: Identity, stored: Sequence[tuple[BlobName, ...]]
+    ingest: Ingest, given: KvArrays, chain: Chain, identity: Identity, stored: Mapping[int, tuple[BlobName, ...]]
 ) -> Manifest:
-    """Store the blocks that follow those stored, and return the manifest that names all."""
+    """Store the blocks that are not stored, and return the manifest that names all."""
     templates = {
         tokens: parts_of(given.shape, 0, tokens) for tokens in {chain.tokens_of(n) for n in range(len(chain.blocks))}
     }
     cut = {tokens: [cut_of(part) for part in parts] for tokens, parts in templates.items()}
     parts: list[Part] = []
     cuts: list[Cut] = []
-    for number in range(len(stored), len(chain.blocks)):
+    missing = [number for number in range(len(chain.blocks)) if number not in stored]
+    for number in missing:
         tokens = chain.tokens_of(number)
         parts += [replace(part, first_token=number * chain.block_tokens) for part in templates[tokens]]
         cuts += cut[tokens]
@@ -195,9 +191,8 @@ def _manifest(
     if given.source:
         given.source.check_unchanged()
     fresh = iter([BlobName(digest, one.length) for digest, one in zip(digests, cuts, strict=True)])
-    blocks = list(stored)
-    for number in range(len(stored), len(chain.blocks)):
-        blocks.append(tuple(next(fresh) for _ in templates[chain.tokens_of(number)]))
+    made = {number: tuple(next(fresh) for _ in templates[chain.tokens_of(number)]) for number in missing}
+    blocks = [made[number] if number in made else stored[number] for number in range(len(chain.blocks))]
     numbers: dict[BlobName, int] = {}
     used = [tuple(numbers.setdefault(blob, len(numbers)) for blob in block) for block in blocks]
     claims = [Claim(chain.root, 0, ())]

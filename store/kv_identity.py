@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from ..formats.errors import FormatError
 from ..formats.identity import Identity, make_identity
+from ..formats.kv_layout import has_pages
 from .errors import BadInput
 
 BLOCK_TOKENS = 256
@@ -29,8 +30,18 @@ def make_kv_identity(fields: Mapping[str, object]) -> Identity:
 
 
 def complete(identity: Identity) -> Identity:
-    """Return an identity that says how many tokens a block has."""
+    """Return an identity that says how many tokens a block has.
+
+    Raises BadInput for a layout that is not known, or that has pages and does not say how long they are.
+    """
     fields = {"block_tokens": str(BLOCK_TOKENS), **dict(identity)}
     if not 0 < int(fields["block_tokens"]) <= BLOCK_TOKENS_MAX:
         raise BadInput(f"block_tokens {fields['block_tokens']}", f"wanted 1 to {BLOCK_TOKENS_MAX}")
+    layout = fields.get("layout", "NHD")
+    try:
+        paged = has_pages(layout)
+    except FormatError as error:
+        raise BadInput("layout", str(error)) from None
+    if paged and "page_tokens" not in fields:
+        raise BadInput(f"layout {layout}", "has pages; say page_tokens beside it")
     return make_identity(fields)

@@ -1,6 +1,7 @@
 """KV that a user hands to `kv put`: arrays of a file or of memory, cut into the prefix blocks that are stored."""
 
 import contextlib
+import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..formats.errors import FormatError
-from ..formats.kv_layout import Slot, gather_block, infer_shape, parse_slot
+from ..formats.kv_layout import Slot, gather_block, infer_shape, page_of, parse_slot
 from ..formats.kv_shape import KvShape
 from ..formats.safetensors import read_table
 from ..formats.tensor import BLOB_MAX_BYTES, DTYPE_BITS
+from .disk import make_buffer
 from .errors import BadInput
 from .ingest import Cut
 from .inputs import FileSource
@@ -34,6 +36,11 @@ class KvArrays:
     shape: KvShape
     layout: str
     source: FileSource | None = None  # that must not change while it is stored
+
+    @property
+    def page(self) -> int | None:
+        """Tokens of a page, None where the layout has no pages."""
+        return page_of({slot: array.shape for slot, array in self.arrays.items()}, self.layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +97,15 @@ def arrays_from_tensors(tensors: Mapping[str, Any], layout: str, tokens_count: i
                 continue
             import torch
 
-            if tensor.device.type != "cpu" or not tensor.is_contiguous():
+            if not isinstance(tensor, torch.Tensor):
+                raise FormatError(f"tensor {name} is a {type(tensor).__name__}, wanted a tensor or a numpy array")
+            if tensor.device.type != "cpu" or tensor.layout is not torch.strided or not tensor.is_contiguous():
                 raise FormatError(f"tensor {name} is not contiguous in host memory")
             dtypes.add(dtype_name(tensor))
-            words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-            arrays[parse_slot(name)] = tensor.detach().view(words[tensor.element_size()]).numpy()
+            word = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size())
+            if word is None:
+                raise FormatError(f"tensor {name} is {tensor.dtype}, wanted elements of at most 8 bytes")
+            arrays[parse_slot(name)] = tensor.detach().view(word).numpy()
         if len(dtypes) != 1:
             raise FormatError(f"holds {' and '.join(sorted(dtypes)) or 'nothing'}, wanted one dtype")
         shape = infer_shape({slot: array.shape for slot, array in arrays.items()}, layout, dtypes.pop(), tokens_count)
@@ -145,6 +156,7 @@ class KvSource:
         self._kv, self._parts = kv, parts
         self._ends = list(accumulate(part.length for part in parts))
         self.size = self._ends[-1] if parts else 0
+        self._local = threading.local()
 
     def read(self, offset: int, length: int) -> bytes:
         out = bytearray(length)
@@ -162,7 +174,11 @@ class KvSource:
 
     @contextlib.contextmanager
     def mapped(self, offset: int, length: int) -> Iterator[memoryview]:
-        yield memoryview(self.read(offset, length))
+        if len(held := getattr(self._local, "buffer", b"")) < length:
+            held = self._local.buffer = make_buffer(length)
+        plain = memoryview(held)[:length]
+        self.read_into(offset, plain)
+        yield plain
 
 
 def _word(bits: int) -> str:

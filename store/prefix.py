@@ -4,22 +4,24 @@ Blocks hold whole layers, layers hold heads one after the other: a layer, a rang
 only the frames that it lies in (`bytes_read`).
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import accumulate, pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
 from ..formats.catalog import Named
 from ..formats.errors import FormatError
-from ..formats.kv_layout import Slot, array_shapes, parse_slot, scatter_block, slot_name
+from ..formats.kv_layout import Slot, array_shapes, has_pages, parse_slot, scatter_block, slot_name
 from ..formats.kv_shape import Heads, KvShape
 from ..formats.manifest import BlobName
 from ..formats.tensor import TensorSpan
 from .blobs import BlobReader, Piece, ReadParts
 from .disk import make_buffer
-from .errors import BadInput, Corrupt
+from .errors import BadInput, Corrupt, NotFound
 from .fetch import workers_count
 from .kv_input import Part, parts_of
 
@@ -61,26 +63,45 @@ class Prefix:
     """The longest stored prefix of a sequence, or a whole stored one. Nothing is read until asked for."""
 
     def __init__(
-        self, parts: ReadParts, what: str, id_: str, shape: KvShape | None, blocks: Sequence[Named], *,
-        layout: str = "NHD", page_tokens: int | None = None, is_gone: Callable[[], bool] = lambda: True,
+        self, parts: ReadParts, what: str, id_: str, shape: KvShape | None, tokens: Sequence[int],
+        find: Callable[[], Sequence[Named | None]], *, layout: str = "NHD", page_tokens: int | None = None,
     ) -> None:  # fmt: skip
-        self.id, self.shape, self.layout, self.page_tokens = id_, shape, layout, page_tokens
-        self.blocks_count = len(blocks)
-        self._starts = [0]
-        for block in blocks:
-            self._starts.append(self._starts[-1] + block.tokens)
+        """Stand for blocks of so many `tokens` each; `find` says what they are, and is asked at the first reading."""
+        self.id, self.shape, self.layout = id_, shape, layout
+        self._page_tokens = page_tokens
+        self.blocks_count = len(tokens)
+        self._starts = list(accumulate(tokens, initial=0))
         self.tokens_count = self._starts[-1]
         self.bytes_read = 0  # sealed bytes read through this object so far
-        self._blocks = blocks
-        self._reader = BlobReader(parts, what, is_gone, "put the KV again, or compute it anew: that heals it")
+        self._what, self._find = what, find
+        self._reader = BlobReader(parts, what, lambda: True, "put the KV again, or compute it anew: that heals it")
         self._parts: dict[int, list[Part]] = {}  # by tokens of a block
 
     def __bool__(self) -> bool:
         return self.tokens_count > 0
 
+    @cached_property
+    def _blocks(self) -> list[Named]:
+        found = [block for block in self._find() if block is not None]
+        if len(found) < self.blocks_count:
+            raise NotFound(self._what, "was removed while it was read")
+        return found
+
     @property
     def layers(self) -> tuple[int, ...]:
         return tuple(number for number, _ in self.shape.layers) if self.shape else ()
+
+    @property
+    def page_tokens(self) -> int | None:
+        """Tokens of a page, in the layout that was put."""
+        return self.page_of(self.layout)
+
+    def page_of(self, layout: str) -> int | None:
+        """Return the tokens of a page that the identity says, None where a layout has no pages."""
+        try:
+            return self._page_tokens if has_pages(layout) else None
+        except FormatError as error:
+            raise BadInput("layout", str(error)) from None
 
     def tensors(
         self, *, layers: Collection[int] | None = None, heads: Heads = range, positions: tuple[int, int] | None = None,
@@ -110,8 +131,11 @@ class Prefix:
 
     def stream(
         self, *, layers: Sequence[int] | None = None, heads: Heads = range, layout: str | None = None, ahead: int = 2
-    ) -> "Iterator[tuple[int, dict[str, torch.Tensor]]]":
-        """Yield layers in order, each as soon as it is there, while the next `ahead` are being read."""
+    ) -> "Generator[tuple[int, dict[str, torch.Tensor]], None, None]":
+        """Yield layers in order, each as soon as it is there, while the next `ahead` are being read.
+
+        Left early, it reads no further than the layer it is at.
+        """
         for number, loaded in self.stream_loaded(layers, heads, (0, self.tokens_count), layout, ahead=ahead):
             yield number, loaded.tensors()
 
@@ -121,13 +145,16 @@ class Prefix:
         """Yield layers as `stream` does, as bytes."""
         wanted = self.layers if layers is None else tuple(layers)
         run = Run(*positions, 0)
-        with ThreadPoolExecutor(1) as pool:
+        pool = ThreadPoolExecutor(1)
+        try:
             waiting = [(n, pool.submit(self.load, [run], [n], heads, layout, None)) for n in wanted[: ahead + 1]]
             for next_ in (*wanted[ahead + 1 :], *[None] * len(waiting)):
                 number, future = waiting.pop(0)
                 yield number, future.result()
                 if next_ is not None:
                     waiting.append((next_, pool.submit(self.load, [run], [next_], heads, layout, None)))
+        finally:  # whoever leaves early waits for the layer that is being read, and for no other
+            pool.shutdown(cancel_futures=True)
 
     def load(
         self, runs: Sequence[Run], layers: Collection[int] | None, heads: Heads, layout: str | None,
@@ -135,16 +162,25 @@ class Prefix:
     ) -> Loaded:  # fmt: skip
         """Read runs of tokens into one buffer, of its own or `into`, on every core."""
         layout, shape = layout or self.layout, self._narrowed(layers, heads)
-        loaded, arrays = self._prepare(shape, runs, layout, page_tokens or self.page_tokens, into)
+        loaded, arrays = self._prepare(shape, runs, layout, page_tokens or self.page_of(layout), into)
         wanted = None if layers is None else frozenset(layers)
+        local = threading.local()  # scratch memory is reused: fresh memory costs more to touch than to fill
 
-        def perform(task: tuple[int, int, Part, list[int]]) -> int:
+        @cache  # what to read of a part, which is the same of every block
+        def cut(tokens: int, index: int, chosen: tuple[int, ...]) -> tuple[KvShape, list[tuple[int, int]]]:
+            whole = self._parts_of(tokens)[index].shape
+            return whole.narrow(layers=chosen, heads=heads), whole.runs(tokens, layers=chosen, heads=heads)
+
+        def perform(task: tuple[int, int, Part, tuple[int, ...]]) -> int:
             number, index, part, chosen = task
             blob = BlobName(self._blocks[number].blobs[index], part.length)
-            narrow = part.shape.narrow(layers=chosen, heads=heads)
-            scratch = memoryview(make_buffer(narrow.block_bytes(part.tokens)))[: narrow.block_bytes(part.tokens)]
+            narrow, extents = cut(part.tokens, index, chosen)
+            length = narrow.block_bytes(part.tokens)
+            if len(held := getattr(local, "scratch", b"")) < length:
+                held = local.scratch = make_buffer(length)
+            scratch = memoryview(held)[:length]
             pieces, at = [], 0
-            for start, stop in part.shape.runs(part.tokens, layers=chosen, heads=heads):
+            for start, stop in extents:
                 pieces.append(Piece(blob, start, stop, scratch[at : at + stop - start]))
                 at += stop - start
             read = self._reader.read_here(pieces)
@@ -196,7 +232,9 @@ class Prefix:
         }
         return loaded, arrays
 
-    def _tasks(self, runs: Sequence[Run], wanted: frozenset[int] | None) -> Iterator[tuple[int, int, Part, list[int]]]:
+    def _tasks(
+        self, runs: Sequence[Run], wanted: frozenset[int] | None
+    ) -> Iterator[tuple[int, int, Part, tuple[int, ...]]]:
         """Yield block, number of the part in it, the part, and some layers of it: what one thread reads at a time."""
         for number, block in enumerate(self._blocks):
             start, stop = self._starts[number], self._starts[number + 1]
@@ -209,10 +247,10 @@ class Prefix:
                 layers = [n for n, _ in part.shape.layers if wanted is None or n in wanted]
                 step = max(_TASK_BYTES * len(part.shape.layers) // part.length, 1)
                 for at in range(0, len(layers), step):
-                    yield number, index, part, layers[at : at + step]
+                    yield number, index, part, tuple(layers[at : at + step])
 
     def _parts_of(self, tokens: int) -> list[Part]:
         assert self.shape is not None
         if tokens not in self._parts:
             self._parts[tokens] = parts_of(self.shape, 0, tokens)
-        return [replace(part) for part in self._parts[tokens]]
+        return self._parts[tokens]

@@ -17,6 +17,7 @@ from .errors import BadInput, Conflict, Corrupt, NoRoom, StoreError
 from .ingest import Group, Ingest, cut_file, group_cuts
 from .inputs import Inputs
 from .lease import Lease, Leases
+from .model_identity import add_weights
 from .names import Names, Summary
 from .progress import Progress
 from .records import TenantKeys, draft_record
@@ -25,6 +26,7 @@ from .segments import SegmentReader, SegmentWriter, staging_buffer
 from .slots import SlotLedger
 from .supply import SlotSupply
 
+CODECS = ("auto", "stored", "zstd", "plane")
 _VERSION_FRAME_BYTES = 1 << 20
 _ATTEMPTS = 100
 
@@ -67,6 +69,10 @@ class Wish:
     multi_writer: bool = False
     lock_wait_s: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.codec not in CODECS:
+            raise BadInput(f"codec {self.codec[:80]!r}", f"is not known, wanted one of {', '.join(CODECS)}")
+
 
 def put_inputs(parts: PutParts, inputs: Inputs, wish: Wish, progress: Progress) -> Stored:
     """Store an artifact and make it the newest version of its name; durable on return.
@@ -87,7 +93,9 @@ def put_made(parts: PutParts, wish: Wish, progress: Progress, make: Callable[[In
     if stored.conflict:
         where = f"{stored.summary.name}@{stored.summary.version}"
         why = f"is stored, but its identity ({stored.conflict.hex()[:16]}) stands for other bytes, which were first"
-        raise Conflict(where, why, hint="both are kept; a field that tells them apart, or 'erase' of one, ends it")
+        raise Conflict(
+            where, why, hint="both are kept; remove one and run 'repair', or say the field that tells them apart"
+        )
     return stored
 
 
@@ -143,26 +151,23 @@ def _ingest(ingest: Ingest, inputs: Inputs, wish: Wish) -> Manifest:
     digests = iter(ingest.run(groups))
     numbers: dict[BlobName, int] = {}
     files: list[StoredFile] = []
-    for file, cut, count in zip(inputs.files, cuts, counts, strict=True):
-        of_file = [digest for _ in range(count) for digest in next(digests)]
+    by_file = [[digest for _ in range(count) for digest in next(digests)] for count in counts]
+    for file, cut, of_file in zip(inputs.files, cuts, by_file, strict=True):
         blobs = [BlobName(digest, one.length) for digest, one in zip(of_file, cut, strict=True)]
         used = tuple(numbers.setdefault(blob, len(numbers)) for blob in blobs)
         files.append(StoredFile(file.path, file.mode, file.source.size, file.format, used))
     tensors = (Tensor(n, span) for n, file in enumerate(inputs.files) for span in file.spans)
+    identity = wish.identity
+    if wish.kind == "weights" and "config" in dict(identity) and not inputs.single:  # a model that describes itself
+        by_name = zip(inputs.files, cuts, by_file, strict=True)
+        identity = add_weights(identity, ingest.keys.tenant.digest_key, inputs, by_name)
     claims: tuple[Claim, ...] = ()
     if wish.kind == "intermediate" and {"model", "sequence"} <= dict(wish.identity).keys():
         # What was computed from named inputs: the same inputs must not lead to other bytes unseen.
         key = identity_key(ingest.keys.tenant.digest_key)
         claims = (Claim(key_id(key, wish.kind, wish.identity), 0, ()),)
     return Manifest(
-        wish.kind,
-        wish.identity,
-        inputs.single,
-        inputs.directories,
-        tuple(files),
-        tuple(tensors),
-        tuple(numbers),
-        claims,
+        wish.kind, identity, inputs.single, inputs.directories, tuple(files), tuple(tensors), tuple(numbers), claims
     )
 
 
@@ -182,7 +187,7 @@ def _commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish, lea
             return Stored(there.summary, manifest.plain_bytes, 0, 0, len(needs.blobs))
         created = parts.now().strftime("%Y-%m-%dT%H:%M:%SZ")
         summary = Summary(
-            wish.ref.name, version, wish.ref.label, manifest_id.hex(), wish.kind, dict(wish.identity).get("model"),
+            wish.ref.name, version, wish.ref.label, manifest_id.hex(), wish.kind, dict(manifest.identity).get("model"),
             manifest.plain_bytes, created, wish.pinned,
         )  # fmt: skip
         place, key = _write_version(ingest, manifest, summary)

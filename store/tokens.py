@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,20 @@ _FILE_MAX_BYTES = 1 << 28
 def pack_tokens(tokens: Any) -> memoryview:
     """Return token ids (a sequence of whole numbers, a numpy array or a torch tensor of one axis) as u32 LE.
 
-    Raises BadInput that names the position of the first that is none.
+    What is packed already, as a memoryview, is returned as it is. Raises BadInput that names the position of the first
+    that is no token id.
     """
     import numpy as np
 
+    if isinstance(tokens, memoryview):
+        if not tokens.nbytes or tokens.nbytes % 4 or tokens.format != "B" or not tokens.c_contiguous:
+            raise BadInput("tokens", f"are {tokens.nbytes} bytes in a memoryview, wanted u32 LE, one after the other")
+        return tokens
     if hasattr(tokens, "detach"):  # a torch tensor, on whatever device
         tokens = tokens.detach().cpu().numpy()
-    if not isinstance(tokens, np.ndarray):
+    if not isinstance(tokens, np.ndarray | np.generic):
+        if isinstance(tokens, str | bytes | bytearray) or not isinstance(tokens, Iterable):
+            raise BadInput("tokens", f"are {type(tokens).__name__}, wanted a sequence of whole numbers")
         tokens = list(tokens)
         if not set(map(type, tokens)) <= {int}:  # numpy would turn True into 1 and 1.0 into 1
             tokens = [int(one) if isinstance(one, np.integer) else one for one in tokens]
@@ -52,8 +60,9 @@ def read_tokens(text: str) -> memoryview:
 
         try:
             return pack_tokens(np.load(io.BytesIO(content), allow_pickle=False))
-        except (ValueError, EOFError, OSError) as error:
-            raise BadInput(text, f"not a .npy file of token ids: {str(error).splitlines()[0].lower()}") from None
+        except (ValueError, EOFError, OSError, MemoryError, RecursionError, SyntaxError, TypeError) as error:
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            raise BadInput(text, f"not a .npy file of token ids: {why.lower()}") from None
     try:
         tokens = json.loads(content)
     except (ValueError, RecursionError) as error:
