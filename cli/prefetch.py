@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from ..store.disk import Disk
-from ..store.errors import BadInput
+from ..store.errors import BadInput, NotFound
 from ..store.planning import names_in
 from ..store.prefetch import Staging, run_staged
 from ..store.quantities import parse_duration, parse_size
+from ..store.store import Store
+from ..store.tiers.device import parse_device
 from .render import rate, size
 from .session import Session, session_of
 
@@ -26,9 +28,9 @@ def register(app: typer.Typer) -> None:
 
 def split_command(words: list[str]) -> list[str]:
     """Return the words of a prefetch with what follows `--` as one hidden option: typer would take it for names."""
-    if "prefetch" not in words or "--" not in words:
+    at = words.index("--") if "--" in words else 0
+    if "prefetch" not in words[:at]:
         return words
-    at = words.index("--")
     return [*words[:at], "--run", json.dumps(words[at + 1 :])]
 
 
@@ -37,7 +39,9 @@ def prefetch(
     names: Annotated[
         list[str], typer.Argument(metavar="NAME…", help="What to stage: names, ids, or one JOB or PLAN file.")
     ],
-    to: Annotated[str, typer.Option(metavar="TIER", help="The tier to stage to: host.")] = "host",
+    to: Annotated[
+        str, typer.Option(metavar="TIER", help="The tier to stage to: host, device, device:cuda:0.")
+    ] = "host",
     budget: Annotated[str | None, typer.Option(metavar="SIZE", help="Most that the tier may hold.")] = None,
     ttl: Annotated[
         str | None, typer.Option(metavar="TIME", help="How long it stays [default: 1h; with CMD, no longer]")
@@ -53,18 +57,25 @@ def prefetch(
     command = _command(run) if run is not None else []
     ttl_s = parse_duration(ttl if ttl is not None else "0s" if command else _TTL)
     budget_bytes = parse_size(budget) if budget is not None else None
-    if len(names) == 1 and Path(names[0]).is_file():
-        names, said_bytes = names_in(Path(names[0]))
-        budget_bytes = said_bytes if budget_bytes is None else budget_bytes
+    if to != "host":
+        parse_device(to)
+    if to != "host" and not command:
+        hint = "add '-- CMD': its attach() brings everything up there"
+        raise BadInput(f"--to {to}", "device memory is a process's own", hint=hint)
     with session.open() as store, session.progress("prefetch") as progress:
-        stage = store.prefetch(names, to=to, budget_bytes=budget_bytes, ttl_s=ttl_s, wait=wait, progress=progress)
+        if len(names) == 1 and _is_file(names[0], store):
+            names, said_bytes = names_in(Path(names[0]))
+            budget_bytes = said_bytes if budget_bytes is None else budget_bytes
+        stage = store.tiers.prefetch_host(names, budget_bytes, ttl_s, wait=wait, progress=progress)
         slowest = min((one.bytes_per_s for one in store.tiers.speeds().values()), default=None)
-    _report(session, stage.staging, slowest, quiet=bool(command))
-    if stage.staging.failed:
-        stage.release()
-        raise typer.Exit(PARTIAL)
-    if command:
-        raise typer.Exit(run_staged(stage, command, Disk()))
+    with stage:
+        _report(session, stage.staging, slowest, quiet=bool(command))
+        if stage.staging.failed:
+            raise typer.Exit(PARTIAL)
+        if command:
+            raise SystemExit(
+                run_staged(stage, command, to, Disk())
+            )  # a typer.Exit of 130 would be our own interruption
 
 
 def unstage(
@@ -88,6 +99,17 @@ def unstage(
     )
     if busy:
         raise typer.Exit(PARTIAL)
+
+
+def _is_file(name: str, store: Store) -> bool:
+    """Say whether a name is that of a JOB or PLAN file; an artifact of that name goes before."""
+    if not Path(name).is_file():
+        return False
+    try:
+        store.show(name)
+    except (BadInput, NotFound):
+        return True
+    return False
 
 
 def _command(text: str) -> list[str]:

@@ -42,7 +42,8 @@ class Disk:
         missing = [p for p in (path, *path.parents) if not p.exists()]
         for made in reversed(missing):
             with disk_errors(made):
-                os.mkdir(made, mode)
+                with contextlib.suppress(FileExistsError):  # somebody else was first
+                    os.mkdir(made, mode)
                 self.sync_dir(made.parent)
 
     def open(self, path: Path, *, create: bool = False, direct: bool = False, mode: int = 0o600) -> int:
@@ -171,9 +172,9 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
     return True
 
 
-def wait_lock(fd: int) -> None:
-    """Take the exclusive lock of an open file, waiting for it."""
-    fcntl.flock(fd, fcntl.LOCK_EX)
+def wait_lock(fd: int, *, shared: bool = False) -> None:
+    """Take the lock of an open file, alone or `shared`, waiting for it."""
+    fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
 
 _FLOCK = struct.Struct("hhqqi4x")  # fcntl(2), struct flock

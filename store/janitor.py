@@ -2,37 +2,33 @@
 
     python -m arstore.store.janitor SESSION KEY…
 
-Its standard input is a pipe that its starter holds open: the end of it is the end of the run. What the command still
-uses by then is waited for; what somebody else has asked to keep longer stays.
+Its standard input is a pipe that its starter holds open: the end of it is the end of the run. Its standard output ends
+when all is wiped that nobody uses; what somebody still uses by then is waited for; what somebody else has asked to keep
+longer stays.
 """
 
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .disk import Disk, wait_lock
+from .disk import Disk
 from .errors import StoreError
-from .tiers.host import wipe
+from .tiers.extent import remove_extent
 
 
-def clean_up(session: Path, keys: Sequence[str], disk: Disk) -> None:
-    """Remove a session, and wipe the extents it had staged."""
-    disk.remove(session)
-    for key in keys:
-        path = session.parent / f"{key}.extent"
-        with contextlib.suppress(StoreError, FileNotFoundError):
-            fd = disk.open(path)
-            try:
-                wait_lock(fd)
-                if os.fstat(fd).st_nlink and os.fstat(fd).st_mtime <= time.time():
-                    wipe(fd, path, disk)
-            finally:
-                os.close(fd)
+def clean_up(session: Path, keys: Sequence[str], disk: Disk, *, wait: bool) -> None:
+    """Remove a session, and wipe the extents it had staged; with `wait` also those that are in use first."""
+    with contextlib.suppress(StoreError):
+        disk.remove(session)
+    for path in (session.parent / f"{key}.extent" for key in keys):
+        with contextlib.suppress(StoreError, OSError):
+            remove_extent(path, disk, wait=wait, over=True)
 
 
 if __name__ == "__main__":
     sys.stdin.buffer.read()
-    clean_up(Path(sys.argv[1]), sys.argv[2:], Disk())
+    clean_up(Path(sys.argv[1]), sys.argv[2:], Disk(), wait=False)
+    os.close(sys.stdout.fileno())  # the starter waits for no others
+    clean_up(Path(sys.argv[1]), sys.argv[2:], Disk(), wait=True)

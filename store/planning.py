@@ -1,6 +1,7 @@
 """Planning: a JOB file and what this store has of it, as the job that plan.py plans."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 from ..formats.errors import FormatError
@@ -28,6 +29,7 @@ def plan_job(
         raise BadInput(f"tier {target}", "can't be planned for on this machine, wanted host")
     blocks = hashed_objects(job)
 
+    @cache
     def named(name: str) -> Object:
         artifact = get(name)
         found = ("host",) if host.find(artifact.summary.id) else ()

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +21,13 @@ from .artifact import Artifact
 from .attach import StagedTensors
 from .config import setting
 from .disk import Disk
-from .errors import BadInput, Fenced, NotFound, StoreError
+from .errors import BadInput, Fenced, NotFound, StorageFailed, StoreError
 from .kv import Kv
 from .names import Names
 from .prefix import Run
 from .progress import Progress
+from .tiers.device import Fill
+from .tiers.extent import Extent
 from .tiers.host import HostTier, Resident
 
 SESSION_FORMAT = 1
@@ -57,7 +60,7 @@ class Wanted:
 
     artifact: Artifact
     spans: tuple[TensorSpan, ...]
-    fill: Callable[[memoryview], None]
+    fill: Fill  # puts bytes of what the spans lie in, from a position on, into a buffer
 
     @property
     def key(self) -> str:
@@ -76,14 +79,25 @@ def wanted_of(artifact: Artifact, kv: Kv) -> Wanted:
         count = prefix.tokens_count
         spans = prefix.spans(prefix.shape, count, prefix.layout, prefix.page_tokens)
 
-        def load(out: memoryview) -> None:
-            prefix.load([Run(0, count, 0)], None, range, None, None, into=out)
+        def load(at: int, out: memoryview) -> None:
+            if at == 0 and len(out) >= spans[-1].start + spans[-1].length:
+                prefix.load([Run(0, count, 0)], None, range, None, None, into=out)
+                return
+            if not whole:  # of KV in other layouts no part can be had by itself
+                whole.append(prefix.load([Run(0, count, 0)], None, range, None, None).buffer)
+            out[:] = whole[0][at : at + len(out)]
 
+        whole: list[memoryview] = []
         return Wanted(artifact, spans, load)
     ranges, spans = artifact.side_by_side()
 
-    def fill(out: memoryview) -> None:
-        artifact.fill((place, out[at : at + place[2] - place[1]]) for place, at in ranges.items())
+    def fill(at: int, out: memoryview) -> None:
+        pieces = []
+        for (file, start, stop), to in ranges.items():
+            first, last = max(to, at), min(to + stop - start, at + len(out))
+            if first < last:
+                pieces.append(((file, start + first - to, start + last - to), out[first - at : last - at]))
+        artifact.fill(pieces)
 
     return Wanted(artifact, spans, fill)
 
@@ -94,52 +108,69 @@ def stage(tier: HostTier, wanted: Sequence[Wanted], until_s: float, *, wait: boo
     Raises NoRoom, before anything moves, if they can't all be there at once; and of one artifact alone what kept it.
     """
     tier.sweep()
-    keys = frozenset(one.key for one in wanted)
-    missing = {one.key: one.length_bytes for one in wanted if not tier.find(one.key)}
-    if missing:
-        tier.make_room(sum(missing.values()), keys)
+    held = {one.key: extent for one in wanted if (extent := tier.hold(one.key, until_s))}
+    missing = {one.key: one.length_bytes for one in wanted if one.key not in held}
+    tier.make_room(sum(missing.values()), frozenset(one.key for one in wanted))
     staged: list[StagedOne] = []
     failed: list[tuple[str, StoreError]] = []
-    for one in wanted:
-        began = time.monotonic()
-        summary = one.artifact.summary
-        name = f"{summary.name}@{summary.version}"
-        try:
-            with tier.filling(one.key, wait=wait) as mine:
-                if mine:
-                    with tier.fill(one.key, name, one.spans, until_s) as out:
-                        one.fill(out)
-                else:
-                    tier.keep(one.key, until_s)
-        except StoreError as error:
-            failed.append((name, error))
-            continue
-        progress(one.length_bytes, sum(missing.values()))
-        seconds = time.monotonic() - began
-        staged.append(StagedOne(summary.name, summary.version, one.key, "host", one.length_bytes, seconds, mine))
+    try:
+        for one in wanted:
+            began = time.monotonic()
+            summary = one.artifact.summary
+            try:
+                fresh = one.key not in held and _bring(tier, one, held, until_s, wait=wait)
+            except StoreError as error:
+                failed.append((f"{summary.name}@{summary.version}", error))
+                continue
+            if one.key in missing:
+                progress(one.length_bytes, sum(missing.values()))
+            seconds = time.monotonic() - began
+            staged.append(StagedOne(summary.name, summary.version, one.key, "host", one.length_bytes, seconds, fresh))
+    except BaseException:  # interrupted: nobody will release it
+        _release(tier, held, missing)
+        raise
     if len(wanted) == 1 and failed:
         raise failed[0][1]
-    return Stage(tier, Staging(tuple(staged), tuple(failed)))
+    return Stage(tier, Staging(tuple(staged), tuple(failed)), held)
+
+
+def _bring(tier: HostTier, one: Wanted, held: dict[str, Extent], until_s: float, *, wait: bool) -> bool:
+    """See that an artifact is staged and held; return whether this very call moved it."""
+    with tier.filling(one.key, wait=wait):
+        if there := tier.hold(one.key, until_s):
+            held[one.key] = there
+            return False
+        summary = one.artifact.summary
+        held[one.key] = tier.fill(
+            one.key, f"{summary.name}@{summary.version}", one.spans, until_s, lambda out: one.fill(0, out)
+        )
+        return True
+
+
+def _release(tier: HostTier, held: dict[str, Extent], keys: Iterable[str]) -> None:
+    held.clear()
+    for key in keys:
+        tier.remove(key, over=True)
 
 
 class Stage(Mapping[str, StagedTensors]):
     """What a prefetch staged, by name, held until `release` or the end of a with block.
 
-    What this call moved is wiped then, unless it was to stay for a time.
+    What this call moved is wiped then, unless it was to stay for a time. Of two versions of a name each is `NAME@N`.
     """
 
-    def __init__(self, tier: HostTier, staging: Staging) -> None:
-        self.staging, self.tier = staging, tier
-        self._held = {one.name: StagedTensors(tier.attach(one.key)) for one in staging.staged}
+    def __init__(self, tier: HostTier, staging: Staging, held: dict[str, Extent]) -> None:
+        self.staging, self.tier, self._held = staging, tier, held
+        self.key_of = {name: one.key for name, one in _labelled(staging.staged)}
 
     def __getitem__(self, name: str) -> StagedTensors:
-        return self._held[name]
+        return StagedTensors(self._held[self.key_of[name]])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
+        return iter(self.key_of)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self.key_of)
 
     def __enter__(self) -> "Stage":
         return self
@@ -149,14 +180,18 @@ class Stage(Mapping[str, StagedTensors]):
 
     def hand_over(self) -> None:
         """Let go without wiping: somebody else does that."""
+        self.key_of = {}
         self._held.clear()
 
     def release(self) -> None:
         """Let go of it; what others or tensors of it still use stays until they are gone and somebody makes room."""
-        self._held.clear()
-        for one in self.staging.staged:
-            if one.fresh:
-                self.tier.remove_if_over(one.key)
+        self.key_of = {}
+        _release(self.tier, self._held, [one.key for one in self.staging.staged if one.fresh])
+
+
+def _labelled(staged: Sequence[StagedOne]) -> list[tuple[str, StagedOne]]:
+    versions = Counter(one.name for one in staged)
+    return [(one.name if versions[one.name] == 1 else f"{one.name}@{one.version}", one) for one in staged]
 
 
 def unstage(tier: HostTier, names: Names, wanted: Sequence[str]) -> tuple[list[Resident], list[Resident]]:
@@ -177,7 +212,7 @@ def open_host(store_id: bytes, tenant: bytes, budget_bytes: int | None, disk: Di
     if not above.is_dir():
         raise BadInput(str(above), "is not there", hint="name a memory file system by ARSTORE_HOST_DIR")
     if budget_bytes is None:
-        room = os.statvfs(above)
+        room = os.statvfs(directory.parent if directory.parent.is_dir() else above)
         budget_bytes = room.f_blocks * room.f_frsize // 2
     return HostTier(directory, budget_bytes, disk)
 
@@ -188,9 +223,12 @@ def forget_staged(store_id: bytes, tenant: bytes, keys: Collection[str] | None, 
         return
     tier = open_host(store_id, tenant, None, disk)
     tier.sweep()
-    for one in tier.residents():
-        if (keys is None or one.key in keys) and not tier.remove(one.key):
-            raise Fenced(one.name, "is staged, and a process uses it", hint="end that process, then run it again")
+    names = {key: key[:16] for key in tier.partials()} | {one.key: one.name for one in tier.residents()}
+    for key, name in names.items():
+        if keys is None or key in keys:
+            with tier.filling(key, wait=False):
+                if not tier.remove(key):
+                    raise Fenced(name, "is staged, and a process uses it", hint="end that process, then run it again")
 
 
 def _host_directory(store_id: bytes, tenant: bytes) -> Path:
@@ -199,45 +237,59 @@ def _host_directory(store_id: bytes, tenant: bytes) -> Path:
     return parent / f"{store_id.hex()}-{tenant.hex()}"
 
 
-def run_staged(stage: Stage, command: Sequence[str], disk: Disk) -> int:
+def run_staged(stage: Stage, command: Sequence[str], to: str, disk: Disk) -> int:
     """Run a command that finds what is staged by `arstore.attach()`; return its exit code.
 
     What the stage moved is held meanwhile and wiped after, by a process of its own that outlives this one: also when
     the command or this process is killed. Signals of the terminal reach the command itself.
     """
     session = stage.tier.directory / f"session-{secrets.token_hex(16)}.json"
-    staged = stage.staging.staged
-    names = [{"name": one.name, "version": one.version, "key": one.key} for one in staged]
-    disk.replace_file(session, json.dumps({"format": SESSION_FORMAT, "artifacts": names}).encode())
-    janitor = subprocess.Popen(
-        [sys.executable, "-m", f"{__package__}.janitor", str(session), *(one.key for one in staged if one.fresh)],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    fresh = [one.key for one in stage.staging.staged if one.fresh]
     try:
+        # -P: what lies in the working directory is no module of ours.
+        janitor = subprocess.Popen(
+            [sys.executable, "-P", "-m", f"{__package__}.janitor", str(session), *fresh],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise StorageFailed("janitor", f"can't be started: {(error.strerror or str(error)).lower()}") from None
+    try:
+        artifacts = [{"name": name, "key": key} for name, key in stage.key_of.items()]
+        disk.replace_file(session, json.dumps({"format": SESSION_FORMAT, "to": to, "artifacts": artifacts}).encode())
         return _run(command, {**os.environ, "ARSTORE_STAGED": str(session)})
     finally:
         stage.hand_over()
         assert janitor.stdin
+        assert janitor.stdout
         janitor.stdin.close()
-        janitor.wait()
+        janitor.stdout.read()  # to its end: what nobody else uses is wiped
+
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_SENT_TO_ALL = (signal.SIGINT, signal.SIGQUIT)  # by the terminal: the command has it already
 
 
 def _run(command: Sequence[str], environment: dict[str, str]) -> int:
     """Run a command to its end, whatever signals come; return its exit code as a shell does."""
     process: subprocess.Popen[bytes] | None = None
-    pending: list[int] = []
+    early: list[int] = []
 
     def passed_on(number: int, _: object) -> None:
-        pending.append(number)
-        if process is not None and number != signal.SIGINT:  # the terminal sends that to the command itself
+        if process is None:
+            early.append(number)
+        elif number in _PASSED_ON:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, passed_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # What is ignored, as nohup has it, the command is to ignore as well.
+    caught = [number for number in _PASSED_ON + _SENT_TO_ALL if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, passed_on) for number in caught}
     try:
         try:
             process = subprocess.Popen(command, env=environment)
         except OSError as error:
             raise NotFound(command[0], f"can't be run: {(error.strerror or str(error)).lower()}") from None
+        for number in early:
+            process.send_signal(number)
         code = process.wait()
     finally:
         for number, handler in before.items():

@@ -1,6 +1,7 @@
 """Store: opens the parts and hands each verb what it needs. No logic of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,16 @@ from .disk import Disk
 from .erase import EraseParts, Receipt, erase, foretell, shred
 from .errors import BadInput
 from .get import Written, write_files, write_selected
-from .inputs import inputs_from_path, inputs_from_tensors
+from .inputs import take_inputs
 from .kv import Kv
 from .kv_identity import take_identity
 from .lease import Held
 from .miss import Miss, explain_miss
+from .model_identity import config_fields, identify_inputs
 from .names import Found
 from .opened import open_parts
 from .prefetch import Stage, forget_staged
+from .prefetch_device import DeviceStage
 from .prefix import Prefix
 from .progress import Progress
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
@@ -40,8 +43,6 @@ from .unlock import Ask, Secrets
 if TYPE_CHECKING:
     import torch
 
-CODECS = ("auto", "stored", "zstd", "plane")
-
 silent: Progress = lambda advance_bytes, total_bytes: None  # noqa: E731
 
 
@@ -56,9 +57,11 @@ class Store:
         """Open the store at `root`; raise NoStore if there is none, KeyRefused if key or tenant do not open it."""
         self._parts = open_parts(root, tenant, held or Secrets.from_environment(), ask, disk or Disk(), now)
         self._read = ReadParts(self._parts.catalog, self._parts.keys, self._parts.segments)
-        if self._parts.marks.erase_pending():  # an erase was killed: what it promised is done before anything else
-            shred(self._parts.directory, self._parts.keyring, self._parts.ledger)
-            self._parts.marks.erase_finished()
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            if self._parts.ledger.doomed():  # an erase was killed: what it promised is done before anything else
+                shred(self._parts.directory, self._parts.keyring, self._parts.ledger)
+            undo.pop_all()
 
     def close(self) -> None:
         self._parts.closing.close()
@@ -79,25 +82,31 @@ class Store:
         """Store a file, a directory or tensors as the newest version of `name`; durable on return.
 
         `kind` is weights, intermediate or file; left out it is weights where tensors are found. Files that match a
-        glob in `opaque` are stored as bytes, unread. One writer at a time owns a name; with `multi_writer` several add
-        versions to it at once, each whole. Raises Fenced if another owns it for longer than `lock_wait_s`, BadInput,
-        NotFound, Conflict, NoRoom, StorageFailed.
+        glob in `opaque` are stored as bytes, unread. A directory of weights gives its own identity, as far as
+        `identity` does not say otherwise. One writer at a time owns a name; with `multi_writer` several add
+        versions to it at once, each whole. Raises Fenced if another owns it for longer than `lock_wait_s`, and more.
         """
-        if (path is None) == (tensors is None):
-            raise BadInput("put", "wanted a path or tensors, one of them")
         if kind not in (None, *KINDS) or kind == "kv":
             raise BadInput(f"kind {kind[:80]!r}", "is not known, wanted weights, intermediate or file")
-        if codec not in CODECS:
-            raise BadInput(f"codec {codec[:80]!r}", f"is not known, wanted one of {', '.join(CODECS)}")
         ref, fields = parse_new_ref(name), take_identity(identity or {})
-        if tensors is not None:
-            inputs = inputs_from_tensors(tensors)
-        else:
-            inputs = inputs_from_path(Path(path or ""), opaque, look_inside=kind != "file")
+        inputs = take_inputs(path, tensors, opaque, look_inside=kind != "file")
         kind = kind or ("weights" if any(file.spans for file in inputs.files) else "file")
+        if kind == "weights":
+            fields = take_identity({**config_fields(inputs, opaque), **dict(fields)})
         self._parts.recover()
         wish = Wish(ref, kind, fields, codec, pin, multi_writer, lock_wait_s)
         return put_inputs(self._put_parts(), inputs, wish, progress)
+
+    def identify(
+        self, path: str | Path | None = None, *, tensors: "Mapping[str, torch.Tensor] | None" = None,
+        opaque: Sequence[str] = (), progress: Progress = silent,
+    ) -> dict[str, str]:  # fmt: skip
+        """Return the identity of a model, as `put` of its directory records it, without storing anything.
+
+        Of tensors, and of a directory without a config.json, that is the field `weights` alone.
+        """
+        inputs = take_inputs(path, tensors, opaque, look_inside=True)
+        return dict(identify_inputs(inputs, self._parts.keys.tenant.digest_key, opaque, progress))
 
     def get(self, name: str) -> Artifact:
         """Return a stored version by ref or id; raise NotFound, or Corrupt if its record is bad."""
@@ -240,7 +249,7 @@ class Store:
     def prefetch(
         self, names: Sequence[str], *, to: str = "host", budget_bytes: int | None = None, ttl_s: float = 0.0,
         wait: bool = False, progress: Progress = silent,
-    ) -> Stage:  # fmt: skip
+    ) -> Stage | DeviceStage:  # fmt: skip
         """Stage artifacts up, each byte verified, and hold them; see `Tiers.prefetch`."""
         return self.tiers.prefetch(names, to, budget_bytes, ttl_s, wait=wait, progress=progress)
 
@@ -279,7 +288,7 @@ class Store:
         Raises Conflict if it has artifacts and `erase` is not given, BadInput for the tenant the store is opened as.
         """
         p = self._parts
-        if not dry_run:
+        if erase and not dry_run:
             forget_staged(p.config.store_id, p.keyring.tenant(name)[1].id, None, p.disk)
         return remove_tenant(p.tables, p.garbage, p.keyring, p.keys.number, name, erase=erase, dry_run=dry_run)
 

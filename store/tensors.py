@@ -18,25 +18,30 @@ _TORCH_NAMES = {
 
 
 def tensor_from(buffer: memoryview, span: TensorSpan) -> "torch.Tensor":
-    """Return a tensor over `buffer` (the span's bytes) without copying.
+    """Return a tensor over `buffer` (the span's bytes) without copying; see `shape_tensor`."""
+    import torch
+
+    return shape_tensor(torch.frombuffer(buffer, dtype=torch.uint8) if len(buffer) else torch.empty(0), span)
+
+
+def shape_tensor(raw: "torch.Tensor", span: TensorSpan) -> "torch.Tensor":
+    """Return bytes (one axis of uint8, on whatever device) as the tensor that the span says, without copying.
 
     Block-quantised and sub-byte types come as one dimension of raw bytes.
     """
     import torch
 
     name = _TORCH_NAMES.get(span.dtype)
+    if name is not None and not span.length:
+        return torch.empty(span.shape, dtype=getattr(torch, name), device=raw.device)
     # Packed pairs: the last axis holds two 4-bit floats a byte.
     if span.dtype == "F4" and span.shape and span.shape[-1] % 2 == 0 and hasattr(torch, "float4_e2m1fn_x2"):
-        raw = _over(buffer, torch.uint8).view(torch.float4_e2m1fn_x2)
-        return raw.reshape(*span.shape[:-1], span.shape[-1] // 2)
+        return raw.to(torch.uint8).view(torch.float4_e2m1fn_x2).reshape(*span.shape[:-1], span.shape[-1] // 2)
     if name is None:
-        return _over(buffer, torch.uint8)
-    dtype: torch.dtype = getattr(torch, name)
-    if not span.length:
-        return torch.empty(span.shape, dtype=dtype)
-    flat = _over(buffer, torch.uint8).view(dtype) if dtype is torch.bool else _over(buffer, dtype)
+        return raw.to(torch.uint8)
+    flat = raw.view(getattr(torch, name))
     if span.stride is not None:
-        return flat.as_strided(span.shape, span.stride)
+        return flat.as_strided(span.shape, span.stride, flat.storage_offset())
     return flat.reshape(span.shape)
 
 
@@ -59,9 +64,3 @@ def tensor_bytes(tensor: "torch.Tensor") -> memoryview:
         return memoryview(b"")
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
-
-
-def _over(buffer: memoryview, dtype: "torch.dtype") -> "torch.Tensor":
-    import torch
-
-    return torch.frombuffer(buffer, dtype=dtype) if len(buffer) else torch.empty(0, dtype=dtype)

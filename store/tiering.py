@@ -7,13 +7,14 @@ from pathlib import Path
 
 from .artifact import Artifact
 from .disk import Disk
-from .errors import BadInput
 from .kv import Kv
 from .names import Names
 from .planfile import Plan
 from .planning import plan_job
-from .prefetch import Stage, open_host, stage, unstage, wanted_of
+from .prefetch import Stage, Wanted, open_host, stage, unstage, wanted_of
+from .prefetch_device import DeviceStage, stage_device
 from .progress import Progress
+from .tiers.device import parse_device
 from .tiers.host import HostTier, Resident
 from .tiers.probe import Speeds, probe, read_speeds
 
@@ -37,16 +38,25 @@ class Tiers:
 
     def prefetch(
         self, names: Sequence[str], to: str, budget_bytes: int | None, ttl_s: float, *, wait: bool, progress: Progress
+    ) -> Stage | DeviceStage:  # fmt: skip
+        """Stage artifacts up to the host or a device, each byte verified, and hold them."""
+        if to == "host":
+            return self.prefetch_host(names, budget_bytes, ttl_s, wait=wait, progress=progress)
+        return stage_device(self._wanted(names), parse_device(to), budget_bytes, progress)
+
+    def prefetch_host(
+        self, names: Sequence[str], budget_bytes: int | None, ttl_s: float, *, wait: bool, progress: Progress
     ) -> Stage:  # fmt: skip
-        """Stage artifacts up, each byte verified, and hold them; they stay `ttl_s` seconds after, for any process.
+        """Stage artifacts in the host tier and hold them; they stay `ttl_s` seconds after, for any process.
 
         Raises NoRoom before anything moves. Of several, `staging.failed` says which could not be staged.
         """
-        if to != "host":
-            raise BadInput(f"tier {to}", "can't be staged to, wanted host")
-        wanted = [wanted_of(artifact, self.kv) for artifact in map(self.get, dict.fromkeys(names))]
         until_s = self.now().timestamp() + ttl_s if ttl_s else 0.0
-        return stage(self.host(budget_bytes), wanted, until_s, wait=wait, progress=progress)
+        return stage(self.host(budget_bytes), self._wanted(names), until_s, wait=wait, progress=progress)
+
+    def _wanted(self, names: Sequence[str]) -> list[Wanted]:
+        found = {(one.summary.name, one.summary.version): one for one in map(self.get, dict.fromkeys(names))}
+        return [wanted_of(artifact, self.kv) for artifact in found.values()]
 
     def unstage(self, names: Sequence[str] = ()) -> tuple[list[Resident], list[Resident]]:
         """Wipe what is staged of these names, or all; return what was wiped, and what is in use and stays."""

@@ -152,7 +152,7 @@ class Room:
     def check_keys(self) -> None:
         """Assert that keys are there for what rows stand on and for what is spare, and for nothing else."""
         parts = self.store._parts
-        parts.keyring._refresh()  # another process or store may have committed since
+        parts.keyring.refresh()  # another process or store may have committed since
         for number in parts.keyring.tenants():
             prefix = number.to_bytes(4, "big")
             with parts.tables.reading() as rows:
@@ -475,7 +475,7 @@ def test_a_removed_version_is_not_in_the_way_of_others(room: Room) -> None:
     gone = 3 - first.summary.version
     found = room.store._parts.names.resolve(f"model@{gone}")
     other.rm(f"model@{gone}")
-    room.store._parts.keyring._refresh()
+    room.store._parts.keyring.refresh()
     assert list(listing) == []  # the second is gone, and no error
     with pytest.raises(NotFound):
         room.store._parts.names.manifest(found)
@@ -848,7 +848,7 @@ def fill(store: Store, count: int) -> None:
         os.ftruncate(fd, row.durable_bytes)
         os.fsync(fd)  # or punching would be timed with writing back
         os.close(fd)
-    restore(parts.catalog, blobs, {}, ())
+    restore(parts.catalog, blobs, {})
 
     def change(rows: Rows) -> None:
         write_segments(rows, segments, max(segments))

@@ -80,8 +80,8 @@ def within(name: str, *modules: str) -> bool:
 # --- floors
 
 VERBS = (
-    "put", "get", "kv", "plan", "planning", "prefetch", "tiering", "collect", "erase", "scrub", "repair", "sync",
-    "tenants", "miss",
+    "put", "get", "kv", "plan", "planning", "prefetch", "prefetch_device", "tiering", "collect", "erase", "scrub",
+    "repair", "sync", "tenants", "miss",
 )  # fmt: skip
 GROUND = ("disk", "config", "errors", "__init__")
 FLOORS = ("formats", "disk, config, errors", "mechanisms", "verbs", "store.py, access.py", "engines, arstore", "cli")

@@ -1,38 +1,24 @@
 """The host tier: verified tensors in shared memory, filled once, mapped by any later process of this user and tenant.
 
-An extent is one file on a memory file system: filled under a hidden name, renamed when every byte in it was verified,
-never changed after. Whoever uses it holds its shared lock, which the kernel drops with the process. Removing one takes
-the lock alone, and overwrites it before it is unlinked. Its time stamp is when it may be removed without being asked.
-
-    0     8     "ARHOST1" and a zero
-    8     8     length of the table, u64 LE
-    16    32    BLAKE3 of the table
-    48    ..    table: JSON {"name", "bytes", "tensors": [[name, dtype, shape, start, length, stride?], …]}
-    ...         zeros to the next 4,096, then the data
-Valid iff magic and hash are right, every tensor lies inside the data, and the file ends with it.
+An extent is filled under a hidden name and renamed when every byte in it was verified. Its stager holds it from before
+that on, so it goes from nobody's use to somebody's, never through a moment in which it could be taken away.
 """
 
 import contextlib
-import json
 import mmap
 import os
 import re
+import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from blake3 import blake3
 
 from ...formats.tensor import TensorSpan
-from ..disk import Disk, disk_errors, try_lock, wait_lock
+from ..disk import Disk, locked, try_lock, wait_lock
 from ..errors import Corrupt, Fenced, NoRoom, NotFound, StorageFailed
+from .extent import Extent, attach_extent, pack_head, read_name, remove_extent, wipe
 
-PAGE_BYTES = 4096
-_MAGIC = b"ARHOST1\0"
-_HEAD_BYTES = 48
-_TABLE_MAX_BYTES = 1 << 30
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -46,18 +32,6 @@ class Resident:
     expires_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """A mapped extent. Writes go to private copies of pages; others never see them."""
-
-    name: str
-    spans: tuple[TensorSpan, ...]
-    view: memoryview  # of the data
-
-    def bytes_of(self, span: TensorSpan) -> memoryview:
-        return self.view[span.start : span.start + span.length]
-
-
 class HostTier:
     """The extents of one tenant of one store, in a directory that only this user can enter."""
 
@@ -66,7 +40,7 @@ class HostTier:
         for path in (directory.parent, directory):
             disk.make_dirs(path)
             found = os.lstat(path)
-            if found.st_uid != os.geteuid() or found.st_mode & 0o77 or path.is_symlink():
+            if found.st_uid != os.geteuid() or found.st_mode & 0o77 or not stat.S_ISDIR(found.st_mode):
                 raise StorageFailed(str(path), "is not a directory of yours alone, mode 0700", hint="remove it")
 
     @property
@@ -74,199 +48,142 @@ class HostTier:
         return self._directory
 
     def residents(self) -> list[Resident]:
-        """Return what is staged whole, by key."""
+        """Return what is staged whole, by key; what turns out to be no extent, too, so that it can be removed."""
         found = []
         for path in sorted(self._directory.glob("*.extent")):
             if _NAME.fullmatch(path.stem):
-                with contextlib.suppress(FileNotFoundError, Corrupt):
-                    stat = path.stat()
-                    found.append(Resident(path.stem, _read_name(path), stat.st_size, stat.st_mtime))
+                with contextlib.suppress(FileNotFoundError):
+                    found.append(Resident(path.stem, *read_name(path), path.stat().st_mtime))
         return found
 
     def find(self, key: str) -> bool:
         """Say whether something is staged whole."""
         return self._path(key).exists()
 
-    def keep(self, key: str, until_s: float) -> None:
-        """See that an extent is not removed before then without being asked for."""
+    def hold(self, key: str, until_s: float) -> Extent | None:
+        """Return an extent, held in place, and after that until then unless asked for; None if it is not staged.
+
+        One that is damaged is wiped.
+        """
         path = self._path(key)
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < until_s:
-                self._disk.set_time(path, until_s)
+        try:
+            extent = attach_extent(path, key)
+        except NotFound:
+            return None
+        except Corrupt:
+            extent = None
+        if extent is None:  # only here: the error has kept it mapped
+            if not self.remove(key):
+                raise Corrupt(str(path), "is no extent, and a process uses it", hint="end that process")
+            return None
+        if path.stat().st_mtime < until_s:
+            self._disk.set_time(path, until_s)
+        return extent
 
     @contextlib.contextmanager
-    def filling(self, key: str, *, wait: bool) -> Iterator[bool]:
-        """Be the one process that stages this key while the body runs; give False if it was staged meanwhile.
-
-        Raises Fenced if another process is staging it and `wait` is not given.
-        """
-        fd = self._disk.open(self._directory / f".{key}.lock", create=True)
-        try:
-            if wait:
-                wait_lock(fd)
-            elif not try_lock(fd):
-                raise Fenced(key[:16], "another process is staging it", hint="wait for it with --wait")
-            yield not self.find(key)
-        finally:
-            os.close(fd)
+    def filling(self, key: str, *, wait: bool) -> Iterator[None]:
+        """Be the one process that stages this key while the body runs; raise Fenced if another is, unless `wait`."""
+        path = self._directory / f".{key}.lock"
+        while True:
+            fd = self._disk.open(path, create=True)
+            try:
+                if wait:
+                    wait_lock(fd)
+                elif not try_lock(fd):
+                    raise Fenced(key[:16], "another process is staging it", hint="wait for it with --wait")
+                if os.fstat(fd).st_nlink:  # else who had it before removed it
+                    try:
+                        yield
+                    finally:
+                        self._disk.remove(path)
+                    return
+            finally:
+                os.close(fd)
 
     def make_room(self, length_bytes: int, keep: frozenset[str]) -> None:
-        """Remove what is over time, then what was used longest ago, until so many bytes fit; never what is in use.
+        """Remove what is over time, then what would be so first, until so many bytes fit; never what is in use.
 
         Raises NoRoom, with nothing removed that was not over time, if they can't.
         """
-        now, there = time.time(), self.residents()
-        for one in there:
-            if one.expires_s <= now and one.key not in keep:
-                self.remove(one.key)
-        there = [one for one in self.residents() if one.key not in keep]
-        kept = sum(one.length_bytes for one in self.residents()) - sum(one.length_bytes for one in there)
-        if kept + length_bytes > self.capacity_bytes:
-            why = f"{length_bytes} bytes do not fit beside {kept} in use, of {self.capacity_bytes}"
-            raise NoRoom("host tier", why, hint="raise --budget, stage less, or 'arstore unstage'")
-        used = kept + sum(one.length_bytes for one in there)
-        for one in sorted(there, key=lambda one: one.expires_s):
-            if used + length_bytes <= self.capacity_bytes:
-                return
-            used -= one.length_bytes if self.remove(one.key) else 0
-        if used + length_bytes > self.capacity_bytes:
-            raise NoRoom("host tier", "what could be removed is in use", hint="raise --budget, or wait")
+        with locked(self._directory):  # or two that do this would take each other for users
+            now = time.time()
+            for one in self.residents():
+                if one.expires_s <= now and one.key not in keep:
+                    self.remove(one.key)
+            there = self.residents()
+            free = [one for one in there if one.key not in keep and not self._is_used(one.key)]
+            used = sum(one.length_bytes for one in there) + self._filling_bytes(keep)
+            kept = used - sum(one.length_bytes for one in free)
+            if kept + length_bytes > self.capacity_bytes:
+                why = f"{length_bytes} bytes do not fit beside {kept} in use, of {self.capacity_bytes}"
+                raise NoRoom("host tier", why, hint="raise --budget, stage less, or 'arstore unstage'")
+            for one in sorted(free, key=lambda one: one.expires_s):
+                if used + length_bytes > self.capacity_bytes:
+                    used -= one.length_bytes if self.remove(one.key) else 0
+            if used + length_bytes > self.capacity_bytes:
+                raise NoRoom("host tier", "what was to be removed came into use", hint="raise --budget, or wait")
 
-    @contextlib.contextmanager
-    def fill(self, key: str, name: str, spans: Sequence[TensorSpan], until_s: float) -> Iterator[memoryview]:
-        """Give the memory of a new extent; when the body ends, what it filled is published in one step.
+    def fill(
+        self, key: str, name: str, spans: Sequence[TensorSpan], until_s: float, write: Callable[[memoryview], None]
+    ) -> Extent:
+        """Stage what `write` puts into memory, published in one step when it returns; return it, held in place.
 
         If it fails, what it left is wiped. Spans start from the data's first byte.
         """
         length = max((span.start + span.length for span in spans), default=0)
-        table = json.dumps({"name": name, "bytes": length, "tensors": [_packed(span) for span in spans]}).encode()
-        start = -(-(_HEAD_BYTES + len(table)) // PAGE_BYTES) * PAGE_BYTES
+        head = pack_head(key, name, spans, length)
         partial = self._directory / f".{key}.partial"
-        self._wipe(partial)  # left by a stager that was killed
+        remove_extent(partial, self._disk)  # left by a stager that was killed
         fd = self._disk.open(partial, create=True)
         try:
-            self._disk.reserve(fd, start + length)
-            with mmap.mmap(fd, start + length) as memory, memoryview(memory) as view:
-                with contextlib.suppress(OSError, ValueError):
-                    memory.madvise(mmap.MADV_HUGEPAGE)
-                with view[start:] as out:
-                    yield out
-                view[:_HEAD_BYTES] = _MAGIC + len(table).to_bytes(8, "little") + blake3(table).digest()
-                view[_HEAD_BYTES : _HEAD_BYTES + len(table)] = table
+            self._disk.reserve(fd, len(head) + length)
+            memory = mmap.mmap(fd, len(head) + length)
+            with contextlib.suppress(OSError, ValueError):
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            write(memoryview(memory)[len(head) :])
+            memory[: len(head)] = head
             self._disk.set_time(partial, until_s)
+            extent = attach_extent(partial, key)
             self._disk.rename(partial, self._path(key))
         except BaseException:
-            self._wipe(partial)
+            if partial.exists():
+                wipe(fd, partial, self._disk)
             raise
         finally:
             os.close(fd)
+        return extent
 
-    def attach(self, key: str) -> Extent:
-        """Map an extent, uncopied, held in place until its last tensor is gone; raise NotFound if it is not there."""
-        return attach_extent(self._path(key))
-
-    def remove(self, key: str) -> bool:
-        """Wipe an extent and give its memory back; False if somebody uses it."""
-        return self._wipe(self._path(key))
-
-    def remove_if_over(self, key: str) -> bool:
-        """Remove an extent whose time is over."""
-        path = self._path(key)
-        return not path.exists() or (path.stat().st_mtime <= time.time() and self.remove(key))
+    def remove(self, key: str, *, over: bool = False) -> bool:
+        """Wipe an extent and give its memory back, see `remove_extent`."""
+        return remove_extent(self._path(key), self._disk, over=over)
 
     def sweep(self) -> None:
         """Wipe what killed stagers left half filled."""
-        for partial in self._directory.glob(".*.partial"):
-            key = partial.name[1:].removesuffix(".partial")
+        for key in self.partials():
             with contextlib.suppress(Fenced), self.filling(key, wait=False):
-                self._wipe(partial)
+                remove_extent(self._directory / f".{key}.partial", self._disk)
 
-    def _wipe(self, path: Path) -> bool:
-        try:
-            fd = self._disk.open(path)
-        except StorageFailed:
-            if path.exists():
-                raise
-            return True
-        try:
-            if not try_lock(fd):
-                return False
-            wipe(fd, path, self._disk)
-        finally:
-            os.close(fd)
-        return True
+    def partials(self) -> list[str]:
+        """Return the keys of what is being staged, or was by a stager that was killed."""
+        return [path.name[1:].removesuffix(".partial") for path in self._directory.glob(".*.partial")]
+
+    def _filling_bytes(self, keep: frozenset[str]) -> int:
+        """Return the bytes that others are staging now."""
+        total = 0
+        for key in set(self.partials()) - keep:
+            with contextlib.suppress(FileNotFoundError):
+                total += (self._directory / f".{key}.partial").stat().st_size
+        return total
+
+    def _is_used(self, key: str) -> bool:
+        with contextlib.suppress(StorageFailed):
+            fd = self._disk.open(self._path(key))
+            try:
+                return not try_lock(fd)
+            finally:
+                os.close(fd)
+        return False
 
     def _path(self, key: str) -> Path:
         assert _NAME.fullmatch(key)
         return self._directory / f"{key}.extent"
-
-
-def wipe(fd: int, path: Path, disk: Disk) -> None:
-    """Overwrite an extent whose lock is held alone, and unlink it."""
-    disk.remove(path)  # first: nobody finds it any more; the open file keeps its pages until they are overwritten
-    length = os.fstat(fd).st_size
-    if length:
-        with mmap.mmap(fd, length) as memory:
-            for at in range(0, length, 1 << 24):
-                memory[at : at + (1 << 24)] = bytes(min(1 << 24, length - at))
-
-
-def attach_extent(path: Path) -> Extent:
-    """Map an extent by its file; raise NotFound if it is gone, Corrupt if it is none."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        raise NotFound(path.name[:16], "is not staged (any more)", hint="stage it with 'arstore prefetch'") from None
-    try:
-        with disk_errors(path):
-            if not try_lock(fd, shared=True):
-                raise NotFound(path.name[:16], "is being removed")
-            if not os.fstat(fd).st_nlink:
-                raise NotFound(path.name[:16], "was removed just now")
-            length = os.fstat(fd).st_size
-            # Copy on write, so that tensors are writable; the map keeps the file open, and so its lock.
-            memory = mmap.mmap(fd, length, access=mmap.ACCESS_COPY) if length >= PAGE_BYTES else None
-    finally:
-        os.close(fd)
-    if memory is None:
-        raise Corrupt(str(path), "is no extent")
-    return _parse(path, memoryview(memory))
-
-
-def _parse(path: Path, view: memoryview) -> Extent:
-    table, start = _read_table(path, view)
-    try:
-        spans = tuple(_parse_span(*row) for row in table["tensors"])
-        data = view[start : start + table["bytes"]]
-        fits = all(span.start >= 0 and span.start + span.length <= len(data) for span in spans)
-        if len(data) != table["bytes"] or not fits:
-            raise ValueError("a tensor lies outside of it")
-        return Extent(str(table["name"]), spans, data)
-    except (KeyError, TypeError, ValueError) as error:
-        raise Corrupt(str(path), f"is no extent ({error})") from None
-
-
-def _read_table(path: Path, head: "memoryview | bytes") -> tuple[dict[str, Any], int]:
-    length = int.from_bytes(head[8:16], "little")
-    packed = bytes(head[_HEAD_BYTES : _HEAD_BYTES + min(length, _TABLE_MAX_BYTES)])
-    if head[:8] != _MAGIC or len(packed) != length or head[16:48] != blake3(packed).digest():
-        raise Corrupt(str(path), "is no extent")
-    return json.loads(packed), -(-(_HEAD_BYTES + length) // PAGE_BYTES) * PAGE_BYTES
-
-
-def _read_name(path: Path) -> str:
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-        head += file.read(min(int.from_bytes(head[8:16], "little"), _TABLE_MAX_BYTES))
-    return str(_read_table(path, head)[0].get("name"))
-
-
-def _packed(span: TensorSpan) -> list[Any]:
-    packed = [span.name, span.dtype, list(span.shape), span.start, span.length]
-    return packed if span.stride is None else [*packed, list(span.stride)]
-
-
-def _parse_span(
-    name: str, dtype: str, shape: list[int], start: int, length: int, stride: list[int] | None = None
-) -> TensorSpan:
-    return TensorSpan(name, dtype, tuple(shape), start, length, tuple(stride) if stride is not None else None)

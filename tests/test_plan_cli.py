@@ -1,0 +1,237 @@
+"""`arstore plan`, `arstore tiers` and what `prefetch` makes of their files: the contract, on a real store."""
+
+import json
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from arstore import Store, create_store, open_store
+from arstore.store.config import default_store
+from tests.command import arstore, cli
+
+IDENTITY = {"model": "m", "revision": "1", "precision": "bf16"}
+IDENTITY_TABLE = "[identity]\n" + "".join(f'{name} = "{value}"\n' for name, value in IDENTITY.items())
+KEYS = {"order", "moves", "peak_bytes", "live_peak_bytes", "predicted_seconds", "refetches"}
+SIZE = 40_000  # of each artifact's one tensor
+BLOCK = 256 * 2 * 2 * 2 * 16 * 2  # tokens, layers, sides, heads, dimensions, bytes
+
+
+@pytest.fixture(autouse=True)
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    memory = Path("/dev/shm")
+    path = (memory if memory.is_dir() else tmp_path) / f"arstore-test-{secrets.token_hex(8)}"
+    monkeypatch.setenv("ARSTORE_HOST_DIR", str(path))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    """A store with four artifacts, and speeds as if measured: 1 MB/s from local, no time above."""
+    create_store()
+    measured = {"latency_s": 0.0, "measured": "2026-01-01T00:00:00Z"}
+    speeds = {"local": {"bytes_per_s": 1e6, **measured}, "host": {"bytes_per_s": 1e9, **measured}}
+    (default_store() / "tiers.json").write_text(json.dumps(speeds))
+    with open_store() as opened:
+        for seed, name in enumerate(["base", "x", "y", "z"]):
+            torch.manual_seed(seed)
+            opened.put(tensors={"w": torch.randn(SIZE // 4)}, name=name)
+        yield opened
+
+
+def job(folder: Path, requests: Sequence[Mapping[str, object]] | None = None, more: str = "", **fields: object) -> Path:
+    fields = {"to": "host", **fields}
+    if requests is not None:
+        (folder / "requests.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in requests))
+        fields["requests"] = "requests.jsonl"
+    lines = [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
+    (path := folder / "JOB.toml").write_text("[job]\n" + "\n".join(lines) + f"\n{more}")
+    return path
+
+
+def put_kv(store: Store, name: str, tokens: list[int]) -> None:
+    torch.manual_seed(len(tokens))
+    kv = {f"layers.{n}.{s}": torch.randn(len(tokens), 2, 16).bfloat16() for n in range(2) for s in ("key", "value")}
+    store.kv.put(kv, name=name, tokens=tokens, identity=IDENTITY, join=True)
+
+
+def test_a_plan_says_what_the_contract_promises(store: Store, tmp_path: Path, host: Path) -> None:
+    requests: list[dict[str, object]] = [
+        {"id": "r1", "artifacts": ["x", "y"]},
+        {"id": 2, "artifacts": ["y@1", "z"], "after": ["r1"]},
+    ]
+    path = job(tmp_path, requests, weights=["base"])
+    ran = cli("--json", "plan", path)
+    assert ran.code == 0, ran.err
+    assert set(ran.json) == KEYS
+    assert ran.json["order"] == ["r1", 2]
+    assert [move["object"] for move in ran.json["moves"]] == ["base@1", "x@1", "y@1", "z@1"]
+    assert ran.json["peak_bytes"] == {"host": 4 * SIZE}
+    assert ran.json["live_peak_bytes"] == 3 * SIZE
+    assert ran.json["refetches"] == 0
+    assert ran.json["predicted_seconds"] == pytest.approx(4 * SIZE / 1e6)
+    assert arstore("--json", "plan", path).out == ran.out  # the same to the byte in another process
+    assert not list(host.glob("*/*.extent"))
+    assert "predicted  0.160 s" in cli("plan", path).out
+
+
+def test_a_budget_makes_it_evict(store: Store, tmp_path: Path) -> None:
+    requests = [{"artifacts": [name]} for name in "xyzxyz"]
+    plan = cli("--json", "plan", job(tmp_path, requests, f"[budget]\nhost = {2 * SIZE}\n")).json
+    assert plan["order"] == [1, 2, 3, 4, 5, 6]
+    assert plan["peak_bytes"] == {"host": 2 * SIZE}
+    assert plan["live_peak_bytes"] == 3 * SIZE
+    assert plan["refetches"] == len(plan["moves"]) - 3 > 0
+    sorted_plan = cli("--json", "plan", tmp_path / "JOB.toml", "--order", "prefix").json
+    assert sorted_plan["refetches"] == 0
+    assert sorted_plan["live_peak_bytes"] == SIZE
+    assert sorted(sorted_plan["order"]) == plan["order"]
+
+
+def test_what_is_staged_does_not_move_again(store: Store, tmp_path: Path) -> None:
+    path = job(tmp_path, [{"artifacts": ["x", "y"]}])
+    assert cli("prefetch", "x").code == 0
+    plan = cli("--json", "plan", path).json
+    assert [move["object"] for move in plan["moves"]] == ["y@1"]
+    assert plan["predicted_seconds"] == pytest.approx(SIZE / 1e6)
+
+
+def test_a_plan_that_was_written_is_what_prefetch_stages(store: Store, tmp_path: Path) -> None:
+    path = job(
+        tmp_path, [{"artifacts": ["x"]}, {"artifacts": ["y"]}], f"[budget]\nhost = {3 * SIZE}\n", weights=["base"]
+    )
+    ran = cli("--json", "plan", path, "--out", tmp_path / "PLAN")
+    assert set(ran.json) == KEYS - {"order", "moves"}
+    assert set(json.loads((tmp_path / "PLAN").read_text())) > KEYS
+    for file in ("PLAN", "JOB.toml", "PLAN"):  # the second and third time all of it is there
+        staged = cli("--json", "prefetch", tmp_path / file)
+        assert staged.code == 0, staged.err
+        assert {one["name"] for one in staged.json["staged"]} == {"base", "x", "y"}
+        assert staged.json["predicted_seconds"] == (3 * SIZE / 1e6 if staged.json["moved_bytes"] else 0)
+    assert cli("unstage", "--all").code == 0
+    assert cli("prefetch", tmp_path / "PLAN", "--budget", str(3 * SIZE - 1)).code == 14  # what is said here counts
+    again = cli("prefetch", job(tmp_path, [{"artifacts": ["x", "y"]}], f"[budget]\nhost = {2 * SIZE - 1}\n"))
+    assert again.code == 14
+
+
+def test_of_tokens_what_is_stored_is_fetched_and_the_rest_computed(store: Store, tmp_path: Path) -> None:
+    tokens = list(range(640))  # two blocks and a half
+    put_kv(store, "kv", tokens[:512])
+    more = f"{IDENTITY_TABLE}[recompute]\ntokens_per_second = 100\n"
+    plan = cli("--json", "plan", job(tmp_path, [{"id": "a", "tokens": tokens}], more)).json
+    assert [move["recompute"] for move in plan["moves"]] == [False, False, True]
+    assert plan["peak_bytes"] == {"host": 2 * BLOCK + BLOCK // 2}
+    assert plan["predicted_seconds"] == pytest.approx(2 * BLOCK / 1e6 + 128 / 100)
+    # Under another identity nothing of it is stored, and nobody knows how large it is.
+    other = more.replace('"m"', '"n"')
+    ran = cli("plan", job(tmp_path, [{"id": "a", "tokens": tokens}], other))
+    assert ran.code == 2
+    assert "block_bytes" in ran.err
+    plan = cli("--json", "plan", job(tmp_path, [{"id": "a", "tokens": tokens}], other, block_bytes=BLOCK)).json
+    assert [move["recompute"] for move in plan["moves"]] == [True, True, True]
+    ran = cli("prefetch", tmp_path / "JOB.toml")
+    assert ran.code == 2
+    assert "by its name" in ran.error
+    # Without a rate nothing can be computed, so what is not stored can't be had.
+    ran = cli("plan", job(tmp_path, [{"id": "a", "tokens": tokens}], IDENTITY_TABLE))
+    assert ran.code == 2, ran.out
+
+
+def test_shared_prefixes_are_one_object(store: Store, tmp_path: Path) -> None:
+    head = list(range(512))
+    put_kv(store, "a", [*head, *range(5000, 5256)])
+    put_kv(store, "b", [*head, *range(6000, 6256)])
+    requests = [{"tokens": [*head, *range(n, n + 256)]} for n in (5000, 6000)]
+    plan = cli("--json", "plan", job(tmp_path, requests, IDENTITY_TABLE)).json
+    assert len(plan["moves"]) == len({move["object"] for move in plan["moves"]}) == 4
+    assert plan["peak_bytes"] == {"host": 4 * BLOCK}
+    out = cli("plan", tmp_path / "JOB.toml", "--out", tmp_path / "PLAN")
+    assert out.code == 0
+    ran = cli("prefetch", tmp_path / "PLAN")
+    assert ran.code == 2
+    assert "by its name" in ran.error
+
+
+def test_hash_ids_need_nothing_stored(store: Store, tmp_path: Path) -> None:
+    requests = [{"hash_ids": [1, 2, 3]}, {"hash_ids": [1, 2, 4]}]
+    plan = cli("--json", "plan", job(tmp_path, requests, block_bytes="1MiB")).json
+    assert [move["object"] for move in plan["moves"]] == [f"block {n}" for n in range(1, 5)]
+    assert plan["peak_bytes"] == {"host": 4 << 20}
+
+
+WRONG = [
+    ("nothing there", None, {}, "", 3),
+    ("no such artifact", [{"artifacts": ["nobody"]}], {}, "", 3),
+    ("no such version", [{"artifacts": ["x@9"]}], {}, "", 3),
+    ("no such weights", None, {"weights": ["nobody"]}, "", 3),
+    ("a tier that is not here", [{"artifacts": ["x"]}], {"to": "device"}, "", 2),
+    ("a tier that is none", [{"artifacts": ["x"]}], {"to": "moon"}, "", 2),
+    ("an unknown field", [{"artifacts": ["x"]}], {"speed": 1}, "", 2),
+    ("an unknown table", [{"artifacts": ["x"]}], {}, "[more]\n", 2),
+    ("a request of nothing", [{"id": 1}], {}, "", 2),
+    ("a cycle", [{"id": 1, "artifacts": ["x"], "after": [2]}, {"id": 2, "artifacts": ["x"], "after": [1]}], {}, "", 2),
+    ("tokens of no identity", [{"tokens": [1, 2]}], {}, "", 2),
+    ("an identity that lacks a field", [{"tokens": [1, 2]}], {}, '[identity]\nmodel = "m"\n', 2),
+    ("an identity field that is none", [{"tokens": [1, 2]}], {}, IDENTITY_TABLE + 'colour = "red"\n', 2),
+    ("a name that is none", [{"artifacts": ["a b"]}], {}, "", 2),
+    ("more than the budget", [{"artifacts": ["x", "y"]}], {}, f"[budget]\nhost = {2 * SIZE - 1}\n", 14),
+    ("weights above the budget", None, {"weights": ["x", "y"]}, f"[budget]\nhost = {2 * SIZE - 1}\n", 14),
+]
+
+
+@pytest.mark.parametrize(("requests", "fields", "more", "code"), [one[1:] for one in WRONG], ids=[o[0] for o in WRONG])
+def test_what_is_wrong_is_said_in_one_line(
+    store: Store,
+    tmp_path: Path,
+    requests: Sequence[Mapping[str, object]],
+    fields: dict[str, object],
+    more: str,
+    code: int,
+) -> None:
+    path = job(tmp_path, requests, more, **fields) if requests or fields else tmp_path / "absent.toml"
+    ran = cli("--json", "plan", path, "--out", tmp_path / "PLAN")
+    assert (ran.code, ran.json["error"]["exit_code"]) == (code, code)
+    assert ran.error.startswith("arstore: error: plan: ")
+    assert not (tmp_path / "PLAN").exists()
+
+
+def test_a_file_that_is_neither_job_nor_plan(store: Store, tmp_path: Path) -> None:
+    path = job(tmp_path, [{"artifacts": ["x"]}])
+    assert cli("plan", path, "--order", "random").code == 2
+    assert cli("plan", path, "--to", "device").code == 2
+    assert cli("plan", path, "--out", tmp_path / "no/such/PLAN").code == 1
+    assert cli("plan", path, "--out", tmp_path / "PLAN").code == 0
+    value = json.loads((tmp_path / "PLAN").read_text())
+    for bad in ("{", "{}", "[]", "\0", json.dumps({**value, "refetches": 1}), json.dumps({**value, "moves": []})):
+        (tmp_path / "bad").write_text(bad)
+        ran = cli("prefetch", tmp_path / "bad")
+        assert ran.code == 2, bad
+        assert ran.error
+    gone = json.dumps(value).replace("x@1", "gone@1")
+    (tmp_path / "bad").write_text(gone)
+    assert cli("prefetch", tmp_path / "bad").code == 3
+
+
+def test_tiers_are_shown_and_measured(store: Store, tmp_path: Path, host: Path) -> None:
+    assert cli("prefetch", "x").code == 0
+    (default_store() / "tiers.json").unlink()
+    found = cli("--json", "tiers").json["tiers"]
+    keys = {"tier", "path", "capacity_bytes", "used_bytes", "bytes_per_second", "latency_seconds", "measured", "state"}
+    assert [(one["tier"], set(one) >= keys) for one in found] == [("host", True), ("local", True)]
+    assert [one["bytes_per_second"] for one in found] == [None, None]
+    assert found[0]["used_bytes"] == SIZE
+    assert found[0]["path"].startswith(str(host))
+    assert 0 < found[1]["used_bytes"] < found[1]["capacity_bytes"]
+    assert "not measured" in cli("tiers").out
+    probed = cli("--json", "tiers", "--probe").json["tiers"]
+    assert all(one["bytes_per_second"] > 1e6 and one["latency_seconds"] >= 0 for one in probed)
+    kept = cli("--json", "tiers").json["tiers"]
+    assert [one["bytes_per_second"] for one in kept] == [one["bytes_per_second"] for one in probed]
+    names = [path.name for folder in (default_store(), host) for path in folder.rglob("*")]
+    assert not [name for name in names if "probe" in name]
+    (default_store() / "tiers.json").write_text("[]")  # what can't be read was never measured
+    assert cli("--json", "tiers").json["tiers"][0]["bytes_per_second"] is None
