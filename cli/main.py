@@ -128,7 +128,7 @@ def run(words: list[str]) -> int:
     """Run one command and return its exit code; every error becomes one line here."""
     try:
         # Often an unset variable. As a path it would mean the current directory, as a tenant the default one.
-        words = prefetch.split_command(words)
+        words = prefetch.split_command(words) if _command(words) == "prefetch " else words
         if any(not word or (word.startswith("--") and word.endswith("=")) for word in words):
             raise BadInput("arguments", "one of them is empty", hint="is a variable unset?")
         code: int = app(words, standalone_mode=False, prog_name="arstore") or 0

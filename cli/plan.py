@@ -35,7 +35,7 @@ def plan(
     fields = made.fields()
     if out is not None:
         Disk().replace_file(out.absolute(), json.dumps(fields).encode(), 0o644)
-    values = {name: fields[name] for name in ("order", "moves", *made.sums())} if out is None else made.sums()
+    values = {name: fields[name] for name in ("order", "moves", *made.sums())}
     session.emit(values, lambda: _text(made))
 
 
@@ -47,6 +47,7 @@ def tiers(
     session = session_of(context)
     with session.open() as store:
         speeds = store.tiers.probe() if probe else store.tiers.speeds()
+        store.tiers.sweep()
         host, stats = store.tiers.host(), store.stats()
         staged = sum(one.length_bytes for one in host.residents())
     found: list[dict[str, object]] = []

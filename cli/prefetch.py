@@ -69,7 +69,7 @@ def prefetch(
         stage = store.tiers.prefetch_host(names, budget_bytes, ttl_s, wait=wait, progress=progress)
         slowest = min((one.bytes_per_s for one in store.tiers.speeds().values()), default=None)
     with stage:
-        _report(session, stage.staging, slowest, quiet=bool(command))
+        _report(session, stage.staging, slowest, quiet=bool(command) and not stage.staging.failed)
         if stage.staging.failed:
             raise typer.Exit(PARTIAL)
         if command:

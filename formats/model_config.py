@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from .digest import Digest, derive, keyed_hash
 from .errors import FormatError
+from .identity import make_identity
 from .tensor import TensorSpan
 
 CONFIG_MAX_BYTES = 16 << 20
@@ -60,8 +61,8 @@ def fields_of_config(config: Mapping[str, Any]) -> dict[str, object]:
     left = {**config, **_mapping(config, "text_config")}
     latent = bool(left.get("kv_lora_rank"))  # MLA: what is cached a token is no matter of kv_heads and head_dim
     layers = left.pop("num_hidden_layers", None)
-    if layers is not None and (type(layers) is not int or layers < 1):
-        raise FormatError(f"num_hidden_layers holds {str(layers)[:40]!r}, wanted 1 or more")
+    if type(layers) is not int or layers < 1:
+        left["num_hidden_layers"], layers = layers, None
     names = left.get("architectures") or [left.get("model_type")]
     heads, kv_heads = left.pop("num_attention_heads", None), left.pop("num_key_value_heads", None)
     head_dim, window = left.pop("head_dim", None), left.pop("sliding_window", None)
@@ -85,10 +86,23 @@ def fields_of_config(config: Mapping[str, Any]) -> dict[str, object]:
         **_rope(left),
     }
     counted = {name: value for name, value in left.items() if name not in _BESIDE and value is not None}
+    for name, value in fields.items():
+        if not _fits(
+            name, value
+        ):  # other models mean other things by the same words: counted, as all that is not known
+            counted[f"field {name}"], fields[name] = value, None
     if latent:
         counted |= {"num_key_value_heads": kv_heads, "head_dim": head_dim}
     fields["config"] = blake3(_canonical(counted).encode()).hexdigest()
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _fits(name: str, value: object) -> bool:
+    try:
+        make_identity({name: value})
+    except FormatError:
+        return False
+    return True
 
 
 def _name_of(config: Mapping[str, Any]) -> object:
@@ -130,7 +144,8 @@ def _rope(left: dict[str, Any]) -> dict[str, object]:
     flat = {name: left.pop(name, None) for name in ("rope_theta", "partial_rotary_factor")}
     older, newer = _mapping(left, "rope_scaling"), _mapping(left, "rope_parameters")
     for name in ("rope_scaling", "rope_parameters"):
-        left.pop(name, None)
+        if isinstance(left.get(name), dict):
+            left.pop(name)
     whole = {**{name: value for name, value in flat.items() if value is not None}, **older, **newer}
     if not whole:
         return {}
@@ -149,10 +164,8 @@ def _rope(left: dict[str, Any]) -> dict[str, object]:
 
 
 def _mapping(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = config.get(name) or {}
-    if not isinstance(value, dict):
-        raise FormatError(f"{name} holds {type(value).__name__}, wanted an object")
-    return value
+    value = config.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _canonical(value: object) -> str:

@@ -47,7 +47,7 @@ class Superseded(Exception):
 
 
 class BlobGone(Exception):
-    """A blob that was to be reused was collected or found bad meanwhile; store it again."""
+    """A blob that was to be reused was collected or found bad meanwhile, or others came first; look again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class NewVersion:
     durable: Mapping[int, int]  # segment id -> bytes that are on disk
     quota_bytes: int = 0
     lease: Lease | None = None
+    join: bool = False  # other bytes for an identity are not to be kept, but what is stored for it used
 
 
 class Catalog:
@@ -136,9 +137,8 @@ class Catalog:
         """Make a version visible: the one commit point of a put. Return the first identity that it claims and that
         stands for other bytes already, which it goes on to do.
 
-        Raises Fenced if the lease it names no longer stands, Superseded if another version of the name was
-        committed since, BlobGone if a blob that was to be
-        reused is no longer there, NoRoom if the tenant's quota would be exceeded. Then nothing has changed.
+        Raises Fenced if the lease it names no longer stands, Superseded if another version of the name was committed
+        since, BlobGone if what was to be reused has changed, NoRoom over the quota: then nothing has changed.
         """
 
         def change(rows: Rows) -> KeyId | None:
@@ -155,6 +155,8 @@ class Catalog:
             key = self.name_key(new.name)
             claims = new.needs.claims
             claimed = claim(rows, self.identity_key, claims, lambda named: self.is_whole(rows, named))
+            if new.join and claimed < len(claims):
+                raise BlobGone
             rows.put("versions", key + _U32.pack(new.version), replace(new.row, claimed=claimed).packed())
             rows.put("names", key, _U32.pack(new.version))
             account(rows, self.prefix, {new.row.place.segment: new.row.place.record_bytes})

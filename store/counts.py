@@ -28,7 +28,7 @@ def restore(
         if any(row.state == QUARANTINED for row in blobs.values()):
             mark(rows, QUARANTINES + catalog.prefix)
         for (name, version), (found, claims) in versions.items():
-            claimed = claim(rows, catalog.identity_key, claims)
+            claimed = claim(rows, catalog.identity_key, claims, lambda named: catalog.is_whole(rows, named))
             rows.put("versions", catalog.version_key(name, version), replace(found, claimed=claimed).packed())
             places.append(found.place)
         for name, version in sorted(versions):
@@ -82,7 +82,8 @@ def _reclaim(
         rows.delete(IDENTITIES, key)
     # Where versions disagree, identities stand for what they stood for: whoever holds a claim held more than its depth.
     for key, row in sorted(versions.items(), key=lambda one: -one[1].claimed):
-        claimed = claim(rows, catalog.identity_key, needs[row.place].claims)
+        claims = needs[row.place].claims
+        claimed = claim(rows, catalog.identity_key, claims, lambda named: catalog.is_whole(rows, named))
         if claimed != row.claimed:
             rows.put("versions", key, replace(row, claimed=claimed).packed())
     after = dict(rows.scan(IDENTITIES, catalog.prefix))

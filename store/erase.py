@@ -8,7 +8,7 @@ page leads to the keys.
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class EraseParts:
     garbage: Garbage
     marks: Marks
     recover: Callable[[], int]
+    forget_staged: Callable[[Collection[str] | None], None]
     root_outside: bool
 
 
@@ -63,15 +64,21 @@ def erase(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:
     Cost grows with the pages of the key tree that are touched, not with the bytes erased.
     """
     needs = _needs(parts.names, doomed)  # before the first is dropped
+    if len(needs) < len(doomed):  # of some the record is bad: what no other version needs was theirs
+        _count_without(parts, doomed, needs, dry_run=False)
+    ids = {found.summary.id for found in doomed}
+    staged = None if "" in ids else ids  # of one that can't be opened nobody knows which copy is its
+    parts.forget_staged(staged)
     _clear_leftovers(parts)
     erased = 0
-    if len(needs) < len(doomed):  # of some the record is bad: what no other version needs was theirs
-        parts.names.recount({found.row.place for found in doomed if found.text not in needs})
+    if len(needs) < len(doomed):
         erased += _delete_unneeded(parts, parts.garbage.survey())
     for found in doomed:
         one = found.summary
         erased += parts.catalog.drop(one.name, one.version, needs.get(found.text, Needs()), shred=True)
     keys = shred(parts.directory, parts.keyring, parts.ledger)
+    parts.names.settle_claims(needs.values())
+    parts.forget_staged(staged)  # what was staged meanwhile
     shared = len(parts.catalog.find_blobs({digest for one in needs.values() for digest in one.blobs}))
     level = _OUTSIDE if parts.root_outside else _INSIDE
     texts = tuple(found.text for found in doomed)
@@ -81,11 +88,24 @@ def erase(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:
 def foretell(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:
     """Return the receipt that an erase would give, destroying nothing."""
     needs = _needs(parts.names, doomed)
+    if len(needs) < len(doomed):
+        _count_without(parts, doomed, needs, dry_run=True)
     counts = Counter(digest for one in needs.values() for digest in one.blobs)
     rows = parts.catalog.find_blobs(counts)
     erased = sum(row.refs <= counts[digest] for digest, row in rows.items())
     texts = tuple(found.text for found in doomed)
     return Receipt("dry-run", texts, erased, len(rows) - erased, 0, parts.keyring.epoch, "nothing was erased")
+
+
+def _count_without(
+    parts: EraseParts, doomed: Sequence[Found], needs: Mapping[str, Needs], *, dry_run: bool
+) -> None:  # fmt: skip
+    """Count what all versions need but those whose record is bad; raise Corrupt if one more is bad than is doomed."""
+    try:
+        parts.names.recount({found.row.place for found in doomed if found.text not in needs}, dry_run=dry_run)
+    except Corrupt as error:
+        hint = "'rm' the other damaged version first: 'arstore repair' names it"
+        raise Corrupt(error.where, error.why, hint=hint) from None
 
 
 def _needs(names: Names, doomed: Sequence[Found]) -> dict[str, Needs]:

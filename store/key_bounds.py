@@ -17,6 +17,11 @@ PAGE_TOKENS_MAX = 1 << 16
 _DTYPES = ("BF16", "F16", "F32")
 
 
+def bounds_name(name: str) -> str:
+    """Return the name of the key bounds of what was put under a name."""
+    return f"{name}/key-bounds"
+
+
 def check_bounds(shape: KvShape, page_tokens: int) -> None:
     """Raise BadInput for pages or dtypes that keys can't be bounded by."""
     if not 0 < page_tokens <= PAGE_TOKENS_MAX:

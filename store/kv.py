@@ -18,7 +18,7 @@ from .errors import BadInput
 from .get import Written, write_kv
 from .ingest import Cut, Ingest, group_cuts
 from .inputs import inputs_from_tensors
-from .key_bounds import bound_keys, check_bounds
+from .key_bounds import bound_keys, bounds_name, check_bounds
 from .kv_identity import complete, make_kv_identity
 from .kv_input import KvArrays, KvSource, Part, arrays_from_path, arrays_from_tensors, cut_of, parts_of
 from .names import Names, Summary
@@ -56,13 +56,17 @@ class Kv:
         `NAME/key-bounds`. Raises BadInput, with nothing stored, if tokens, names, shapes or dtypes do not fit.
         """
         wanted = complete(make_kv_identity(identity))
-        wish = Wish(parse_new_ref(name), "kv", wanted, codec, pin, multi_writer, lock_wait_s)
-        chain, fields = self._chain(pack_tokens(tokens), wanted), dict(wanted)
+        ref, fields = parse_new_ref(name), dict(wanted)
+        chain = self._chain(pack_tokens(tokens), wanted)
         take = arrays_from_tensors if isinstance(kv, Mapping) else arrays_from_path
         given = take(kv if isinstance(kv, Mapping) else Path(kv), fields.get("layout", "NHD"), chain.tokens_count)  # type: ignore[arg-type]
         _check_shape(given, fields)
         if key_bounds:
             check_bounds(given.shape, key_bounds)
+            parse_new_ref(bounds_name(ref.name))
+        # KV of another shape can't be joined: it is kept beside what is stored, and a conflict.
+        join = join and find_shape(self.read.catalog, chain.root) in (None, given.shape)
+        wish = Wish(ref, "kv", wanted, codec, pin, multi_writer, lock_wait_s, join)
         self.recover()
 
         def make(ingest: Ingest) -> Manifest:
@@ -77,9 +81,14 @@ class Kv:
     def _put_bounds(self, wish: Wish, prefix: Prefix, page_tokens: int) -> None:
         own = {"sequence": prefix.id, "positions": f"0:{prefix.tokens_count}", "page_tokens": page_tokens}
         identity = make_identity({**dict(wish.identity), **own, "module": "key bounds"})
-        ref = replace(wish.ref, name=f"{wish.ref.name}/key-bounds")
+        ref = replace(wish.ref, name=bounds_name(wish.ref.name))
         inputs = inputs_from_tensors(bound_keys(prefix, page_tokens))
-        put_inputs(self.parts, inputs, replace(wish, ref=ref, kind="intermediate", identity=identity), lambda *_: None)
+        put_inputs(
+            self.parts,
+            inputs,
+            replace(wish, ref=ref, kind="intermediate", identity=identity, join=False),
+            lambda *_: None,
+        )
 
     def longest_prefix(self, tokens: Any, identity: Mapping[str, object]) -> Prefix:
         """Return the longest stored prefix of a sequence under exactly this identity; its tokens_count may be 0.

@@ -22,6 +22,7 @@ from ..formats.record import KIND_VERSION
 from .catalog import Catalog, Superseded
 from .counts import recount
 from .errors import BadInput, Conflict, Corrupt, NotFound, StoreError
+from .prefixes import has_quarantines
 from .records import OpenRecord, TenantKeys, corrupt
 from .refs import Ref, parse_ref
 from .segments import SegmentReader
@@ -199,6 +200,16 @@ class Names:
                 self.recount()
             return
         self._catalog.drop(found.summary.name, found.summary.version, needs)
+        self.settle_claims([needs])
+
+    def settle_claims(self, dropped: Iterable[Needs]) -> None:
+        """Count claims anew, after versions were dropped that had any, where blobs were ever found bad.
+
+        What healed an identity took it from whoever held it: who holds it now can't be told from counts alone.
+        """
+        if any(needs.claims for needs in dropped) and has_quarantines(self._catalog):
+            with contextlib.suppress(Corrupt):
+                self.recount()
 
     def recount(self, without: Set[Place] = frozenset(), *, dry_run: bool = False) -> int:
         """Count anew how many versions need each blob, durably; return how many counts were wrong.

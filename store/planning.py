@@ -59,6 +59,10 @@ def names_in(path: Path) -> tuple[list[str], int | None]:
         job = read_job(path)
         if any(request.tokens or request.hash_ids for request in job.requests):
             raise BadInput(str(path), "has requests of tokens or hash ids: stage what holds their KV by its name")
+        if job.to != "host":
+            raise BadInput(
+                str(path), f"is to stage to {job.to}, wanted host", hint="name the artifacts with --to device"
+            )
         names = [*job.weights, *(name for request in job.requests for name in request.artifacts)]
         return list(dict.fromkeys(names)), dict(job.budget).get("host")
     try:

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from .kv import Kv
 from .names import Names
 from .prefix import Run
 from .progress import Progress
+from .refs import label_artifacts
 from .tiers.device import Fill
 from .tiers.extent import Extent
 from .tiers.host import HostTier, Resident
@@ -161,7 +161,8 @@ class Stage(Mapping[str, StagedTensors]):
 
     def __init__(self, tier: HostTier, staging: Staging, held: dict[str, Extent]) -> None:
         self.staging, self.tier, self._held = staging, tier, held
-        self.key_of = {name: one.key for name, one in _labelled(staging.staged)}
+        labels = label_artifacts((one.name, one.version, one.key) for one in staging.staged)
+        self.key_of = {label: key for key, label in labels.items()}
 
     def __getitem__(self, name: str) -> StagedTensors:
         return StagedTensors(self._held[self.key_of[name]])
@@ -189,17 +190,16 @@ class Stage(Mapping[str, StagedTensors]):
         _release(self.tier, self._held, [one.key for one in self.staging.staged if one.fresh])
 
 
-def _labelled(staged: Sequence[StagedOne]) -> list[tuple[str, StagedOne]]:
-    versions = Counter(one.name for one in staged)
-    return [(one.name if versions[one.name] == 1 else f"{one.name}@{one.version}", one) for one in staged]
-
-
 def unstage(tier: HostTier, names: Names, wanted: Sequence[str]) -> tuple[list[Resident], list[Resident]]:
     """Wipe what is staged of these names, or all; return what was wiped, and what is in use and stays."""
-    keys = {names.resolve(name).summary.id for name in wanted}
+    there = tier.residents()
+    keys = {one.key for one in there if not wanted or {one.name, one.name.partition("@")[0]} & set(wanted)}
+    for name in wanted:
+        if not any(name in (one.name, one.name.partition("@")[0]) for one in there):
+            keys.add(names.resolve(name).summary.id)  # by a label or an id; NotFound for what is neither here nor there
     gone, busy = list[Resident](), list[Resident]()
-    for one in tier.residents():
-        if not wanted or one.key in keys:
+    for one in there:
+        if one.key in keys:
             (gone if tier.remove(one.key) else busy).append(one)
     tier.sweep()
     return gone, busy
@@ -219,7 +219,7 @@ def open_host(store_id: bytes, tenant: bytes, budget_bytes: int | None, disk: Di
 
 def forget_staged(store_id: bytes, tenant: bytes, keys: Collection[str] | None, disk: Disk) -> None:
     """Wipe staged copies of these artifacts (None: of all) before they are erased; raise Fenced if one is in use."""
-    if not _host_directory(store_id, tenant).is_dir():
+    if not is_staged_to(store_id, tenant):
         return
     tier = open_host(store_id, tenant, None, disk)
     tier.sweep()
@@ -229,6 +229,11 @@ def forget_staged(store_id: bytes, tenant: bytes, keys: Collection[str] | None, 
             with tier.filling(key, wait=False):
                 if not tier.remove(key):
                     raise Fenced(name, "is staged, and a process uses it", hint="end that process, then run it again")
+
+
+def is_staged_to(store_id: bytes, tenant: bytes) -> bool:
+    """Say whether anything of a tenant was ever staged in this host tier."""
+    return _host_directory(store_id, tenant).is_dir()
 
 
 def _host_directory(store_id: bytes, tenant: bytes) -> Path:

@@ -7,6 +7,7 @@ from ..formats.tensor import TensorSpan
 from .artifact import FILE_PREFIX
 from .prefetch import Wanted
 from .progress import Progress
+from .refs import label_artifacts
 from .tiers.device import check_room, upload
 
 if TYPE_CHECKING:
@@ -46,9 +47,10 @@ def stage_device(wanted: Sequence[Wanted], device: str, budget_bytes: int | None
     total = sum(one.length_bytes for one in wanted)
     check_room(total, device, budget_bytes)
     held = {}
+    labels = label_artifacts([(one.artifact.summary.name, one.artifact.summary.version, one.key) for one in wanted])
     for one in wanted:
         memory = upload(one.length_bytes, one.fill, device)
-        held[one.artifact.summary.name] = _place_tensors(memory, one.spans)
+        held[labels[one.key]] = _place_tensors(memory, one.spans)
         progress(one.length_bytes, total)
     return DeviceStage(held)
 

@@ -68,6 +68,7 @@ class Wish:
     pinned: bool = False
     multi_writer: bool = False
     lock_wait_s: float = 0.0
+    join: bool = False
 
     def __post_init__(self) -> None:
         if self.codec not in CODECS:
@@ -196,7 +197,7 @@ def _commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish, lea
         quota = parts.keys.tenant.quota_bytes
         with contextlib.suppress(Superseded):
             conflict = parts.catalog.commit(
-                NewVersion(wish.ref.name, version, row, needs, ingest.written, durable, quota, lease)
+                NewVersion(wish.ref.name, version, row, needs, ingest.written, durable, quota, lease, wish.join)
             )
             ingest.slots.settle(parts.catalog.live_slots(ingest.written) | {place.slot})
             stored = ingest.stored_bytes + place.record_bytes

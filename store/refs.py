@@ -1,6 +1,8 @@
 """Refs: how names and versions are written."""
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import BadInput
@@ -41,3 +43,10 @@ def parse_new_ref(text: str) -> Ref:
     if ref.version is not None:
         raise BadInput(text, "version numbers are given by the store; use a label")
     return ref
+
+
+def label_artifacts(found: Iterable[tuple[str, int, str]]) -> dict[str, str]:
+    """Return how each key is called, given names, versions and keys: by its name, or NAME@N where versions share it."""
+    every = list(found)
+    counts = Counter(name for name, _, _ in every)
+    return {key: name if counts[name] == 1 else f"{name}@{version}" for name, version, key in every}

@@ -17,6 +17,7 @@ from .erase import EraseParts, Receipt, erase, foretell, shred
 from .errors import BadInput
 from .get import Written, write_files, write_selected
 from .inputs import take_inputs
+from .key_bounds import bounds_name
 from .kv import Kv
 from .kv_identity import take_identity
 from .lease import Held
@@ -129,7 +130,6 @@ class Store:
         return artifact, write_files(artifact, dest, self._parts.disk, progress)
 
     def ls(self, glob: str | None = None, kind: str | None = None) -> list[Found]:
-        """Return the versions whose names match a glob, by name and version."""
         return self._parts.names.listed(glob, kind)
 
     def show(self, name: str) -> tuple[Found, Manifest]:
@@ -198,14 +198,14 @@ class Store:
         if not p.config.encrypted:
             raise BadInput(str(p.root), "the store is not encrypted, so there are no keys to destroy")
         doomed = p.names.addressed(name, all_versions=True)
+        if "@" not in name and any(found.summary.kind == "kv" for found in doomed):
+            doomed += p.names.versions(bounds_name(name))  # minimum and maximum of the very keys
         parts = EraseParts(
             p.directory, p.names, p.catalog, p.keyring, p.ledger, p.garbage, p.marks, p.recover,
+            lambda keys: forget_staged(p.config.store_id, p.keys.tenant.id, keys, p.disk),
             p.config.root_file is not None,
         )  # fmt: skip
-        if dry_run:
-            return foretell(parts, doomed)
-        forget_staged(p.config.store_id, p.keys.tenant.id, {found.summary.id for found in doomed}, p.disk)
-        return erase(parts, doomed)
+        return foretell(parts, doomed) if dry_run else erase(parts, doomed)
 
     def repair(self, *, forget_lost: bool = False, dry_run: bool = False) -> Repaired:
         """Take in what killed writers left, count anew what versions need, and list what can't be had back.

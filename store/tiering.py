@@ -11,7 +11,7 @@ from .kv import Kv
 from .names import Names
 from .planfile import Plan
 from .planning import plan_job
-from .prefetch import Stage, Wanted, open_host, stage, unstage, wanted_of
+from .prefetch import Stage, Wanted, is_staged_to, open_host, stage, unstage, wanted_of
 from .prefetch_device import DeviceStage, stage_device
 from .progress import Progress
 from .tiers.device import parse_device
@@ -61,6 +61,11 @@ class Tiers:
     def unstage(self, names: Sequence[str] = ()) -> tuple[list[Resident], list[Resident]]:
         """Wipe what is staged of these names, or all; return what was wiped, and what is in use and stays."""
         return unstage(self.host(), self.names, names)
+
+    def sweep(self) -> None:
+        """Wipe staged copies that killed stagers left, or that are over time and nobody uses."""
+        if is_staged_to(self.store_id, self.tenant_id):
+            self.host().sweep()
 
     def speeds(self) -> Speeds:
         """Return what was measured of the tiers last; empty where nothing was."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .errors import BadInput, NotFound, StorageFailed
+from .errors import BadInput, StorageFailed
 
 TOKEN_MAX = (1 << 32) - 1
 TOKENS_MAX_COUNT = 1 << 24
@@ -77,7 +77,7 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(_FILE_MAX_BYTES + 1)
     except FileNotFoundError:
-        raise NotFound(f"tokens {path}", "no such file, and not numbers parted by commas") from None
+        raise BadInput(f"tokens {path}", "no such file, and not numbers parted by commas") from None
     except OSError as error:
         raise StorageFailed(str(path), (error.strerror or str(error)).lower()) from None
     if len(content) > _FILE_MAX_BYTES:

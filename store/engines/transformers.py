@@ -187,7 +187,12 @@ def _adapter_fields(store: Store, model: Any, configs: Mapping[str, Any]) -> dic
         said = {key: value for key, value in configs[name].to_dict().items() if key not in _PEFT_BESIDE}
         text = json.dumps(said, sort_keys=True, default=lambda one: sorted(map(str, one)))
         digests.append(store.identify(tensors=own)["weights"] + blake3(text.encode()).hexdigest(length=16))
-    scales = {scale for layer in layers for name, scale in getattr(layer, "scaling", {}).items() if name in used}
+    # One scale is named as it is; of several, which layer has which is part of what it is.
+    found = [(n, name, scale) for n, layer in enumerate(layers)
+             for name, scale in sorted(getattr(layer, "scaling", {}).items()) if name in used]  # fmt: skip
+    scales = {scale for _, _, scale in found}
+    if len(scales) > 1:
+        digests.append(blake3(json.dumps(found).encode()).hexdigest(length=16))
     targets = {str(one) for name in used for one in _listed(configs[name].target_modules)}
     return {
         "adapter": "+".join(digests),

@@ -53,6 +53,8 @@ def upload(length_bytes: int, fill: Fill, device: str, budget_bytes: int | None 
     memory = torch.empty(length_bytes, dtype=torch.uint8, device=target)
     pinned = target.type == "cuda"
     stream: Any = torch.cuda.Stream(target) if pinned else None  # type: ignore[no-untyped-call]
+    if stream is not None:  # what had this memory before may still be read by work that is queued
+        stream.wait_stream(torch.cuda.current_stream(target))
     bounces = [
         torch.empty(min(BOUNCE_BYTES, length_bytes), dtype=torch.uint8, pin_memory=pinned) for _ in range(BOUNCES)
     ]

@@ -158,7 +158,9 @@ class HostTier:
         return remove_extent(self._path(key), self._disk, over=over)
 
     def sweep(self) -> None:
-        """Wipe what killed stagers left half filled."""
+        """Wipe what killed stagers left, and what is over time and nobody uses."""
+        for one in self.residents():
+            self.remove(one.key, over=True)
         for key in self.partials():
             with contextlib.suppress(Fenced), self.filling(key, wait=False):
                 remove_extent(self._directory / f".{key}.partial", self._disk)

@@ -51,7 +51,9 @@ def read_speeds(root: Path) -> Speeds:
         found = {
             name: Speed(float(o["bytes_per_s"]), float(o["latency_s"]), str(o["measured"])) for name, o in value.items()
         }
-        if all(0 < one.bytes_per_s < 1e15 and 0 <= one.latency_s < 1e3 for one in found.values()):
+        if found.keys() >= {"local", "host"} and all(
+            0 < one.bytes_per_s < 1e15 and 0 <= one.latency_s < 1e3 for one in found.values()
+        ):
             return found
     return {}
 
