@@ -62,6 +62,7 @@ def verify(
 
 def _text(result: Scrubbed, seconds: float) -> str:
     lines = [f"bad: {bad.what}: {bad.why}; needed by {', '.join(bad.artifacts)}" for bad in result.corrupt]
+    lines += [f"healed from what is staged: {what}" for what in result.healed]
     speed = rate(result.checked_bytes, seconds)
     lines.append(f"checked {result.checked} records, {size(result.checked_bytes)} in {seconds:.2f} s{speed}")
     if result.left:

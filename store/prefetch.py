@@ -207,7 +207,7 @@ def unstage(tier: HostTier, names: Names, wanted: Sequence[str]) -> tuple[list[R
 
 def open_host(store_id: bytes, tenant: bytes, budget_bytes: int | None, disk: Disk) -> HostTier:
     """Return the host tier of a tenant; without a budget it is half of the memory file system."""
-    directory = _host_directory(store_id, tenant)
+    directory = host_directory(store_id, tenant)
     above = directory.parent.parent
     if not above.is_dir():
         raise BadInput(str(above), "is not there", hint="name a memory file system by ARSTORE_HOST_DIR")
@@ -219,7 +219,7 @@ def open_host(store_id: bytes, tenant: bytes, budget_bytes: int | None, disk: Di
 
 def forget_staged(store_id: bytes, tenant: bytes, keys: Collection[str] | None, disk: Disk) -> None:
     """Wipe staged copies of these artifacts (None: of all) before they are erased; raise Fenced if one is in use."""
-    if not is_staged_to(store_id, tenant):
+    if not host_directory(store_id, tenant).is_dir():
         return
     tier = open_host(store_id, tenant, None, disk)
     tier.sweep()
@@ -231,12 +231,8 @@ def forget_staged(store_id: bytes, tenant: bytes, keys: Collection[str] | None, 
                     raise Fenced(name, "is staged, and a process uses it", hint="end that process, then run it again")
 
 
-def is_staged_to(store_id: bytes, tenant: bytes) -> bool:
-    """Say whether anything of a tenant was ever staged in this host tier."""
-    return _host_directory(store_id, tenant).is_dir()
-
-
-def _host_directory(store_id: bytes, tenant: bytes) -> Path:
+def host_directory(store_id: bytes, tenant: bytes) -> Path:
+    """Return where a tenant's extents are, which is there if anything of it was ever staged."""
     given = setting("host_dir")
     parent = Path(given) if given else Path(f"/dev/shm/arstore-{os.geteuid()}")
     return parent / f"{store_id.hex()}-{tenant.hex()}"

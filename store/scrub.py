@@ -42,6 +42,7 @@ class Bad:
     what: str
     why: str
     artifacts: tuple[str, ...]
+    digest: Digest | None = None  # of the blob, where it is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def scrub(
                 break
             found = dict(zip(batch, pool.map(check, batch), strict=True))
             parts.catalog.passed({digest: rows[digest].place for digest, error in found.items() if not error}, now_s)
-            bad += [Bad(e.where, e.why, tuple(needed[digest])) for digest, e in found.items() if e]
+            bad += [Bad(e.where, e.why, tuple(needed[digest]), digest) for digest, e in found.items() if e]
             checked += len(batch)
             checked_bytes += sum(rows[digest].place.plain_bytes for digest in batch)
     return Scrubbed(checked + len(versions) + len(unopened), checked_bytes, len(rows) - checked, tuple(bad))

@@ -162,14 +162,14 @@ class Store:
         self, names: Sequence[str] = (), *, deep: bool = False, bytes_per_second: int | None = None,
         duration_s: int | None = None, progress: Progress = silent,
     ) -> Scrubbed:  # fmt: skip
-        """Read back the named versions, or all, and check every byte; bad blobs are quarantined.
-
-        `deep` hashes plaintexts as well. What was checked longest ago comes first, so that a verify which time cuts
-        short is gone on with by the next.
+        """Read back the named versions, or all, and check every byte; bad blobs are quarantined, or healed from copies
+        that are staged. `deep` hashes plaintexts as well. What was checked longest ago comes first, so that a verify
+        which time cuts short is gone on with by the next.
         """
         versions = [self._parts.names.resolve(name) for name in names] if names else None
         pace = Pace(deep, bytes_per_second, duration_s)
-        return scrub(self._read, self._parts.names, versions, pace, self._now_s(), progress)
+        found = scrub(self._read, self._parts.names, versions, pace, self._now_s(), progress)
+        return self.tiers.heal(found, self._put_parts()) if found.corrupt else found
 
     def stats(self) -> Stats:
         """Return this tenant's sizes."""

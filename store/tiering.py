@@ -7,13 +7,16 @@ from pathlib import Path
 
 from .artifact import Artifact
 from .disk import Disk
+from .heal import heal
 from .kv import Kv
 from .names import Names
 from .planfile import Plan
 from .planning import plan_job
-from .prefetch import Stage, Wanted, is_staged_to, open_host, stage, unstage, wanted_of
+from .prefetch import Stage, Wanted, host_directory, open_host, stage, unstage, wanted_of
 from .prefetch_device import DeviceStage, stage_device
 from .progress import Progress
+from .put import PutParts
+from .scrub import Scrubbed
 from .tiers.device import parse_device
 from .tiers.host import HostTier, Resident
 from .tiers.probe import Speeds, probe, read_speeds
@@ -62,9 +65,15 @@ class Tiers:
         """Wipe what is staged of these names, or all; return what was wiped, and what is in use and stays."""
         return unstage(self.host(), self.names, names)
 
+    def heal(self, scrubbed: Scrubbed, parts: PutParts) -> Scrubbed:
+        """Store bad blobs anew from what is staged; see `heal`."""
+        return (
+            heal(parts, self.host(), scrubbed) if host_directory(self.store_id, self.tenant_id).is_dir() else scrubbed
+        )
+
     def sweep(self) -> None:
         """Wipe staged copies that killed stagers left, or that are over time and nobody uses."""
-        if is_staged_to(self.store_id, self.tenant_id):
+        if host_directory(self.store_id, self.tenant_id).is_dir():
             self.host().sweep()
 
     def speeds(self) -> Speeds:

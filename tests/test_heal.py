@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from arstore import NotFound, Store, create_store, open_store
 from arstore.store.access import rebuild_catalog
@@ -162,3 +163,28 @@ def test_half_a_table_of_speeds_is_none(store: Store) -> None:
     shutil.copy(store._parts.root / "tiers.json", store._parts.root / "kept")
     (store._parts.root / "tiers.json").write_text('{"host": {"bytes_per_s": 1, "latency_s": 0, "measured": "x"}}')
     assert store.tiers.speeds() == {}
+
+
+@pytest.mark.parametrize("staged", [True, False])
+def test_verify_heals_from_what_is_staged(store: Store, tmp_path: Path, staged: bool) -> None:
+    source = tmp_path / "m"
+    source.mkdir()
+    save_file({name: one.repeat(50, 1, 1) for name, one in made(0).items()}, source / "a.safetensors")
+    (source / "notes.txt").write_bytes(b"no tensors here " * 500)
+    store.put(source, name="m", codec="stored")
+    if staged:
+        store.prefetch(["m"], ttl_s=60).release()
+    for row in list(store._parts.catalog.all_blobs()):
+        if row.place.plain_bytes > 5000:  # not the header of the file, which is no tensor's
+            path = store._parts.directory / f"{row.place.segment:016x}.seg"
+            with path.open("r+b") as file:
+                file.seek(row.place.offset + 500)
+                file.write(b"\xff\x00\xff\x00")
+    ran = cli("--json", "verify")
+    assert (ran.code, len(ran.json["healed"]), len(ran.json["corrupt"])) == ((0, 3, 0) if staged else (13, 0, 3))
+    if staged:
+        store.tiers.unstage(["m"])
+        assert cli("verify", "--deep").code == 0
+        store.get_to("m", tmp_path / "out")
+        for path in source.iterdir():
+            assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()

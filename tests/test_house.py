@@ -81,7 +81,7 @@ def within(name: str, *modules: str) -> bool:
 
 VERBS = (
     "put", "get", "kv", "plan", "planning", "prefetch", "prefetch_device", "tiering", "collect", "erase", "scrub",
-    "repair", "sync", "tenants", "miss",
+    "repair", "sync", "tenants", "miss", "heal",
 )  # fmt: skip
 GROUND = ("disk", "config", "errors", "__init__")
 FLOORS = ("formats", "disk, config, errors", "mechanisms", "verbs", "store.py, access.py", "engines, arstore", "cli")
