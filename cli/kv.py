@@ -8,6 +8,7 @@ import typer
 from ..store.errors import BadInput, NotFound
 from ..store.prefix import Prefix
 from ..store.quantities import parse_duration, parse_range
+from ..store.store import Store
 from ..store.tokens import read_tokens
 from .identity import IdentityFlags, with_identity
 from .put import stored_text, stored_values
@@ -60,11 +61,8 @@ def match(context: typer.Context, tokens: _Tokens, identity: IdentityFlags) -> N
     """Say how many of the tokens, from the first on, have their KV stored. Exits 3 if none has."""
     session = session_of(context)
     with session.open() as store:
-        packed = read_tokens(tokens)
-        prefix = store.longest_prefix(packed, identity.fields(store))
-    values = _values(prefix, len(packed) // 4, session)
-    _check_match(prefix, values)
-    session.emit(values, lambda: f"{prefix.tokens_count} of {len(packed) // 4} tokens are stored  {prefix.id[:16]}")
+        prefix, values = _match(store, tokens, identity, session)
+    session.emit(values, lambda: f"{prefix.tokens_count} of {values['tokens']} tokens are stored  {prefix.id[:16]}")
 
 
 def get(
@@ -79,10 +77,7 @@ def get(
     session = session_of(context)
     wanted = parse_range("--positions", positions) if positions is not None else None
     with session.open() as store, session.progress("get") as progress:
-        packed = read_tokens(tokens)
-        prefix = store.longest_prefix(packed, identity.fields(store))
-        values = _values(prefix, len(packed) // 4, session)
-        _check_match(prefix, values)
+        prefix, values = _match(store, tokens, identity, session)
         if dest.is_dir():
             raise BadInput(str(dest), "is a directory, wanted a file")
         written = store.kv.write(prefix, dest, layers=layer, positions=wanted, progress=progress)
@@ -92,23 +87,26 @@ def get(
     session.emit(
         values,
         lambda: (
-            f"{prefix.tokens_count} of {len(packed) // 4} tokens, {size(written.bytes_out)} to {dest} "
+            f"{prefix.tokens_count} of {values['tokens']} tokens, {size(written.bytes_out)} to {dest} "
             f"in {seconds:.2f} s{rate(written.bytes_out, seconds)}"
         ),
     )
 
 
-def _values(prefix: Prefix, tokens_count: int, session: Session) -> dict[str, object]:
-    return {
+def _match(
+    store: Store, tokens: str, identity: IdentityFlags, session: Session
+) -> tuple[Prefix, dict[str, object]]:  # fmt: skip
+    """Return the longest stored prefix and what is said of it; nothing stored is reported as an error."""
+    packed = read_tokens(tokens)
+    prefix = store.longest_prefix(packed, identity.fields(store))
+    values: dict[str, object] = {
         "tokens_matched": prefix.tokens_count,
-        "tokens": tokens_count,
+        "tokens": len(packed) // 4,
         "blocks": prefix.blocks_count,
         "id": prefix.id or None,
         "seconds": session.seconds,
     }
-
-
-def _check_match(prefix: Prefix, values: dict[str, object]) -> None:
     if not prefix:
         hint = "'arstore why-miss' with the same flags names the field that differs"
         raise Reported(NotFound("tokens", "nothing of this prefix is stored", hint=hint), values)
+    return prefix, values

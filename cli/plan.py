@@ -2,16 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..store.disk import Disk
 from ..store.errors import BadInput
-from ..store.plan import ORDERS
-from ..store.planfile import Plan
 from .render import size, table
 from .session import session_of
+
+if TYPE_CHECKING:
+    from ..store.planfile import Plan
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +28,8 @@ def plan(
     out: Annotated[Path | None, typer.Option(metavar="PLAN", help="Write the plan there, as JSON.")] = None,
 ) -> None:
     """Say what would move when, what it takes at most, and how long; nothing moves."""
+    from ..store.plan import ORDERS  # the planner is loaded where it is used, so that other commands start faster
+
     session = session_of(context)
     if order not in ORDERS:
         raise BadInput(f"--order {order}", f"wanted one of {', '.join(ORDERS)}")
@@ -80,7 +83,7 @@ def tiers(
     session.emit({"tiers": found}, lambda: table(("TIER", "PATH", "USED", "SPEED"), rows))
 
 
-def _text(made: Plan) -> str:
+def _text(made: "Plan") -> str:
     lines = [
         f"requests   {len(made.order)}",
         f"moves      {sum(map(len, made.lanes))}, {made.refetches} of them of what was there before",

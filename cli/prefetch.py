@@ -9,7 +9,6 @@ import typer
 
 from ..store.disk import Disk
 from ..store.errors import BadInput, NotFound
-from ..store.planning import names_in
 from ..store.prefetch import Staging, run_staged
 from ..store.quantities import parse_duration, parse_size
 from ..store.store import Store
@@ -64,6 +63,8 @@ def prefetch(
         raise BadInput(f"--to {to}", "device memory is a process's own", hint=hint)
     with session.open() as store, session.progress("prefetch") as progress:
         if len(names) == 1 and _is_file(names[0], store):
+            from ..store.planning import names_in  # see cli/plan.py
+
             names, said_bytes = names_in(Path(names[0]))
             budget_bytes = said_bytes if budget_bytes is None else budget_bytes
         stage = store.tiers.prefetch_host(names, budget_bytes, ttl_s, wait=wait, progress=progress)

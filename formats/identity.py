@@ -21,10 +21,10 @@ from blake3 import blake3
 
 from .digest import derive, keyed_hash
 from .errors import FormatError
+from .kv_shape import LAYERS_MAX
 
 UNSPECIFIED = "unspecified"
 VALUE_MAX_BYTES = 4096
-LAYERS_MAX = 4096
 LIST_MAX = 256
 
 KeyId = NewType("KeyId", bytes)

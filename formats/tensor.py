@@ -4,7 +4,7 @@ Invariant: the cut depends on dtype and shape alone, so equal tensors give equal
 whatever file, shard or offset they came from.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
@@ -45,6 +45,16 @@ class TensorSpan:
     start: int
     length: int
     stride: tuple[int, ...] | None = None
+
+    @property
+    def place(self) -> slice:
+        """Where it lies: its bytes are `data[span.place]` of what holds it."""
+        return slice(self.start, self.start + self.length)
+
+
+def data_bytes(spans: Iterable[TensorSpan]) -> int:
+    """Return how many bytes hold all of these tensors."""
+    return max((span.place.stop for span in spans), default=0)
 
 
 def dense_bytes(dtype: str, shape: tuple[int, ...]) -> int:

@@ -11,12 +11,11 @@ from .disk import make_buffer
 from .errors import BadInput, Corrupt, NotFound
 from .names import Found, Summary
 from .select import tensor_names
-from .tensors import tensor_from
+from .tensors import aligned, tensor_from
 
 if TYPE_CHECKING:
     import torch
 
-_ALIGN_BYTES = 64
 FILE_PREFIX = "file:"
 
 # Bytes of a file: its number in the manifest, first byte, end byte.
@@ -90,7 +89,7 @@ class Artifact:
             if number not in tabled:
                 starts[number, 0, file.size] = total
                 spans.append(TensorSpan(FILE_PREFIX + file.path, "U8", (file.size,), total, file.size))
-                total += -(-file.size // _ALIGN_BYTES) * _ALIGN_BYTES
+                total += aligned(file.size)
         return starts, tuple(spans)
 
     def read_blob(self, number: int, out: memoryview) -> int:
@@ -114,7 +113,7 @@ def _layout(tensors: Iterable[Tensor]) -> tuple[dict[FileRange, int], int]:
         place = _range(tensor)
         if place not in starts:
             starts[place] = total
-            total += -(-tensor.span.length // _ALIGN_BYTES) * _ALIGN_BYTES
+            total += aligned(tensor.span.length)
     return starts, total
 
 

@@ -26,7 +26,7 @@ class StagedTensors(Mapping[str, "torch.Tensor"]):
         self._extent, self._memory = extent, memory
         self._spans = {span.name: span for span in extent.spans if not span.name.startswith(FILE_PREFIX)}
         self.files = {
-            span.name.removeprefix(FILE_PREFIX): extent.bytes_of(span)
+            span.name.removeprefix(FILE_PREFIX): extent.view[span.place]
             for span in extent.spans
             if span.name.startswith(FILE_PREFIX)
         }
@@ -44,8 +44,8 @@ class StagedTensors(Mapping[str, "torch.Tensor"]):
 
         span = self._spans[name]
         if self._memory is not None:
-            return shape_tensor(self._memory[span.start : span.start + span.length], span)
-        return tensor_from(self._extent.bytes_of(span), span)
+            return shape_tensor(self._memory[span.place], span)
+        return tensor_from(self._extent.view[span.place], span)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._spans)

@@ -32,7 +32,7 @@ from ..formats.manifest import Needs
 from .accounts import LEFTOVERS, QUARANTINES, account, count, extend, mark, segment_key
 from .errors import Conflict, NoRoom
 from .identities import TABLE as IDENTITIES_TABLE
-from .identities import claim, unclaim
+from .identities import Claims, claim, unclaim
 from .lease import Lease
 from .slots import doom, doomed_slots
 from .tables import Rows, Tables
@@ -154,7 +154,7 @@ class Catalog:
                 rows.put("blobs", self.blob_key(digest), row.referred(+1).packed())
             key = self.name_key(new.name)
             claims = new.needs.claims
-            claimed = claim(rows, self.identity_key, claims, lambda named: self.is_whole(rows, named))
+            claimed = self.claim(rows, claims)
             if new.join and claimed < len(claims):
                 raise BlobGone
             rows.put("versions", key + _U32.pack(new.version), replace(new.row, claimed=claimed).packed())
@@ -179,10 +179,7 @@ class Catalog:
         """
 
         def change(rows: Rows) -> int:
-            key = self.version_key(name, version)
-            row = self._version(rows, key)
-            if row is None:
-                raise Conflict(f"{name}@{version}", "was removed by somebody else")
+            key, row = self.version_key(name, version), self._version(rows, name, version)
             changed: Counter[int] = Counter({row.place.segment: -row.place.record_bytes})
             slots = [row.place.slot]
             for blob_key in map(self.blob_key, needs.blobs):
@@ -203,6 +200,10 @@ class Catalog:
             return len(slots) - 1
 
         return self.tables.write(change)
+
+    def claim(self, rows: Rows, claims: Claims) -> int:
+        """Write or count what a version claims; return how many identities it holds then. See identities.py."""
+        return claim(rows, self.identity_key, claims, lambda named: self.is_whole(rows, named))
 
     def is_whole(self, rows: Rows, named: Named) -> bool:
         """Say whether every blob of an identity is there and not known to be bad."""
@@ -225,11 +226,8 @@ class Catalog:
 
     def _change_version(self, name: str, version: int, changed: Callable[[VersionRow], VersionRow]) -> None:
         def change(rows: Rows) -> None:
-            key = self.version_key(name, version)
-            row = self._version(rows, key)
-            if row is None:
-                raise Conflict(f"{name}@{version}", "was removed by somebody else")
-            rows.put("versions", key, changed(row).packed())
+            row = self._version(rows, name, version)
+            rows.put("versions", self.version_key(name, version), changed(row).packed())
 
         self.tables.write(change)
 
@@ -279,9 +277,11 @@ class Catalog:
         value = rows.get("blobs", self.blob_key(digest))
         return parse_blob(value) if value is not None else None
 
-    def _version(self, rows: Rows, key: bytes) -> VersionRow | None:
-        value = rows.get("versions", key)
-        return parse_version(value) if value is not None else None
+    def _version(self, rows: Rows, name: str, version: int) -> VersionRow:
+        value = rows.get("versions", self.version_key(name, version))
+        if value is None:
+            raise Conflict(f"{name}@{version}", "was removed by somebody else")
+        return parse_version(value)
 
     def _last(self, rows: Rows, name: str) -> int:
         value = rows.get("names", self.name_key(name))

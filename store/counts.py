@@ -10,7 +10,7 @@ from ..formats.manifest import Needs
 from .accounts import QUARANTINES, account, mark, write_usage
 from .catalog import Catalog, Superseded
 from .identities import TABLE as IDENTITIES
-from .identities import Claims, claim
+from .identities import Claims
 from .slots import doom
 from .tables import Rows
 
@@ -28,7 +28,7 @@ def restore(
         if any(row.state == QUARANTINED for row in blobs.values()):
             mark(rows, QUARANTINES + catalog.prefix)
         for (name, version), (found, claims) in versions.items():
-            claimed = claim(rows, catalog.identity_key, claims, lambda named: catalog.is_whole(rows, named))
+            claimed = catalog.claim(rows, claims)
             rows.put("versions", catalog.version_key(name, version), replace(found, claimed=claimed).packed())
             places.append(found.place)
         for name, version in sorted(versions):
@@ -82,8 +82,7 @@ def _reclaim(
         rows.delete(IDENTITIES, key)
     # Where versions disagree, identities stand for what they stood for: whoever holds a claim held more than its depth.
     for key, row in sorted(versions.items(), key=lambda one: -one[1].claimed):
-        claims = needs[row.place].claims
-        claimed = claim(rows, catalog.identity_key, claims, lambda named: catalog.is_whole(rows, named))
+        claimed = catalog.claim(rows, needs[row.place].claims)
         if claimed != row.claimed:
             rows.put("versions", key, replace(row, claimed=claimed).packed())
     after = dict(rows.scan(IDENTITIES, catalog.prefix))

@@ -107,7 +107,7 @@ def write_kv(
     def blocks() -> Iterator[memoryview]:
         yield memoryview(header)
         for _, loaded in prefix.stream_loaded(wanted, range, positions, None, ahead=2):
-            yield from map(loaded.bytes_of, loaded.spans)
+            yield from (loaded.buffer[span.place] for span in loaded.spans)
 
     written = _write_one(dest, blocks(), total, disk, progress)
     return Written(1, written, prefix.bytes_read)

@@ -1,17 +1,17 @@
 """Heal: blobs that a scrub found bad, stored anew from copies that are staged in the host tier."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 
 from ..formats.digest import Digest, digest_bytes
 from ..formats.manifest import Manifest
 from .artifact import FILE_PREFIX
 from .errors import Corrupt, NotFound
-from .ingest import Cut, Group, Ingest
+from .ingest import Cut, Ingest, group_cuts
 from .inputs import MemorySource
 from .put import PutParts
-from .scrub import Bad, Scrubbed
+from .scrub import Scrubbed
 from .select import tensor_names
 from .supply import SlotSupply
 from .tiers.extent import Extent
@@ -23,50 +23,52 @@ def heal(parts: PutParts, tier: HostTier, scrubbed: Scrubbed) -> Scrubbed:
 
     A copy counts only if its digest is the blob's: what is staged is trusted no more than what is stored.
     """
-    left: list[Bad] = []
-    healed: list[str] = []
-    for bad in scrubbed.corrupt:
-        plain = _find_copy(parts, tier, bad)
-        if plain is None:
-            left.append(bad)
-        else:
-            _store(parts, plain)
-            healed.append(bad.what)
-    return replace(scrubbed, corrupt=tuple(left), healed=tuple(healed))
+    wanted = {bad.digest for bad in scrubbed.corrupt if bad.digest}
+    names = dict.fromkeys(name for bad in scrubbed.corrupt if bad.digest for name in bad.artifacts)
+    copies = _find_copies(parts, tier, wanted, names)
+    if copies:
+        _store(parts, list(copies.values()))
+    left = tuple(bad for bad in scrubbed.corrupt if bad.digest not in copies)
+    healed = tuple(bad.what for bad in scrubbed.corrupt if bad.digest in copies)
+    return replace(scrubbed, corrupt=left, healed=healed)
 
 
-def _find_copy(parts: PutParts, tier: HostTier, bad: Bad) -> memoryview | None:
-    for name in bad.artifacts if bad.digest else ():
+def _find_copies(
+    parts: PutParts, tier: HostTier, wanted: Set[Digest], names: Iterable[str]
+) -> dict[Digest, memoryview]:  # fmt: skip
+    """Return good copies of blobs by their digest, of those that some staged artifact of these names has."""
+    copies: dict[Digest, memoryview] = {}
+    for name in names:
         with contextlib.suppress(Corrupt, NotFound):
             found = parts.names.resolve(name)
-            manifest, extent = parts.names.manifest(found), tier.hold(found.summary.id, 0.0)
-            for plain in _copies(manifest, extent, bad.digest) if extent else ():
-                if digest_bytes(parts.keys.tenant.digest_key, plain) == bad.digest:
-                    return plain
-    return None
+            if extent := tier.hold(found.summary.id, 0.0):
+                for digest, plain in _copies(parts.names.manifest(found), extent, wanted - copies.keys()):
+                    if digest_bytes(parts.keys.tenant.digest_key, plain) == digest:
+                        copies[digest] = plain
+    return copies
 
 
-def _copies(manifest: Manifest, extent: Extent, digest: Digest | None) -> Iterator[memoryview]:
+def _copies(manifest: Manifest, extent: Extent, wanted: Set[Digest]) -> Iterator[tuple[Digest, memoryview]]:
     """Yield the staged bytes that stand where an artifact has a blob; of KV, which is staged otherwise, none."""
     spans = {span.name: span for span in extent.spans}
+    tensors = tensor_names(manifest)
     for number, file in enumerate(manifest.files if not manifest.shape else ()):
         ranges = [(FILE_PREFIX + file.path, 0, file.size)] + [
-            (name, one.span.start, one.span.length)
-            for name, one in tensor_names(manifest).items()
-            if one.file == number
+            (name, one.span.start, one.span.length) for name, one in tensors.items() if one.file == number
         ]
         at = 0
         for blob in (manifest.blobs[n] for n in file.blobs):
-            for name, start, length in ranges if blob.digest == digest else ():
+            for name, start, length in ranges if blob.digest in wanted else ():
                 if name in spans and start <= at and at + blob.length <= start + length:
-                    yield extent.bytes_of(spans[name])[at - start : at - start + blob.length]
+                    yield blob.digest, extent.view[spans[name].place][at - start : at - start + blob.length]
             at += blob.length
 
 
-def _store(parts: PutParts, plain: memoryview) -> None:
+def _store(parts: PutParts, copies: Sequence[memoryview]) -> None:
     slots = SlotSupply(parts.keys.keyring, parts.ledger, parts.keys.number, encrypted=parts.keys.encrypted)
     with contextlib.closing(parts.open_writer("weights")) as writer:
         ingest = Ingest(parts.catalog, parts.keys, writer, slots, parts.segments, "auto", lambda *_: None, None)
-        ingest.run([Group(MemorySource([plain]), 0, (Cut(len(plain), None),))])
-        parts.catalog.adopt(dict(ingest.written), writer.sync())
-        slots.settle(parts.catalog.live_slots(ingest.written))
+        try:
+            ingest.run(list(group_cuts(MemorySource(copies), (Cut(len(plain), None) for plain in copies))))
+        finally:
+            ingest.keep()  # if the disk fills up, what was whole by then is healed

@@ -21,7 +21,7 @@ Claims = Iterable[tuple[KeyId, Named]]
 RowKey = Callable[[KeyId], bytes]
 
 
-def claim(rows: Rows, row_key: RowKey, claims: Claims, is_whole: Callable[[Named], bool] = lambda _: True) -> int:
+def claim(rows: Rows, row_key: RowKey, claims: Claims, is_whole: Callable[[Named], bool]) -> int:
     """Write or count what a version claims, in order, up to the first identity that stands for other bytes already;
     return how many it holds then. What stands for bytes that are lost gives way.
     """

@@ -116,6 +116,15 @@ class Ingest:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def keep(self) -> None:
+        """Take what was written into the catalog, needed by nothing yet; durable on return."""
+        self.catalog.adopt(dict(self.written), self.writer.sync())
+        self.settle()
+
+    def settle(self, *needed: int) -> None:
+        """End the loan of keys: of what was written the catalog needs its own copies; `needed` are slots besides."""
+        self.slots.settle(self.catalog.live_slots(self.written).union(needed))
+
     @property
     def stored_bytes(self) -> int:
         """Bytes that the new records take on disk."""

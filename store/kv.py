@@ -185,22 +185,18 @@ def _manifest(
     ingest: Ingest, given: KvArrays, chain: Chain, identity: Identity, stored: Mapping[int, tuple[BlobName, ...]]
 ) -> Manifest:
     """Store the blocks that are not stored, and return the manifest that names all."""
-    templates = {
-        tokens: parts_of(given.shape, 0, tokens) for tokens in {chain.tokens_of(n) for n in range(len(chain.blocks))}
-    }
-    cut = {tokens: [cut_of(part) for part in parts] for tokens, parts in templates.items()}
     parts: list[Part] = []
     cuts: list[Cut] = []
     missing = [number for number in range(len(chain.blocks)) if number not in stored]
     for number in missing:
-        tokens = chain.tokens_of(number)
-        parts += [replace(part, first_token=number * chain.block_tokens) for part in templates[tokens]]
-        cuts += cut[tokens]
+        same = parts_of(given.shape, 0, chain.tokens_of(number))
+        parts += [replace(part, first_token=number * chain.block_tokens) for part in same]
+        cuts += map(cut_of, same)
     digests = [digest for group in ingest.run(list(group_cuts(KvSource(given, parts), cuts))) for digest in group]
     if given.source:
         given.source.check_unchanged()
     fresh = iter([BlobName(digest, one.length) for digest, one in zip(digests, cuts, strict=True)])
-    made = {number: tuple(next(fresh) for _ in templates[chain.tokens_of(number)]) for number in missing}
+    made = {number: tuple(next(fresh) for _ in parts_of(given.shape, 0, chain.tokens_of(number))) for number in missing}
     blocks = [made[number] if number in made else stored[number] for number in range(len(chain.blocks))]
     numbers: dict[BlobName, int] = {}
     used = [tuple(numbers.setdefault(blob, len(numbers)) for blob in block) for block in blocks]

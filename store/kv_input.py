@@ -5,6 +5,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 GRAIN_BYTES = 256 << 10
 _FRAME_MAX_BYTES = 4 << 20
 _PART_BYTES = 32 << 20
+_of_alike = lru_cache(maxsize=256)  # a sequence has thousands of blocks, of one shape and at most two lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,8 @@ def arrays_from_path(path: Path, layout: str, tokens_count: int) -> KvArrays:
         whole = np.memmap(path, np.uint8, "r")
         arrays = {}
         for span in spans:
-            word = _word(DTYPE_BITS[span.dtype])
-            arrays[parse_slot(span.name)] = whole[span.start : span.start + span.length].view(word).reshape(span.shape)
+            word = word_of(DTYPE_BITS[span.dtype])
+            arrays[parse_slot(span.name)] = whole[span.place].view(word).reshape(span.shape)
         dtypes = {span.dtype for span in spans}
         if len(dtypes) > 1:
             raise FormatError(f"holds {' and '.join(sorted(dtypes))}, wanted one dtype")
@@ -114,7 +116,8 @@ def arrays_from_tensors(tensors: Mapping[str, Any], layout: str, tokens_count: i
     return KvArrays(arrays, shape, layout)
 
 
-def parts_of(shape: KvShape, first_token: int, tokens: int) -> list[Part]:
+@_of_alike
+def parts_of(shape: KvShape, first_token: int, tokens: int) -> tuple[Part, ...]:
     """Return a block as runs of whole layers of about 32 MiB; raise BadInput if a layer of it exceeds a blob."""
     parts: list[Part] = []
     waiting: list[int] = []
@@ -129,9 +132,10 @@ def parts_of(shape: KvShape, first_token: int, tokens: int) -> list[Part]:
             waiting, size = [], 0
         waiting.append(number)
         size += length
-    return [*parts, Part(first_token, tokens, shape.narrow(layers=waiting))]
+    return *parts, Part(first_token, tokens, shape.narrow(layers=waiting))
 
 
+@_of_alike
 def cut_of(part: Part) -> Cut:
     """Return the blob that a part becomes: a frame is as many whole heads, sides or layers as reach the grain."""
     layer = part.shape.layers[0][1]
@@ -181,7 +185,8 @@ class KvSource:
         yield plain
 
 
-def _word(bits: int) -> str:
+def word_of(bits: int) -> str:
+    """Return numpy's name of an element that is moved but not understood."""
     if bits % 8:
         raise FormatError("holds elements that do not fill whole bytes")
     return f"u{bits // 8}" if bits <= 64 else f"V{bits // 8}"

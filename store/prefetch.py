@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..formats.tensor import TensorSpan
+from ..formats.tensor import TensorSpan, data_bytes
 from .artifact import Artifact
 from .attach import StagedTensors
 from .config import setting
@@ -68,7 +68,7 @@ class Wanted:
 
     @property
     def length_bytes(self) -> int:
-        return max((span.start + span.length for span in self.spans), default=0)
+        return data_bytes(self.spans)
 
 
 def wanted_of(artifact: Artifact, kv: Kv) -> Wanted:
@@ -80,7 +80,7 @@ def wanted_of(artifact: Artifact, kv: Kv) -> Wanted:
         spans = prefix.spans(prefix.shape, count, prefix.layout, prefix.page_tokens)
 
         def load(at: int, out: memoryview) -> None:
-            if at == 0 and len(out) >= spans[-1].start + spans[-1].length:
+            if at == 0 and len(out) >= data_bytes(spans):
                 prefix.load([Run(0, count, 0)], None, range, None, None, into=out)
                 return
             if not whole:  # of KV in other layouts no part can be had by itself
@@ -193,10 +193,10 @@ class Stage(Mapping[str, StagedTensors]):
 def unstage(tier: HostTier, names: Names, wanted: Sequence[str]) -> tuple[list[Resident], list[Resident]]:
     """Wipe what is staged of these names, or all; return what was wiped, and what is in use and stays."""
     there = tier.residents()
-    keys = {one.key for one in there if not wanted or {one.name, one.name.partition("@")[0]} & set(wanted)}
+    keys = set[str]() if wanted else {one.key for one in there}
     for name in wanted:
-        if not any(name in (one.name, one.name.partition("@")[0]) for one in there):
-            keys.add(names.resolve(name).summary.id)  # by a label or an id; NotFound for what is neither here nor there
+        named = {one.key for one in there if name in (one.name, one.name.partition("@")[0])}
+        keys |= named or {names.resolve(name).summary.id}  # by a label or an id; NotFound for what is nowhere
     gone, busy = list[Resident](), list[Resident]()
     for one in there:
         if one.key in keys:

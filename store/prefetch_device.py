@@ -60,7 +60,5 @@ def _place_tensors(memory: "torch.Tensor", spans: Sequence[TensorSpan]) -> "dict
     from .tensors import shape_tensor
 
     return {
-        span.name: shape_tensor(memory[span.start : span.start + span.length], span)
-        for span in spans
-        if not span.name.startswith(FILE_PREFIX)
+        span.name: shape_tensor(memory[span.place], span) for span in spans if not span.name.startswith(FILE_PREFIX)
     }

@@ -18,12 +18,13 @@ from ..formats.errors import FormatError
 from ..formats.kv_layout import Slot, array_shapes, has_pages, parse_slot, scatter_block, slot_name
 from ..formats.kv_shape import Heads, KvShape
 from ..formats.manifest import BlobName
-from ..formats.tensor import TensorSpan
+from ..formats.tensor import TensorSpan, data_bytes
 from .blobs import BlobReader, Piece, ReadParts
 from .disk import make_buffer
 from .errors import BadInput, Corrupt, NotFound
 from .fetch import workers_count
-from .kv_input import Part, parts_of
+from .kv_input import Part, parts_of, word_of
+from .tensors import aligned, tensor_from
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from ..formats.kv_layout import Array
 
 _TASK_BYTES = 8 << 20
-_ALIGN_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,8 @@ class Loaded:
     buffer: memoryview
     spans: tuple[TensorSpan, ...]
 
-    def bytes_of(self, span: TensorSpan) -> memoryview:
-        return self.buffer[span.start : span.start + span.length]
-
     def tensors(self) -> "dict[str, torch.Tensor]":
-        from .tensors import tensor_from
-
-        return {span.name: tensor_from(self.bytes_of(span), span) for span in self.spans}
+        return {span.name: tensor_from(self.buffer[span.place], span) for span in self.spans}
 
 
 class Prefix:
@@ -75,7 +70,6 @@ class Prefix:
         self.bytes_read = 0  # sealed bytes read through this object so far
         self._what, self._find = what, find
         self._reader = BlobReader(parts, what, lambda: True, "put the KV again, or compute it anew: that heals it")
-        self._parts: dict[int, list[Part]] = {}  # by tokens of a block
 
     def __bool__(self) -> bool:
         return self.tokens_count > 0
@@ -206,7 +200,7 @@ class Prefix:
         for slot, lengths in wanted.items():
             length = prod(lengths) * shape.element_bytes
             spans.append(TensorSpan(slot_name(slot), shape.dtype, lengths, at, length))
-            at += -(-length // _ALIGN_BYTES) * _ALIGN_BYTES
+            at += aligned(length)
         return tuple(spans)
 
     def _narrowed(self, layers: Collection[int] | None, heads: Heads) -> KvShape:
@@ -224,11 +218,10 @@ class Prefix:
         import numpy as np
 
         spans = self.spans(shape, runs[-1].to + runs[-1].stop - runs[-1].start, layout, page)
-        total = spans[-1].start + spans[-1].length
-        loaded = Loaded(memoryview(make_buffer(total)) if into is None else into, spans)
-        word = f"u{shape.element_bytes}" if shape.element_bytes <= 8 else f"V{shape.element_bytes}"
+        loaded = Loaded(memoryview(make_buffer(data_bytes(spans))) if into is None else into, spans)
+        word = word_of(8 * shape.element_bytes)
         arrays = {
-            parse_slot(span.name): np.frombuffer(loaded.bytes_of(span), word).reshape(span.shape) for span in spans
+            parse_slot(span.name): np.frombuffer(loaded.buffer[span.place], word).reshape(span.shape) for span in spans
         }
         return loaded, arrays
 
@@ -249,8 +242,6 @@ class Prefix:
                 for at in range(0, len(layers), step):
                     yield number, index, part, tuple(layers[at : at + step])
 
-    def _parts_of(self, tokens: int) -> list[Part]:
+    def _parts_of(self, tokens: int) -> tuple[Part, ...]:
         assert self.shape is not None
-        if tokens not in self._parts:
-            self._parts[tokens] = parts_of(self.shape, 0, tokens)
-        return self._parts[tokens]
+        return parts_of(self.shape, 0, tokens)

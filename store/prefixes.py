@@ -51,7 +51,8 @@ def count_stored(catalog: Catalog, chain: Chain) -> int:
         if known == len(full) < len(chain.blocks) and _is_known(rows, catalog, chain.blocks[known]):
             known += 1
         if known and count(rows, QUARANTINES + catalog.prefix):
-            known = next((n for n in range(known) if not _is_live(rows, catalog, chain.blocks[n])), known)
+            bad = (n for n in range(known) if _read_block(rows, catalog, chain.blocks[n], whole=True) is None)
+            known = next(bad, known)
     return known
 
 
@@ -64,8 +65,7 @@ def has_quarantines(catalog: Catalog) -> bool:
 def find_blocks(catalog: Catalog, ids: Sequence[KeyId], *, whole: bool = False) -> list[Named | None]:
     """Return what each id stands for, None where nothing is stored (any more); or, with `whole`, nothing good."""
     with catalog.tables.reading() as rows:
-        found = [read_named(rows, catalog.identity_key, id_) for id_ in ids]
-        return [row.named if row and (not whole or catalog.is_whole(rows, row.named)) else None for row in found]
+        return [_read_block(rows, catalog, id_, whole=whole) for id_ in ids]
 
 
 def find_shape(catalog: Catalog, root: KeyId) -> KvShape | None:
@@ -94,6 +94,6 @@ def _is_known(rows: Rows, catalog: Catalog, id_: KeyId) -> bool:
     return rows.get(TABLE, catalog.identity_key(id_)) is not None
 
 
-def _is_live(rows: Rows, catalog: Catalog, id_: KeyId) -> bool:
+def _read_block(rows: Rows, catalog: Catalog, id_: KeyId, *, whole: bool) -> Named | None:
     row = read_named(rows, catalog.identity_key, id_)
-    return row is not None and catalog.is_whole(rows, row.named)
+    return row.named if row and (not whole or catalog.is_whole(rows, row.named)) else None

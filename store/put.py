@@ -122,14 +122,12 @@ def _until_committed(parts: PutParts, wish: Wish, progress: Progress, make: Call
             writer = parts.open_writer(wish.kind)
             room = quota - parts.catalog.usage_bytes() if quota else None
             ingest = Ingest(parts.catalog, parts.keys, writer, slots, parts.segments, wish.codec, progress, room)
-            with contextlib.closing(writer), _kept_for_next_time(parts.catalog, ingest, slots):
+            with contextlib.closing(writer), _kept_for_next_time(ingest):
                 manifest = make(ingest)
                 try:
                     return _commit(parts, ingest, manifest, wish, lease)
                 except BlobGone:
-                    parts.catalog.adopt(dict(ingest.written), writer.sync())
-                    # The next attempt only sees these blobs as reused, and would doom their keys.
-                    slots.settle(parts.catalog.live_slots(ingest.written))
+                    ingest.keep()  # the next attempt only sees these blobs as reused, and would doom their keys
     raise Conflict(wish.ref.name, "blobs it needs kept being collected; try again")
 
 
@@ -181,8 +179,7 @@ def _commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish, lea
         there = parts.names.check_free(wish.ref, manifest_id)
         if there:
             # What was bad and is written anew heals; a pin that was asked for holds.
-            parts.catalog.adopt(dict(ingest.written), ingest.writer.sync())
-            ingest.slots.settle(parts.catalog.live_slots(ingest.written))
+            ingest.keep()
             if wish.pinned:
                 parts.names.set_pinned(f"{wish.ref.name}@{wish.ref.label}", pinned=True)
             return Stored(there.summary, manifest.plain_bytes, 0, 0, len(needs.blobs))
@@ -199,7 +196,7 @@ def _commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish, lea
             conflict = parts.catalog.commit(
                 NewVersion(wish.ref.name, version, row, needs, ingest.written, durable, quota, lease, wish.join)
             )
-            ingest.slots.settle(parts.catalog.live_slots(ingest.written) | {place.slot})
+            ingest.settle(place.slot)
             stored = ingest.stored_bytes + place.record_bytes
             return Stored(summary, manifest.plain_bytes, stored, len(ingest.written), len(ingest.reused), conflict)
     raise Conflict(wish.ref.name, "other writers kept adding versions; try again")
@@ -228,13 +225,14 @@ def _write_version(ingest: Ingest, manifest: Manifest, summary: Summary) -> tupl
 
 
 @contextlib.contextmanager
-def _kept_for_next_time(catalog: Catalog, ingest: Ingest, slots: SlotSupply) -> Iterator[None]:
-    """If the put fails, keep the blobs that were written whole; where there is no room for them, let them go."""
+def _kept_for_next_time(ingest: Ingest) -> Iterator[None]:
+    """If storing fails, keep the blobs that were written whole; where there is no room for them, let them go."""
     try:
         yield
     except BaseException as error:
         with contextlib.suppress(StoreError):
-            if not isinstance(error, NoRoom):
-                catalog.adopt(dict(ingest.written), ingest.writer.sync())
-            slots.settle(catalog.live_slots(ingest.written))
+            if isinstance(error, NoRoom):
+                ingest.settle()
+            else:
+                ingest.keep()
         raise

@@ -15,6 +15,12 @@ _TORCH_NAMES = {
     "U16": "uint16", "F16": "float16", "BF16": "bfloat16", "I32": "int32", "U32": "uint32", "F32": "float32",
     "C64": "complex64", "F64": "float64", "I64": "int64", "U64": "uint64", "C128": "complex128",
 }  # fmt: skip
+_ALIGN_BYTES = 64
+
+
+def aligned(length: int) -> int:
+    """Return where the next tensor may begin behind so many bytes of a buffer."""
+    return -(-length // _ALIGN_BYTES) * _ALIGN_BYTES
 
 
 def tensor_from(buffer: memoryview, span: TensorSpan) -> "torch.Tensor":

@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .artifact import Artifact
 from .disk import Disk
 from .heal import heal
 from .kv import Kv
 from .names import Names
-from .planfile import Plan
-from .planning import plan_job
 from .prefetch import Stage, Wanted, host_directory, open_host, stage, unstage, wanted_of
 from .prefetch_device import DeviceStage, stage_device
 from .progress import Progress
@@ -20,6 +19,9 @@ from .scrub import Scrubbed
 from .tiers.device import parse_device
 from .tiers.host import HostTier, Resident
 from .tiers.probe import Speeds, probe, read_speeds
+
+if TYPE_CHECKING:
+    from .planfile import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,9 @@ class Tiers:
         """Measure the tiers, and keep the result for the planner."""
         return probe(self.root, self.host().directory, self.now().strftime("%Y-%m-%dT%H:%M:%SZ"), self.disk)
 
-    def plan(self, job: Path, *, order: str = "given", to: str | None = None) -> Plan:
+    def plan(self, job: Path, *, order: str = "given", to: str | None = None) -> "Plan":
         """Return the staging plan of a JOB file; nothing moves. Tiers that were never measured are measured first."""
+        from .planning import plan_job  # loaded where it is used, so that other commands start faster
+
         speeds = self.speeds() or self.probe()
         return plan_job(job, self.get, self.kv, self.host(), speeds, order=order, to=to)

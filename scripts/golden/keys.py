@@ -148,28 +148,8 @@ def stanza(kind: str, secret: bytes, master: bytes, store_id: bytes, costs: tupl
     return {**made, "sealed": seal(key, f"master key {store_id.hex()}", master, f"stanza {kind}").hex()}
 
 
-def stanzas() -> Json:
-    """Return stanzas by name, and documents made of them: a name, or a name and what is put in its place."""
-    master, newer, store_id = fixed("master"), fixed("master after a rotation"), fixed("store id", 16)
-    secret, new_secret = b"correct horse battery staple", b"the key file after a rotation"
-    ways = {kind: stanza(kind, secret, master, store_id) for kind in ("open", "key-file", "command", "passphrase")}
-    ways |= {
-        "unknown": {"kind": "moonlight", "phase": 3},
-        "new": stanza("key-file", new_secret, newer, store_id),
-        "previous": stanza("previous", newer, master, store_id),
-        "stale": stanza("previous", fixed("another master"), master, store_id),
-        "foreign": stanza("key-file", secret, master, fixed("another store", 16)),
-        "unsealed": {"kind": "key-file", "salt": fixed("salt key-file", 16).hex()},
-        "101 iterations": stanza("passphrase", secret, master, store_id, (8, 101, 1)),
-        "65 lanes": stanza("passphrase", secret, master, store_id, (520, 1, 65)),
-    }
-    good = [(kind, kind, secret, [master], ["unknown", kind]) for kind in ("open", "key-file", "command", "passphrase")]
-    good += [
-        ("passphrase behind a key file", "passphrase", secret, [master], ["key-file", "passphrase"]),
-        ("rotation, new key file", "key-file", new_secret, [newer, master], ["key-file", "new", "previous"]),
-        ("rotation, old key file", "key-file", secret, [master], ["key-file", "new", "previous"]),
-        ("a previous key sealed for another", "key-file", new_secret, [newer], ["new", "stale"]),
-    ]
+def refused_stanzas(ways: Json, secret: bytes, newer: bytes) -> Json:
+    """Return documents that a secret must not open, and why: names of stanzas, or one and what is put in its place."""
     sealed = ways["key-file"]["sealed"]
     flipped = changed(bytes.fromhex(sealed), 30).hex()
     bad: list[tuple[str, bytes, list[Any]]] = [
@@ -194,6 +174,11 @@ def stanzas() -> Json:
         {"memory_kib": 1e300}, {"memory_kib": "much"},
     ):  # fmt: skip
         bad.append((f"Argon2id with {cost}", secret, [["passphrase", cost]]))
+    return [{"why": why, "secret": used.hex(), "ways": listed} for why, used, listed in bad]
+
+
+def unreadable_documents(master: bytes) -> Json:
+    """Return documents that are none, and why."""
     fine = {"kind": "open", "master": master.hex()}
     unreadable: list[tuple[str, Any]] = [
         ("format 2", {"format": 2, "stanzas": [fine]}),
@@ -204,6 +189,31 @@ def stanzas() -> Json:
         ("a stanza that is no object", {"format": 1, "stanzas": ["open"]}),
         ("a list instead of an object", [fine]),
     ]
+    return [{"why": why, "document": document} for why, document in unreadable]
+
+
+def stanzas() -> Json:
+    """Return stanzas by name, and documents made of them: a name, or a name and what is put in its place."""
+    master, newer, store_id = fixed("master"), fixed("master after a rotation"), fixed("store id", 16)
+    secret, new_secret = b"correct horse battery staple", b"the key file after a rotation"
+    ways = {kind: stanza(kind, secret, master, store_id) for kind in ("open", "key-file", "command", "passphrase")}
+    ways |= {
+        "unknown": {"kind": "moonlight", "phase": 3},
+        "new": stanza("key-file", new_secret, newer, store_id),
+        "previous": stanza("previous", newer, master, store_id),
+        "stale": stanza("previous", fixed("another master"), master, store_id),
+        "foreign": stanza("key-file", secret, master, fixed("another store", 16)),
+        "unsealed": {"kind": "key-file", "salt": fixed("salt key-file", 16).hex()},
+        "101 iterations": stanza("passphrase", secret, master, store_id, (8, 101, 1)),
+        "65 lanes": stanza("passphrase", secret, master, store_id, (520, 1, 65)),
+    }
+    good = [(kind, kind, secret, [master], ["unknown", kind]) for kind in ("open", "key-file", "command", "passphrase")]
+    good += [
+        ("passphrase behind a key file", "passphrase", secret, [master], ["key-file", "passphrase"]),
+        ("rotation, new key file", "key-file", new_secret, [newer, master], ["key-file", "new", "previous"]),
+        ("rotation, old key file", "key-file", secret, [master], ["key-file", "new", "previous"]),
+        ("a previous key sealed for another", "key-file", new_secret, [newer], ["new", "stale"]),
+    ]
     return {
         "store_id": store_id.hex(),
         "stanzas": ways,
@@ -211,6 +221,6 @@ def stanzas() -> Json:
             {"name": name, "kind": kind, "secret": used.hex(), "masters": [one.hex() for one in opened], "ways": listed}
             for name, kind, used, opened, listed in good
         ],
-        "bad": [{"why": why, "secret": used.hex(), "ways": listed} for why, used, listed in bad],
-        "unreadable": [{"why": why, "document": document} for why, document in unreadable],
+        "bad": refused_stanzas(ways, secret, newer),
+        "unreadable": unreadable_documents(master),
     }

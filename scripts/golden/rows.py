@@ -69,16 +69,10 @@ def masked(id_: bytes, plain: bytes) -> bytes:
     return bytes(one ^ other for one, other in zip(plain, mask, strict=True))
 
 
-def catalog(store: "Store") -> Json:
-    """Return what rows say, and rows that must be refused: by their check, or, where that fits, by what they say."""
-    check_key = store.catalog_key
-    key, value = next(iter(store.rows["blobs"].items()))
-    version = next(iter(store.rows["versions"].values()))[:-8]
-    other = list(store.rows["blobs"])[1]
-    place, summary, owner = value[:62], b"as it stands", fixed("owner", 16)
+def good_rows(place: bytes, id_: bytes, owner: bytes, blobs: Sequence[bytes]) -> Json:
+    """Return rows and what each of them says."""
+    summary, shape = b"as it stands", b'{"dtype":"BF16","layers":[[0,2,8,128,8,128]]}'
     held = lease(9, owner, "für später".encode())
-    shape, blobs = b'{"dtype":"BF16","layers":[[0,2,8,128,8,128]]}', [fixed("one blob"), fixed("another blob")]
-    id_, block, refs = fixed("an id"), identity_plain(256, blobs), struct.pack("<I", 1)
     owned = {"epoch": 9, "expires_ns": 77_000_000_000, "acquired_s": NOON, **Process().described()}
     good = [
         ("blob", "condemned", place + struct.pack("<IBIQQ", 0, 0, 7, NOON, NOON + 1),
@@ -104,6 +98,11 @@ def catalog(store: "Store") -> Json:
          {"owner": owner.hex(), "purpose": "p" * 64, **owned}),
         ("process", "of a loan", Process().packed(), Process().described()),
     ]  # fmt: skip
+    return [{"row": row, "name": name, "says": fields, "value": put.hex()} for row, name, put, fields in good]
+
+
+def bad_checks(check_key: bytes, key: bytes, value: bytes, other: bytes) -> Json:
+    """Return rows whose check does not fit: what is wrong with the row of a blob, or where it lies."""
     bad = [
         ("a bit of the place flipped", "blobs", key, changed(value, 9)),
         ("a bit of the time of its check flipped", "blobs", key, changed(value, len(value) - 9)),
@@ -115,6 +114,12 @@ def catalog(store: "Store") -> Json:
         ("empty", "blobs", key, b""),
         ("a check that holds without a table", "blobs", key, value[:-8] + keyed(check_key, key, value[:-8], length=8)),
     ]
+    return [{"why": why, "table": table, "key": at.hex(), "value": put.hex()} for why, table, at, put in bad]
+
+
+def bad_rows(value: bytes, version: bytes, id_: bytes, owner: bytes, blobs: Sequence[bytes]) -> Json:
+    """Return rows that say what can't be, whatever their check says; `value` and `version` are good ones."""
+    place, block, refs = value[:62], identity_plain(256, blobs), struct.pack("<I", 1)
     said = [
         ("blob", "state 2", place + struct.pack("<IBIQQ", 1, 2, 0, 0, 0)),
         ("blob", "a byte too many", value[:-8] + b"\0"),
@@ -147,14 +152,20 @@ def catalog(store: "Store") -> Json:
         ("process", "cut by a byte", Process().packed()[:-1]),
         ("process", "a byte too many", Process().packed() + b"\0"),
     ]
+    return [{"row": row, "why": why, "value": put.hex()} for row, why, put in said]
+
+
+def catalog(store: "Store") -> Json:
+    """Return what rows say, and rows that must be refused: by their check, or, where that fits, by what they say."""
+    check_key = store.catalog_key
+    key, value = next(iter(store.rows["blobs"].items()))
+    version = next(iter(store.rows["versions"].values()))[:-8]
+    other = list(store.rows["blobs"])[1]
+    id_, owner, blobs = fixed("an id"), fixed("owner", 16), [fixed("one blob"), fixed("another blob")]
     return {
         "check_key": check_key.hex(),
         "id": id_.hex(),
-        "good_rows": [
-            {"row": row, "name": name, "says": fields, "value": put.hex()} for row, name, put, fields in good
-        ],
-        "bad_checks": [
-            {"why": why, "table": table, "key": at.hex(), "value": put.hex()} for why, table, at, put in bad
-        ],
-        "bad_rows": [{"row": row, "why": why, "value": put.hex()} for row, why, put in said],
+        "good_rows": good_rows(value[:62], id_, owner, blobs),
+        "bad_checks": bad_checks(check_key, key, value, other),
+        "bad_rows": bad_rows(value, version, id_, owner, blobs),
     }

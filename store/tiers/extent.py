@@ -43,9 +43,6 @@ class Extent:
     spans: tuple[TensorSpan, ...]
     view: memoryview  # of the data
 
-    def bytes_of(self, span: TensorSpan) -> memoryview:
-        return self.view[span.start : span.start + span.length]
-
 
 def pack_head(key: str, name: str, spans: Sequence[TensorSpan], length: int) -> bytes:
     """Return what stands before the data of an extent, up to the page that the data begins on."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...formats.tensor import TensorSpan
+from ...formats.tensor import TensorSpan, data_bytes
 from ..disk import Disk, locked, try_lock, wait_lock
 from ..errors import Corrupt, Fenced, NoRoom, NotFound, StorageFailed
 from .extent import Extent, attach_extent, pack_head, read_name, remove_extent, wipe
@@ -130,7 +130,7 @@ class HostTier:
 
         If it fails, what it left is wiped. Spans start from the data's first byte.
         """
-        length = max((span.start + span.length for span in spans), default=0)
+        length = data_bytes(spans)
         head = pack_head(key, name, spans, length)
         partial = self._directory / f".{key}.partial"
         remove_extent(partial, self._disk)  # left by a stager that was killed

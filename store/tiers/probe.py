@@ -8,9 +8,8 @@ Each is the median of several rounds, so that one hiccup does not become a plan.
 import json
 import mmap
 import os
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -75,7 +74,7 @@ def _probe_local(root: Path, now: str, disk: Disk) -> Speed:
                     os.preadv(fd, [buffer[half : half + _STEP]], at)
 
                 rate = _rate(lambda: list(pool.map(read, range(0, _BYTES, _STEP))))
-            latency = statistics.median(
+            latency = _median(
                 _seconds(lambda at=at: os.preadv(fd, [buffer[:4096]], at))  # type: ignore[misc]
                 for at in range(0, _BYTES, _BYTES // _LATENCIES)
             )
@@ -115,7 +114,13 @@ def _probe_host(directory: Path, now: str, disk: Disk) -> Speed:
 
 def _rate(run: Callable[[], object]) -> float:
     run()
-    return _BYTES / statistics.median(_seconds(run) for _ in range(_ROUNDS))
+    return _BYTES / _median(_seconds(run) for _ in range(_ROUNDS))
+
+
+def _median(found: Iterable[float]) -> float:
+    from statistics import median  # it takes longer to load than most commands have to spare
+
+    return median(found)
 
 
 def _seconds(run: Callable[[], object]) -> float:
