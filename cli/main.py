@@ -43,6 +43,7 @@ from . import (
     stats,
     tag,
     tenant,
+    tiers,
     verify,
     why_miss,
 )
@@ -81,6 +82,7 @@ for module in (
     why_miss,
     plan,
     prefetch,
+    tiers,
     rm,
     erase,
     pin,

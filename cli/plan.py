@@ -1,4 +1,4 @@
-"""`arstore plan` and `arstore tiers`: what moves when, and how fast it can."""
+"""`arstore plan`: what moves when, so that a run finds everything in place."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from ..store.disk import Disk
 from ..store.errors import BadInput
-from .render import size, table
+from .render import size
 from .session import session_of
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     app.command()(plan)
-    app.command()(tiers)
 
 
 def plan(
@@ -40,47 +39,6 @@ def plan(
         Disk().replace_file(out.absolute(), json.dumps(fields).encode(), 0o644)
     values = {name: fields[name] for name in ("order", "moves", *made.sums())}
     session.emit(values, lambda: _text(made))
-
-
-def tiers(
-    context: typer.Context,
-    probe: Annotated[bool, typer.Option("--probe", help="Measure them, and keep that for plans.")] = False,
-) -> None:
-    """Show every tier: where it lies, what it may hold and holds, and how fast it is."""
-    session = session_of(context)
-    with session.open() as store:
-        speeds = store.tiers.probe() if probe else store.tiers.speeds()
-        store.tiers.sweep()
-        host, stats = store.tiers.host(), store.stats()
-        staged = sum(one.length_bytes for one in host.residents())
-    found: list[dict[str, object]] = []
-    for name, path, capacity, used in (
-        ("host", host.directory, host.capacity_bytes, staged),
-        ("local", session.root, stats.disk_bytes + stats.free_bytes, stats.disk_bytes),
-    ):
-        speed = speeds.get(name)
-        found.append(
-            {
-                "tier": name,
-                "path": str(path),
-                "capacity_bytes": capacity,
-                "used_bytes": used,
-                "bytes_per_second": round(speed.bytes_per_s) if speed else None,
-                "latency_seconds": speed.latency_s if speed else None,
-                "measured": speed.measured if speed else None,
-                "state": "ready",
-            }
-        )
-    rows = [
-        (
-            str(one["tier"]),
-            str(one["path"]),
-            f"{size(int(str(one['used_bytes'])))} of {size(int(str(one['capacity_bytes'])))}",
-            f"{size(int(str(one['bytes_per_second'])))}/s" if one["bytes_per_second"] else "not measured: --probe",
-        )
-        for one in found
-    ]
-    session.emit({"tiers": found}, lambda: table(("TIER", "PATH", "USED", "SPEED"), rows))
 
 
 def _text(made: "Plan") -> str:

@@ -2,14 +2,16 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..store.command import run_staged
 from ..store.disk import Disk
-from ..store.errors import BadInput, NotFound
-from ..store.prefetch import Staging, run_staged
+from ..store.errors import BadInput, NotFound, StoreError
+from ..store.prefetch import Staging
 from ..store.quantities import parse_duration, parse_size
 from ..store.store import Store
 from ..store.tiers.device import parse_device
@@ -39,11 +41,14 @@ def prefetch(
         list[str], typer.Argument(metavar="NAME…", help="What to stage: names, ids, or one JOB or PLAN file.")
     ],
     to: Annotated[
-        str, typer.Option(metavar="TIER", help="The tier to stage to: host, device, device:cuda:0.")
+        str, typer.Option(metavar="TIER", help="The tier to stage to: host, shared, device, device:cuda:0.")
     ] = "host",
     budget: Annotated[str | None, typer.Option(metavar="SIZE", help="Most that the tier may hold.")] = None,
     ttl: Annotated[
         str | None, typer.Option(metavar="TIME", help="How long it stays [default: 1h; with CMD, no longer]")
+    ] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="TIER", help="Take it from there: local or shared, not the nearest.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for another process that stages the same.")] = False,
     run: Annotated[str | None, typer.Option("--run", hidden=True)] = None,
@@ -56,18 +61,15 @@ def prefetch(
     command = _command(run) if run is not None else []
     ttl_s = parse_duration(ttl if ttl is not None else "0s" if command else _TTL)
     budget_bytes = parse_size(budget) if budget is not None else None
-    if to != "host":
-        parse_device(to)
-    if to != "host" and not command:
-        hint = "add '-- CMD': its attach() brings everything up there"
-        raise BadInput(f"--to {to}", "device memory is a process's own", hint=hint)
+    stop = _own_part(to, command)
     with session.open() as store, session.progress("prefetch") as progress:
         if len(names) == 1 and _is_file(names[0], store):
             from ..store.planning import names_in  # see cli/plan.py
 
             names, said_bytes = names_in(Path(names[0]))
             budget_bytes = said_bytes if budget_bytes is None else budget_bytes
-        stage = store.tiers.prefetch_host(names, budget_bytes, ttl_s, wait=wait, progress=progress)
+        stage = store.tiers.prefetch(names, stop, budget_bytes, ttl_s, from_=from_, wait=wait, progress=progress)
+        directory = store.tiers.host().directory if command else Path()
         slowest = min((one.bytes_per_s for one in store.tiers.speeds().values()), default=None)
     with stage:
         _report(session, stage.staging, slowest, quiet=bool(command) and not stage.staging.failed)
@@ -75,7 +77,7 @@ def prefetch(
             raise typer.Exit(PARTIAL)
         if command:
             raise SystemExit(
-                run_staged(stage, command, to, Disk())
+                run_staged(stage, directory, command, to, Disk())
             )  # a typer.Exit of 130 would be our own interruption
 
 
@@ -84,22 +86,37 @@ def unstage(
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="What to release.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Everything that is staged.")] = False,
 ) -> None:
-    """Wipe staged copies and give their memory back. Exits 4 if one of them is in use and stays."""
+    """Wipe staged copies and give their memory back. Exits 4 if one is in use and stays, or a tier is gone."""
     session = session_of(context)
     if bool(names) == all_:
         raise BadInput("unstage", "wanted names or --all")
     with session.open() as store:
-        gone, busy = store.tiers.unstage(names or ())
+        done = store.tiers.unstage(names or ())
     values: dict[str, object] = {
-        "unstaged": [{"name": one.name, "tier": "host", "bytes": one.length_bytes} for one in gone],
-        "in_use": [one.name for one in busy],
-        "bytes": sum(one.length_bytes for one in gone),
+        "unstaged": [{"name": o.what.name, "tier": o.arena.tier, "bytes": o.what.length_bytes} for o in done.gone],
+        "in_use": [one.what.name for one in done.in_use],
+        "degraded": degraded_values(done.degraded),
+        "bytes": sum(one.what.length_bytes for one in done.gone),
     }
-    session.emit(
-        values, lambda: "\n".join([*(f"released {o.name}" for o in gone), *(f"in use: {o.name}" for o in busy)])
-    )
-    if busy:
+    lines = [f"released {o.what.name} from {o.arena.tier}" for o in done.gone]
+    lines += [f"in use: {o.what.name}" for o in done.in_use]
+    warn_degraded(session, done.degraded)
+    session.emit(values, lambda: "\n".join(lines))
+    if done.in_use or done.degraded:
         raise typer.Exit(PARTIAL)
+
+
+def _own_part(to: str, command: list[str]) -> str:
+    """Return the tier that this process stages to: what a command wants on a device it brings up there itself."""
+    if to == "shared" and command:
+        raise BadInput("--to shared", "a command reads what is in the host tier", hint="leave out --to")
+    if not to.startswith("device"):
+        return to
+    parse_device(to)
+    if not command:
+        hint = "add '-- CMD': its attach() brings everything up there"
+        raise BadInput(f"--to {to}", "device memory is a process's own", hint=hint)
+    return "host"
 
 
 def _is_file(name: str, store: Store) -> bool:
@@ -111,6 +128,16 @@ def _is_file(name: str, store: Store) -> bool:
     except (BadInput, NotFound):
         return True
     return False
+
+
+def degraded_values(degraded: Mapping[str, StoreError]) -> list[dict[str, str]]:
+    """Return the tiers that were not there, as JSON has them."""
+    return [{"tier": tier, "why": str(error)} for tier, error in degraded.items()]
+
+
+def warn_degraded(session: Session, degraded: Mapping[str, StoreError]) -> None:
+    for tier, error in degraded.items():
+        session.say(f"warning: without tier {tier}: {error}")
 
 
 def _command(text: str) -> list[str]:
@@ -125,26 +152,31 @@ def _report(session: Session, staging: Staging, slowest: float | None, *, quiet:
 
     The prediction is of the slowest tier on the way, as it was measured.
     """
-    total = sum(one.length_bytes for one in staging.staged)
-    moved = sum(one.length_bytes for one in staging.staged if one.fresh)
+    total = sum(one.wanted.length_bytes for one in staging.staged)
+    moved = sum(one.wanted.length_bytes for one in staging.staged if one.fresh)
     values: dict[str, object] = {
         "staged": [
             {
-                "name": o.name,
-                "version": o.version,
+                "name": o.wanted.name,
+                "version": o.wanted.version,
                 "tier": o.tier,
-                "bytes": o.length_bytes,
+                "from": o.source,
+                "bytes": o.wanted.length_bytes,
                 "seconds": round(o.seconds, 3),
             }
             for o in staging.staged
         ],
         "failed": [{"name": name, "why": str(error)} for name, error in staging.failed],
+        "degraded": degraded_values(staging.degraded),
         "bytes": total,
         "moved_bytes": moved,
         "seconds": session.seconds,
         "predicted_seconds": round(moved / slowest, 3) if slowest else None,
     }
-    lines = [f"staged {o.name}@{o.version} in {o.tier}, {size(o.length_bytes)}" for o in staging.staged]
+    lines = [
+        f"staged {o.wanted.name}@{o.wanted.version} in {o.tier}, {size(o.wanted.length_bytes)}" for o in staging.staged
+    ]
+    warn_degraded(session, staging.degraded)
     lines += [f"not staged: {name}: {error}" for name, error in staging.failed]
     lines.append(f"{size(moved)} moved in {session.seconds:.2f} s{rate(moved, session.seconds)}")
     if quiet:

@@ -1,11 +1,13 @@
 """`arstore show`: one artifact in full."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from ..formats.manifest import Manifest
 from ..store.names import Found
+from ..store.prefetch import Placed
 from .ls import summary_values
 from .render import pairs, size, table
 from .session import session_of
@@ -23,10 +25,11 @@ def show(
     session = session_of(context)
     with session.open() as store:
         found, manifest = store.show(name)
-    session.emit(_values(found, manifest), lambda: _text(found, manifest))
+        staged = store.tiers.placed(found.summary.id)
+    session.emit(_values(found, manifest, staged), lambda: _text(found, manifest, staged))
 
 
-def _values(found: Found, manifest: Manifest) -> dict[str, object]:
+def _values(found: Found, manifest: Manifest, staged: Sequence[Placed]) -> dict[str, object]:
     return {
         **summary_values(found),
         "identity": dict(manifest.identity),
@@ -46,7 +49,10 @@ def _values(found: Found, manifest: Manifest) -> dict[str, object]:
         ],
         "kv": _kv_values(manifest),
         "blobs": [{"digest": blob.digest.hex(), "bytes": blob.length} for blob in manifest.blobs],
-        "tiers": {"local": {"blobs": len(manifest.blobs), "bytes": sum(blob.length for blob in manifest.blobs)}},
+        "tiers": {
+            "local": {"blobs": len(manifest.blobs), "bytes": sum(blob.length for blob in manifest.blobs)},
+            **{one.arena.tier: {"bytes": one.what.length_bytes} for one in staged},
+        },
     }
 
 
@@ -57,7 +63,7 @@ def _kv_values(manifest: Manifest) -> dict[str, object] | None:
     return {"tokens": sum(claim.tokens for claim in blocks), "blocks": len(blocks), **manifest.shape.fields()}
 
 
-def _text(found: Found, manifest: Manifest) -> str:
+def _text(found: Found, manifest: Manifest, staged: Sequence[Placed]) -> str:
     one = found.summary
     head = [
         ("name", f"{one.name}@{one.version}" + (f" ({one.label})" if one.label else "")),
@@ -67,6 +73,8 @@ def _text(found: Found, manifest: Manifest) -> str:
         ("created", one.created + (", pinned" if one.pinned else "")),
         *manifest.identity,
     ]
+    if staged:
+        head.append(("staged", ", ".join(one.arena.tier for one in staged)))
     if kv := _kv_values(manifest):
         head.append(("tokens", f"{kv['tokens']} in {kv['blocks']} prefix blocks"))
     files = [(file.path, size(file.size), f"{file.mode:04o}", file.format) for file in manifest.files]

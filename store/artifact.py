@@ -10,6 +10,7 @@ from .blobs import BlobReader, Piece, ReadParts
 from .disk import make_buffer
 from .errors import BadInput, Corrupt, NotFound
 from .names import Found, Summary
+from .prefix import Prefix, layout_of
 from .select import tensor_names
 from .tensors import aligned, tensor_from
 
@@ -75,6 +76,18 @@ class Artifact:
                 pieces.append(Piece(self.manifest.blobs[number], first, last, out[at : at + last - first]))
                 at += last - first
         self.bytes_read += self._reader.read(pieces)
+
+    def prefix(self) -> Prefix:
+        """Return the whole KV that this is; raise BadInput if it is none."""
+        manifest = self.manifest
+        if manifest.shape is None:
+            raise BadInput(self._found.text, f"is {manifest.kind}, not kv")
+        blocks = [named for _, named in manifest.needs().claims if named.tokens]
+        layout, page_tokens = layout_of(dict(manifest.identity))
+        return Prefix(
+            self._parts, self._found.text, self.summary.id, manifest.shape, [block.tokens for block in blocks],
+            lambda: blocks, layout=layout, page_tokens=page_tokens,
+        )  # fmt: skip
 
     def side_by_side(self) -> tuple[dict[FileRange, int], tuple[TensorSpan, ...]]:
         """Return where in one buffer every tensor goes, then every file that holds none, named `FILE_PREFIX` + path.

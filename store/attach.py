@@ -7,51 +7,53 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..formats.tensor import TensorSpan
 from .artifact import FILE_PREFIX
 from .errors import BadInput, Corrupt, NotFound, StorageFailed
-from .tiers.device import parse_device, upload
+from .tiers.device import DeviceTier, OnDevice, parse_device
 from .tiers.extent import Extent, attach_extent
+from .tiers.tier import Held
 
 if TYPE_CHECKING:
     import torch
 
+SESSION_FORMAT = 1
 _SESSION_MAX_BYTES = 1 << 24
 
 
 class StagedTensors(Mapping[str, "torch.Tensor"]):
-    """The tensors of one staged artifact by name, made when asked for; `files` are those that hold no tensors."""
+    """The tensors of one staged object by name, made when asked for; `files` are those that hold no tensors."""
 
-    def __init__(self, extent: Extent, memory: "torch.Tensor | None" = None) -> None:
-        """Take a mapped extent and, where it was brought to a device, the memory there."""
-        self._extent, self._memory = extent, memory
-        self._spans = {span.name: span for span in extent.spans if not span.name.startswith(FILE_PREFIX)}
-        self.files = {
-            span.name.removeprefix(FILE_PREFIX): extent.view[span.place]
-            for span in extent.spans
-            if span.name.startswith(FILE_PREFIX)
-        }
+    def __init__(self, held: Held) -> None:
+        """Take an object in the host tier or on a device; it stays in place while this or a tensor of it is used."""
+        self._held = held
+        self._spans = {span.name: span for span in held.spans if not span.name.startswith(FILE_PREFIX)}
 
-    def brought_to(self, device: str) -> "StagedTensors":
-        """Return the same with every tensor in the memory of a device; raise NoRoom if it has too little."""
-
-        def fill(at: int, out: memoryview) -> None:
-            out[:] = self._extent.view[at : at + len(out)]
-
-        return StagedTensors(self._extent, upload(len(self._extent.view), fill, device))
+    @property
+    def files(self) -> dict[str, memoryview]:
+        files = (span for span in self._held.spans if span.name.startswith(FILE_PREFIX))
+        return {span.name.removeprefix(FILE_PREFIX): self._bytes(span) for span in files}
 
     def __getitem__(self, name: str) -> "torch.Tensor":
         from .tensors import shape_tensor, tensor_from
 
         span = self._spans[name]
-        if self._memory is not None:
-            return shape_tensor(self._memory[span.place], span)
-        return tensor_from(self._extent.view[span.place], span)
+        if isinstance(self._held, OnDevice):
+            return shape_tensor(self._held.memory[span.place], span)
+        return tensor_from(self._bytes(span), span)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._spans)
 
     def __len__(self) -> int:
         return len(self._spans)
+
+    def _bytes(self, span: TensorSpan) -> memoryview:
+        if isinstance(self._held, Extent):
+            return self._held.view[span.place]
+        copy = memoryview(bytearray(span.length))
+        self._held.read(span.start, copy)
+        return copy
 
 
 def attach(path: str | Path | None = None, *, to: str | None = None) -> dict[str, StagedTensors]:
@@ -65,12 +67,13 @@ def attach(path: str | Path | None = None, *, to: str | None = None) -> dict[str
     if not given:
         raise BadInput("ARSTORE_STAGED", "is not set", hint="run this by 'arstore prefetch NAMES -- CMD'")
     said, artifacts = _read_session(Path(given))
-    staged = {name: StagedTensors(attach_extent(Path(given).parent / f"{key}.extent", key)) for name, key in artifacts}
+    staged = {key: attach_extent(Path(given).parent / f"{key}.extent", key) for _, key in artifacts}
     target = to or said
     if target == "host":
-        return staged
-    device = parse_device(target)
-    return {name: one.brought_to(device) for name, one in staged.items()}
+        return {name: StagedTensors(staged[key]) for name, key in artifacts}
+    device = DeviceTier(parse_device(target))
+    device.make_room(sum(one.length_bytes for one in staged.values()), frozenset())
+    return {name: StagedTensors(device.fill(key, staged[key])) for name, key in artifacts}
 
 
 def _read_session(session: Path) -> tuple[str, list[tuple[str, str]]]:
@@ -79,7 +82,7 @@ def _read_session(session: Path) -> tuple[str, list[tuple[str, str]]]:
         with session.open("rb") as file:
             value = json.loads(file.read(_SESSION_MAX_BYTES))
         artifacts = [(str(one["name"]), str(one["key"])) for one in value["artifacts"]]
-        if value["format"] != 1 or not all(re.fullmatch(r"[0-9a-f]{64}", key) for _, key in artifacts):
+        if value["format"] != SESSION_FORMAT or not all(re.fullmatch(r"[0-9a-f]{64}", key) for _, key in artifacts):
             raise ValueError("its format is not known")
         return str(value.get("to", "host")), artifacts
     except FileNotFoundError:

@@ -67,7 +67,8 @@ def erase(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:
     if len(needs) < len(doomed):  # of some the record is bad: what no other version needs was theirs
         _count_without(parts, doomed, needs, dry_run=False)
     ids = {found.summary.id for found in doomed}
-    staged = None if "" in ids else ids  # of one that can't be opened nobody knows which copy is its
+    blocks = {id_.hex() for one in needs.values() for id_, _ in one.claims}
+    staged = None if "" in ids else ids | blocks  # of one that can't be opened nobody knows which copy is its
     parts.forget_staged(staged)
     _clear_leftovers(parts)
     erased = 0

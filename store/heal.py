@@ -1,4 +1,4 @@
-"""Heal: blobs that a scrub found bad, stored anew from copies that are staged in the host tier."""
+"""Heal: blobs that a scrub found bad, stored anew from copies that are staged above it."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -7,18 +7,19 @@ from dataclasses import replace
 from ..formats.digest import Digest, digest_bytes
 from ..formats.manifest import Manifest
 from .artifact import FILE_PREFIX
-from .errors import Corrupt, NotFound
+from .disk import make_buffer
+from .errors import Corrupt, NotFound, StorageFailed
 from .ingest import Cut, Ingest, group_cuts
 from .inputs import MemorySource
 from .put import PutParts
 from .scrub import Scrubbed
 from .select import tensor_names
 from .supply import SlotSupply
-from .tiers.extent import Extent
-from .tiers.host import HostTier
+from .tiers.arena import Arena
+from .tiers.tier import Held
 
 
-def heal(parts: PutParts, tier: HostTier, scrubbed: Scrubbed) -> Scrubbed:
+def heal(parts: PutParts, tier: Arena, scrubbed: Scrubbed) -> Scrubbed:
     """Store bad blobs anew, durably, from staged artifacts that hold them; return what is bad still.
 
     A copy counts only if its digest is the blob's: what is staged is trusted no more than what is stored.
@@ -30,16 +31,16 @@ def heal(parts: PutParts, tier: HostTier, scrubbed: Scrubbed) -> Scrubbed:
         _store(parts, list(copies.values()))
     left = tuple(bad for bad in scrubbed.corrupt if bad.digest not in copies)
     healed = tuple(bad.what for bad in scrubbed.corrupt if bad.digest in copies)
-    return replace(scrubbed, corrupt=left, healed=healed)
+    return replace(scrubbed, corrupt=left, healed=scrubbed.healed + healed)
 
 
 def _find_copies(
-    parts: PutParts, tier: HostTier, wanted: Set[Digest], names: Iterable[str]
+    parts: PutParts, tier: Arena, wanted: Set[Digest], names: Iterable[str]
 ) -> dict[Digest, memoryview]:  # fmt: skip
     """Return good copies of blobs by their digest, of those that some staged artifact of these names has."""
     copies: dict[Digest, memoryview] = {}
     for name in names:
-        with contextlib.suppress(Corrupt, NotFound):
+        with contextlib.suppress(Corrupt, NotFound, StorageFailed):
             found = parts.names.resolve(name)
             if extent := tier.hold(found.summary.id, 0.0):
                 for digest, plain in _copies(parts.names.manifest(found), extent, wanted - copies.keys()):
@@ -48,7 +49,7 @@ def _find_copies(
     return copies
 
 
-def _copies(manifest: Manifest, extent: Extent, wanted: Set[Digest]) -> Iterator[tuple[Digest, memoryview]]:
+def _copies(manifest: Manifest, extent: Held, wanted: Set[Digest]) -> Iterator[tuple[Digest, memoryview]]:
     """Yield the staged bytes that stand where an artifact has a blob; of KV, which is staged otherwise, none."""
     spans = {span.name: span for span in extent.spans}
     tensors = tensor_names(manifest)
@@ -60,7 +61,9 @@ def _copies(manifest: Manifest, extent: Extent, wanted: Set[Digest]) -> Iterator
         for blob in (manifest.blobs[n] for n in file.blobs):
             for name, start, length in ranges if blob.digest in wanted else ():
                 if name in spans and start <= at and at + blob.length <= start + length:
-                    yield blob.digest, extent.view[spans[name].place][at - start : at - start + blob.length]
+                    copy = memoryview(make_buffer(blob.length))
+                    extent.read(spans[name].start + at - start, copy)
+                    yield blob.digest, copy
             at += blob.length
 
 

@@ -1,10 +1,10 @@
 """Janitor: wipes what one run staged, once the run is over. A process of its own: it outlives a stager that is killed.
 
-    python -m arstore.store.janitor SESSION KEY…
+    python -m arstore.store.janitor SESSION
 
-Its standard input is a pipe that its starter holds open: the end of it is the end of the run. Its standard output ends
-when all is wiped that nobody uses; what somebody still uses by then is waited for; what somebody else has asked to keep
-longer stays.
+Its standard input is a pipe that its starter holds open, and says keys on, a line each: the end of it is the end of the
+run. Its standard output ends when all is wiped that nobody uses; what somebody still uses by then is waited for; what
+somebody else has asked to keep longer stays.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def clean_up(session: Path, keys: Sequence[str], disk: Disk, *, wait: bool) -> N
 
 
 if __name__ == "__main__":
-    sys.stdin.buffer.read()
-    clean_up(Path(sys.argv[1]), sys.argv[2:], Disk(), wait=False)
+    given = sys.stdin.read().split()
+    clean_up(Path(sys.argv[1]), given, Disk(), wait=False)
     os.close(sys.stdout.fileno())  # the starter waits for no others
-    clean_up(Path(sys.argv[1]), sys.argv[2:], Disk(), wait=True)
+    clean_up(Path(sys.argv[1]), given, Disk(), wait=True)

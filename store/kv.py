@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..formats.identity import Identity, make_identity
+from ..formats.identity import Identity, KeyId, make_identity
 from ..formats.kv_shape import KvShape
 from ..formats.manifest import BlobName, Claim, Manifest, StoredFile
+from .artifact import Artifact
 from .blobs import ReadParts
 from .disk import Disk
 from .errors import BadInput
@@ -22,7 +23,7 @@ from .key_bounds import bound_keys, bounds_name, check_bounds
 from .kv_identity import complete, make_kv_identity
 from .kv_input import KvArrays, KvSource, Part, arrays_from_path, arrays_from_tensors, cut_of, parts_of
 from .names import Names, Summary
-from .prefix import Prefix
+from .prefix import Prefix, layout_of
 from .prefixes import Chain, chain_of, count_stored, find_blocks, find_shape
 from .progress import Progress
 from .put import PutParts, Stored, Wish, put_inputs, put_made
@@ -103,25 +104,17 @@ class Kv:
         count = count_stored(self.read.catalog, chain)
         shape = find_shape(self.read.catalog, chain.root) if count else None
         matched = chain.blocks[:count] if shape else ()  # None if it was removed meanwhile
-        id_, fields = matched[-1].hex() if matched else "", dict(identity)
+        id_ = matched[-1].hex() if matched else ""
+        layout, page_tokens = layout_of(dict(identity))
         return Prefix(
             self.read, f"prefix {id_[:16]}", id_, shape, [chain.tokens_of(n) for n in range(len(matched))],
-            lambda: find_blocks(self.read.catalog, matched), layout=fields.get("layout", "NHD"),
-            page_tokens=_count(fields, "page_tokens"),
+            lambda: find_blocks(self.read.catalog, matched), layout=layout, page_tokens=page_tokens,
         )  # fmt: skip
 
     def open(self, name: str) -> Prefix:
         """Return the whole KV that was put under a name; raise BadInput if that is none."""
         found = self.names.resolve(name)
-        manifest = self.names.manifest(found)
-        if manifest.shape is None:
-            raise BadInput(found.text, f"is {manifest.kind}, not kv")
-        blocks = [named for _, named in manifest.needs().claims if named.tokens]
-        fields = dict(manifest.identity)
-        return Prefix(
-            self.read, found.text, found.summary.id, manifest.shape, [block.tokens for block in blocks], lambda: blocks,
-            layout=fields.get("layout", "NHD"), page_tokens=_count(fields, "page_tokens"),
-        )  # fmt: skip
+        return Artifact(self.read, found, self.names.manifest(found)).prefix()
 
     def write(
         self, prefix: Prefix, dest: str | Path, *, layers: Sequence[int] | None = None,
@@ -140,6 +133,24 @@ class Kv:
             raise BadInput(one.name, "is kv: of it layers can be selected", hint="see 'arstore kv get'")
         dest = dest / f"{one.name.rpartition('/')[2]}.safetensors" if dest.is_dir() else dest
         return self.write(self.open(f"{one.name}@{one.version}"), dest, layers=layers or None, progress=progress)
+
+    def blocks_of(self, identity: Mapping[str, object]) -> Callable[[str], Prefix | None]:
+        """Return how a good block of KV under an identity is found by its id in hex: as a prefix of its own."""
+        wanted = complete(make_kv_identity(identity))
+        shape = find_shape(self.read.catalog, self._chain(memoryview(b""), wanted).root)
+        layout, page_tokens = layout_of(dict(wanted))
+
+        def find(key: str) -> Prefix | None:
+            ids = [KeyId(bytes.fromhex(key))]
+            [named] = find_blocks(self.read.catalog, ids, whole=True)
+            if shape is None or named is None or not named.tokens:
+                return None
+            return Prefix(
+                self.read, f"block {key[:16]}", key, shape, [named.tokens], lambda: find_blocks(self.read.catalog, ids),
+                layout=layout, page_tokens=page_tokens,
+            )  # fmt: skip
+
+        return find
 
     def chain(self, tokens: Any, identity: Mapping[str, object]) -> Chain:
         """Return the prefix blocks that a sequence has under an identity, stored or not."""
@@ -160,10 +171,6 @@ class Kv:
                 lengths = (part.length for part in parts)
                 found[number] = tuple(BlobName(*one) for one in zip(named.blobs, lengths, strict=True))
         return found
-
-
-def _count(fields: Mapping[str, str], name: str) -> int | None:
-    return int(fields[name]) if name in fields else None
 
 
 def _check_shape(given: KvArrays, fields: Mapping[str, str]) -> None:

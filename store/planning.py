@@ -12,15 +12,15 @@ from .job import JobFile, JobRequest, compose, hashed_objects, read_bounded, rea
 from .kv import Kv
 from .plan import make_plan
 from .planfile import Plan, parse_plan
-from .prefetch import wanted_of
 from .prefixes import find_blocks, find_shape
 from .staging import Object, Tier
-from .tiers.host import HostTier
+from .tiers.arena import Arena
+from .tiers.local import stored_artifact
 from .tiers.probe import Speeds
 
 
 def plan_job(
-    path: Path, get: Callable[[str], Artifact], kv: Kv, host: HostTier, speeds: Speeds, *, order: str, to: str | None
+    path: Path, get: Callable[[str], Artifact], kv: Kv, host: Arena, speeds: Speeds, *, order: str, to: str | None
 ) -> Plan:  # fmt: skip
     """Return the plan of a JOB file; nothing moves. `to` goes before what the JOB says."""
     job = read_job(path)
@@ -34,7 +34,7 @@ def plan_job(
         artifact = get(name)
         found = ("host",) if host.find(artifact.summary.id) else ()
         text = f"{artifact.summary.name}@{artifact.summary.version}"
-        return Object(text, wanted_of(artifact, kv).length_bytes, found=found)
+        return Object(text, stored_artifact(artifact).length_bytes, found=found)
 
     def objects_of(request: JobRequest) -> list[Object]:
         if request.hash_ids:

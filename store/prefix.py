@@ -5,7 +5,7 @@ only the frames that it lies in (`bytes_read`).
 """
 
 import threading
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -52,6 +52,11 @@ class Loaded:
 
     def tensors(self) -> "dict[str, torch.Tensor]":
         return {span.name: tensor_from(self.buffer[span.place], span) for span in self.spans}
+
+
+def layout_of(identity: Mapping[str, str]) -> tuple[str, int | None]:
+    """Return the layout that an identity says KV was put in, and the tokens of a page, where it has some."""
+    return identity.get("layout", "NHD"), int(identity["page_tokens"]) if "page_tokens" in identity else None
 
 
 class Prefix:

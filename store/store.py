@@ -25,8 +25,7 @@ from .miss import Miss, explain_miss
 from .model_identity import config_fields, identify_inputs
 from .names import Found
 from .opened import open_parts
-from .prefetch import Stage, forget_staged
-from .prefetch_device import DeviceStage
+from .prefetch import Stage
 from .prefix import Prefix
 from .progress import Progress
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
@@ -202,7 +201,7 @@ class Store:
             doomed += p.names.versions(bounds_name(name))  # minimum and maximum of the very keys
         parts = EraseParts(
             p.directory, p.names, p.catalog, p.keyring, p.ledger, p.garbage, p.marks, p.recover,
-            lambda keys: forget_staged(p.config.store_id, p.keys.tenant.id, keys, p.disk),
+            lambda keys: self.tiers.forget(p.keys.tenant, keys),
             p.config.root_file is not None,
         )  # fmt: skip
         return foretell(parts, doomed) if dry_run else erase(parts, doomed)
@@ -244,14 +243,14 @@ class Store:
     def tiers(self) -> Tiers:
         """The tiers above the local store: staged to, released, measured, planned for."""
         p = self._parts
-        return Tiers(p.root, p.config.store_id, p.keys.tenant.id, p.names, self.get, self.kv, p.disk, p.now)
+        return Tiers(p.root, p.config.store_id, p.keys.tenant, p.names, self.get, self.kv, p.disk, p.now)
 
     def prefetch(
         self, names: Sequence[str], *, to: str = "host", budget_bytes: int | None = None, ttl_s: float = 0.0,
-        wait: bool = False, progress: Progress = silent,
-    ) -> Stage | DeviceStage:  # fmt: skip
+        from_: str | None = None, wait: bool = False, progress: Progress = silent,
+    ) -> Stage:  # fmt: skip
         """Stage artifacts up, each byte verified, and hold them; see `Tiers.prefetch`."""
-        return self.tiers.prefetch(names, to, budget_bytes, ttl_s, wait=wait, progress=progress)
+        return self.tiers.prefetch(names, to, budget_bytes, ttl_s, from_=from_, wait=wait, progress=progress)
 
     def why_miss(self, identity: Mapping[str, object], kind: str = "kv") -> Miss:
         """Return the fields that tell an identity from the nearest stored one; raise NotFound if none is stored."""
@@ -289,7 +288,7 @@ class Store:
         """
         p = self._parts
         if erase and not dry_run:
-            forget_staged(p.config.store_id, p.keyring.tenant(name)[1].id, None, p.disk)
+            self.tiers.forget(p.keyring.tenant(name)[1], None)
         return remove_tenant(p.tables, p.garbage, p.keyring, p.keys.number, name, erase=erase, dry_run=dry_run)
 
     def _now_s(self) -> int:

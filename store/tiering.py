@@ -1,27 +1,56 @@
 """Tiering: the tiers above the local store of one tenant, staged to, released, measured and planned for."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..formats.keypage import Tenant
 from .artifact import Artifact
 from .disk import Disk
+from .errors import BadInput, StorageFailed, StoreError
 from .heal import heal
 from .kv import Kv
 from .names import Names
-from .prefetch import Stage, Wanted, host_directory, open_host, stage, unstage, wanted_of
-from .prefetch_device import DeviceStage, stage_device
+from .prefetch import Placed, Stage, Wanted, forget_staged, stage, unstage
 from .progress import Progress
 from .put import PutParts
 from .scrub import Scrubbed
-from .tiers.device import parse_device
-from .tiers.host import HostTier, Resident
-from .tiers.probe import Speeds, probe, read_speeds
+from .tiers.arena import Arena
+from .tiers.device import DeviceTier, parse_device
+from .tiers.fallback import Sources
+from .tiers.host import host_directory, open_host
+from .tiers.local import Local
+from .tiers.probe import Speed, Speeds, probe, read_speeds
+from .tiers.shared import open_shared, shared_parent
+from .tiers.tier import Tier
 
 if TYPE_CHECKING:
     from .planfile import Plan
+
+UPWARD = ("local", "shared", "host", "device")
+
+
+@dataclass(frozen=True, slots=True)
+class TierState:
+    """One tier as it is now. `capacity_bytes` is None where nobody knows: of a device, or of what is gone."""
+
+    tier: str
+    path: str
+    capacity_bytes: int | None
+    used_bytes: int
+    speed: Speed | None
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unstaged:
+    """What was wiped; what is in use and stays; and which tier is gone, so that what it held can't be wiped."""
+
+    gone: list[Placed]
+    in_use: list[Placed]
+    degraded: dict[str, StoreError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,61 +59,140 @@ class Tiers:
 
     root: Path
     store_id: bytes
-    tenant_id: bytes
+    tenant: Tenant
     names: Names
     get: Callable[[str], Artifact]
     kv: Kv
     disk: Disk
     now: Callable[[], datetime]
 
-    def host(self, budget_bytes: int | None = None) -> HostTier:
+    def host(self, budget_bytes: int | None = None) -> Arena:
         """Return the host tier; without a budget it may hold half of its memory file system."""
-        return open_host(self.store_id, self.tenant_id, budget_bytes, self.disk)
+        return open_host(self.store_id, self.tenant.id, budget_bytes, self.disk)
+
+    def shared(self, budget_bytes: int | None = None) -> Arena | None:
+        """Return the shared tier, None where the user names none; raise StorageFailed if it is gone."""
+        parent = shared_parent()
+        if parent is None:
+            return None
+        return open_shared(parent, self.store_id, self.tenant.id, self.tenant.digest_key, budget_bytes, self.disk)
+
+    def target(self, to: str, budget_bytes: int | None = None) -> Tier:
+        """Return the tier that `to` means; raise BadInput if it can't be staged to."""
+        if to == "host":
+            return self.host(budget_bytes)
+        if to == "shared":
+            if (found := self.shared(budget_bytes)) is None:
+                raise BadInput("tier shared", "is not there", hint="name a directory in memory by ARSTORE_SHARED_DIR")
+            return found
+        return DeviceTier(parse_device(to), budget_bytes)
+
+    def sources(self, local: Local, to: str, from_: str | None = None) -> Sources:
+        """Return where objects for a tier come from: the nearest tier that has them, or `from_`; else the store.
+
+        A tier that is gone is left out, and named in `failed`.
+        """
+        target = to.partition(":")[0]
+        below = UPWARD[: UPWARD.index(target)]
+        if from_ is not None and from_ not in below:
+            raise BadInput(f"--from {from_}", f"does not lie below {target}, wanted one of {', '.join(below)}")
+        near, failed = self._arenas([tier for tier in reversed(below[1:]) if from_ in (None, tier)])
+        if from_ == "shared" and not near and not failed:
+            self.target("shared")
+        return Sources(near, local, failed)
 
     def prefetch(
-        self, names: Sequence[str], to: str, budget_bytes: int | None, ttl_s: float, *, wait: bool, progress: Progress
-    ) -> Stage | DeviceStage:  # fmt: skip
-        """Stage artifacts up to the host or a device, each byte verified, and hold them."""
-        if to == "host":
-            return self.prefetch_host(names, budget_bytes, ttl_s, wait=wait, progress=progress)
-        return stage_device(self._wanted(names), parse_device(to), budget_bytes, progress)
-
-    def prefetch_host(
-        self, names: Sequence[str], budget_bytes: int | None, ttl_s: float, *, wait: bool, progress: Progress
+        self, names: Sequence[str], to: str, budget_bytes: int | None, ttl_s: float, *, from_: str | None = None,
+        wait: bool, progress: Progress,
     ) -> Stage:  # fmt: skip
-        """Stage artifacts in the host tier and hold them; they stay `ttl_s` seconds after, for any process.
+        """Stage artifacts up to a tier, each byte verified, and hold them; they stay `ttl_s` seconds after.
 
-        Raises NoRoom before anything moves. Of several, `staging.failed` says which could not be staged.
+        In host and shared tier they stay for any process, on a device for this one. Raises NoRoom before anything
+        moves. Of several, `staging.failed` says which could not be staged.
         """
+        target = self.target(to, budget_bytes)
+        versions = {(one.summary.name, one.summary.version): one for one in map(self.get, dict.fromkeys(names))}
+        found = {one.summary.id: one for one in versions.values()}  # of the same bytes by two names there is one
+        local = Local(lambda key: found[key] if key in found else self.get(key), lambda key: None)
+        wanted = [
+            Wanted(one.summary.id, *version, local.length_bytes(one.summary.id)) for version, one in versions.items()
+        ]
         until_s = self.now().timestamp() + ttl_s if ttl_s else 0.0
-        return stage(self.host(budget_bytes), self._wanted(names), until_s, wait=wait, progress=progress)
+        return stage(target, self.sources(local, to, from_), wanted, until_s, wait=wait, progress=progress)
 
-    def _wanted(self, names: Sequence[str]) -> list[Wanted]:
-        found = {(one.summary.name, one.summary.version): one for one in map(self.get, dict.fromkeys(names))}
-        return [wanted_of(artifact, self.kv) for artifact in found.values()]
+    def unstage(self, names: Sequence[str] = ()) -> Unstaged:
+        """Wipe what is staged of these names, or all, in every tier that is there."""
+        arenas, failed = self._arenas()
+        return Unstaged(*unstage(arenas, self.names, names), failed)
 
-    def unstage(self, names: Sequence[str] = ()) -> tuple[list[Resident], list[Resident]]:
-        """Wipe what is staged of these names, or all; return what was wiped, and what is in use and stays."""
-        return unstage(self.host(), self.names, names)
+    def forget(self, tenant: Tenant, keys: Collection[str] | None) -> None:
+        """Wipe staged copies of these objects of a tenant (None: of all); raise Fenced if one of them is in use.
+
+        Raises StorageFailed if the shared tier is gone: what it holds can't be wiped then.
+        """
+        arenas, failed = replace(self, tenant=tenant)._arenas()
+        for error in failed.values():
+            raise error
+        for arena in arenas:
+            forget_staged(arena, keys)
+
+    def placed(self, key: str) -> list[Placed]:
+        """Return where an object is staged."""
+        return [Placed(arena, one) for arena in self._arenas()[0] for one in arena.residents() if one.key == key]
 
     def heal(self, scrubbed: Scrubbed, parts: PutParts) -> Scrubbed:
         """Store bad blobs anew from what is staged; see `heal`."""
-        return (
-            heal(parts, self.host(), scrubbed) if host_directory(self.store_id, self.tenant_id).is_dir() else scrubbed
-        )
+        for arena in self._arenas()[0]:
+            scrubbed = heal(parts, arena, scrubbed) if scrubbed.corrupt else scrubbed
+        return scrubbed
 
     def sweep(self) -> None:
         """Wipe staged copies that killed stagers left, or that are over time and nobody uses."""
-        if host_directory(self.store_id, self.tenant_id).is_dir():
-            self.host().sweep()
+        for arena in self._arenas()[0]:
+            arena.sweep()
+
+    def _arenas(self, wanted: Collection[str] = ("host", "shared")) -> tuple[list[Arena], dict[str, StoreError]]:
+        """Return those arenas in which something may lie, and those that are gone with the error that says so."""
+        found, failed = list[Arena](), dict[str, StoreError]()
+        for tier in wanted:
+            try:
+                if tier == "shared" and (arena := self.shared()):
+                    found.append(arena)
+                elif tier == "host" and host_directory(self.store_id, self.tenant.id).is_dir():
+                    found.append(self.host())
+            except StorageFailed as error:
+                failed[tier] = error
+        return found, failed
 
     def speeds(self) -> Speeds:
         """Return what was measured of the tiers last; empty where nothing was."""
         return read_speeds(self.root)
 
     def probe(self) -> Speeds:
-        """Measure the tiers, and keep the result for the planner."""
-        return probe(self.root, self.host().directory, self.now().strftime("%Y-%m-%dT%H:%M:%SZ"), self.disk)
+        """Measure the tiers that are there, and keep the result for the planner."""
+        arenas = [self.host(), *self._arenas(["shared"])[0]]
+        return probe(self.root, arenas, self.now().strftime("%Y-%m-%dT%H:%M:%SZ"), self.disk)
+
+    def states(self, disk_bytes: int, free_bytes: int) -> list[TierState]:
+        """Return every tier from the nearest to the run down; the local store takes and leaves so many bytes."""
+        speeds = self.speeds()
+        found = [
+            TierState("device", "", None, 0, speeds.get("device"), "ready" if "device" in speeds else "not probed")
+        ]
+        for tier, open_, parent in (("host", self.host, None), ("shared", self.shared, shared_parent())):
+            try:
+                if arena := open_():
+                    arena.sweep()
+                    used = sum(one.length_bytes for one in arena.residents())
+                    found.append(
+                        TierState(tier, str(arena.directory), arena.capacity_bytes, used, speeds.get(tier), "ready")
+                    )
+            except StorageFailed:
+                found.append(TierState(tier, str(parent), None, 0, speeds.get(tier), "gone"))
+        return [
+            *found,
+            TierState("local", str(self.root), disk_bytes + free_bytes, disk_bytes, speeds.get("local"), "ready"),
+        ]
 
     def plan(self, job: Path, *, order: str = "given", to: str | None = None) -> "Plan":
         """Return the staging plan of a JOB file; nothing moves. Tiers that were never measured are measured first."""

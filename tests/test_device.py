@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from arstore import BadInput, Corrupt, NoRoom, Store, create_store, open_store
+from arstore.formats.tensor import TensorSpan
 from arstore.store.tiers import device as device_tier
 from arstore.store.tiers.device import parse_device, upload
+from arstore.store.tiers.local import Stored
 from tests.command import arstore
 
 DEVICES = ["device:cpu", pytest.param("device:cuda:0", marks=pytest.mark.skipif(
@@ -59,8 +61,8 @@ def test_what_is_staged_on_a_device_is_what_was_put(store: Store, to: str, monke
 
 @pytest.mark.parametrize("to", DEVICES)
 def test_what_does_not_fit_moves_nothing(store: Store, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("a", "b"):
-        store.put(tensors=tensors(), name=name)
+    for number, name in enumerate(("a", "b")):
+        store.put(tensors=tensors() | {"i64": torch.arange(5) + number}, name=name)
     length = sum(one.numel() * one.element_size() for one in tensors().values())
     moved: list[int] = []
     monkeypatch.setattr(device_tier, "_copy", lambda *words: moved.append(1))
@@ -88,10 +90,13 @@ def test_an_upload_asks_for_every_byte_once_and_in_order(monkeypatch: pytest.Mon
         asked.append((at, len(out)))
         out[:] = bytes(range(at, at + len(out)))
 
-    memory = upload(47, fill, "cpu")
+    def made(length: int) -> Stored:
+        return Stored("m", (TensorSpan("f", "U8", (length,), 0, length),), fill)
+
+    memory = upload(made(47), "cpu")
     assert asked == [(0, 10), (10, 10), (20, 10), (30, 10), (40, 7)]
     assert memory.tolist() == list(range(47))
-    assert upload(0, fill, "cpu").tolist() == []
+    assert upload(made(0), "cpu").tolist() == []
 
 
 @pytest.mark.parametrize("tier", ["device:cuda:99", "device:tpu", "device:cuda:x", "shared", "remote"])

@@ -80,7 +80,7 @@ def within(name: str, *modules: str) -> bool:
 # --- floors
 
 VERBS = (
-    "put", "get", "kv", "plan", "planning", "prefetch", "prefetch_device", "tiering", "collect", "erase", "scrub",
+    "put", "get", "kv", "plan", "planning", "prefetch", "command", "tiering", "collect", "erase", "scrub",
     "repair", "sync", "tenants", "miss", "heal",
 )  # fmt: skip
 GROUND = ("disk", "config", "errors", "__init__")

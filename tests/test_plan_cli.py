@@ -221,11 +221,11 @@ def test_tiers_are_shown_and_measured(store: Store, tmp_path: Path, host: Path) 
     (default_store() / "tiers.json").unlink()
     found = cli("--json", "tiers").json["tiers"]
     keys = {"tier", "path", "capacity_bytes", "used_bytes", "bytes_per_second", "latency_seconds", "measured", "state"}
-    assert [(one["tier"], set(one) >= keys) for one in found] == [("host", True), ("local", True)]
-    assert [one["bytes_per_second"] for one in found] == [None, None]
-    assert found[0]["used_bytes"] == SIZE
-    assert found[0]["path"].startswith(str(host))
-    assert 0 < found[1]["used_bytes"] < found[1]["capacity_bytes"]
+    assert [(one["tier"], set(one) >= keys) for one in found] == [(name, True) for name in ("device", "host", "local")]
+    assert [one["bytes_per_second"] for one in found] == [None, None, None]
+    assert found[1]["used_bytes"] == SIZE
+    assert found[1]["path"].startswith(str(host))
+    assert 0 < found[2]["used_bytes"] < found[2]["capacity_bytes"]
     assert "not measured" in cli("tiers").out
     probed = cli("--json", "tiers", "--probe").json["tiers"]
     assert all(one["bytes_per_second"] > 1e6 and one["latency_seconds"] >= 0 for one in probed)

@@ -26,8 +26,9 @@ from arstore.store.disk import Disk, try_lock
 from arstore.store.errors import BadInput, StorageFailed
 from arstore.store.prefetch import Stage
 from arstore.store.tensors import _TORCH_NAMES, tensor_bytes
+from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.extent import attach_extent, remove_extent
-from arstore.store.tiers.host import HostTier
+from arstore.store.tiers.local import Stored
 from tests.command import Ran, arstore, cli, ended, start
 from tests.mortal_disk import killed
 
@@ -397,16 +398,16 @@ def test_without_room_nothing_moves_and_nothing_goes(store: Store, tmp_path: Pat
 
 
 def test_what_others_are_staging_takes_room_too(store: Store, host: Path) -> None:
-    tier = HostTier(host / "tenant", 100_000, Disk())
+    tier = Arena("host", host / "tenant", 100_000, Disk())
     span = TensorSpan("f", "U8", (60_000,), 0, 60_000)
 
-    def meanwhile(out: memoryview) -> None:
+    def meanwhile(_: int, out: memoryview) -> None:
         with pytest.raises(NoRoom):
             tier.make_room(50_000, frozenset([OTHER]))
         tier.make_room(60_000, frozenset([KEY]))  # it is what we wait for
 
     with tier.filling(KEY, wait=False):
-        tier.fill(KEY, "m@1", [span], 0.0, meanwhile)
+        tier.fill(KEY, Stored("m@1", (span,), meanwhile))
 
 
 def test_a_full_memory_file_system_is_no_room(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,7 +489,7 @@ def test_many_threads_stage_use_and_drop_the_same(store: Store) -> None:
         thread.join()
     assert wrong == []
     gc.collect()
-    assert store.tiers.unstage()[1] == []
+    assert store.tiers.unstage().in_use == []
 
 
 class Meddling(Disk):
@@ -512,17 +513,17 @@ class Meddling(Disk):
         self._after("rename")
 
 
-def fill(tier: HostTier, byte: int, until_s: float = 0.0) -> object:
-    def write(out: memoryview) -> None:
+def fill(tier: Arena, byte: int, until_s: float = 0.0) -> object:
+    def read(at: int, out: memoryview) -> None:
         out[:] = bytes([byte]) * len(out)
 
-    return tier.fill(KEY, "m@1", [TensorSpan("f", "U8", (5000,), 0, 5000)], until_s, write)
+    return tier.fill(KEY, Stored("m@1", (TensorSpan("f", "U8", (5000,), 0, 5000),), read), until_s)
 
 
 def test_what_was_just_published_is_held_already(host: Path) -> None:
-    plain = HostTier(host / "tenant", 1 << 20, Disk())
+    plain = Arena("host", host / "tenant", 1 << 20, Disk())
     taken: list[bool] = []
-    held = fill(HostTier(host / "tenant", 1 << 20, Meddling("rename", lambda: taken.append(plain.remove(KEY)))), 1)
+    held = fill(Arena("host", host / "tenant", 1 << 20, Meddling("rename", lambda: taken.append(plain.remove(KEY)))), 1)
     assert taken == [False]
     assert plain.find(KEY)
     del held
@@ -530,7 +531,7 @@ def test_what_was_just_published_is_held_already(host: Path) -> None:
 
 
 def test_removing_takes_no_other_extent_that_has_the_name_by_then(host: Path) -> None:
-    plain = HostTier(host / "tenant", 1 << 20, Disk())
+    plain = Arena("host", host / "tenant", 1 << 20, Disk())
     fill(plain, 1)
     kept: list[object] = []
 
@@ -538,13 +539,13 @@ def test_removing_takes_no_other_extent_that_has_the_name_by_then(host: Path) ->
         assert plain.remove(KEY)
         kept.append(fill(plain, 2))
 
-    HostTier(host / "tenant", 1 << 20, Meddling("open", again)).remove(KEY)
+    Arena("host", host / "tenant", 1 << 20, Meddling("open", again)).remove(KEY)
     assert kept
     assert set(attach_extent(extents(host)[0], KEY).view) == {2}
 
 
 def test_what_got_more_time_meanwhile_is_not_over(host: Path) -> None:
-    plain = HostTier(host / "tenant", 1 << 20, Disk())
+    plain = Arena("host", host / "tenant", 1 << 20, Disk())
     fill(plain, 1)
     more = Meddling("open", lambda: plain.hold(KEY, time.time() + 60))
     assert not remove_extent(extents(host)[0], more, over=True)
@@ -552,7 +553,7 @@ def test_what_got_more_time_meanwhile_is_not_over(host: Path) -> None:
 
 
 def test_who_attaches_while_it_is_looked_at_waits(host: Path) -> None:
-    fill(HostTier(host / "tenant", 1 << 20, Disk()), 1)
+    fill(Arena("host", host / "tenant", 1 << 20, Disk()), 1)
     [extent] = extents(host)
     with extent.open("rb") as file:
         assert try_lock(file.fileno())
@@ -566,7 +567,7 @@ def test_a_tensor_alone_keeps_it_in_place(store: Store, host: Path) -> None:
     tensor = stage["m"]["w"][5:]
     stage.release()
     assert len(stage) == 0
-    assert store.tiers.unstage()[1]
+    assert store.tiers.unstage().in_use
     assert cli("unstage", "--all").code == 4
     assert torch.equal(tensor, given["w"][5:])
     del tensor
@@ -613,7 +614,7 @@ def test_killed_at_any_operation_it_is_staged_by_the_next(host: Path) -> None:
                 resumed += sum(not one.fresh for one in staged.staging.staged)
                 for seed, name in enumerate("ab"):
                     assert torch.equal(staged[name]["w"], weights(seed)["w"])
-            assert store.tiers.unstage()[1] == []
+            assert store.tiers.unstage().in_use == []
         assert [name for name in left(host) if not name.endswith(".lock")] == []
     assert 6 < at < 59
     assert resumed
@@ -778,7 +779,7 @@ def test_tenants_are_apart_and_removing_one_wipes_what_it_had(store: Store, host
             assert staged.staging.staged[0].fresh  # the same bytes under the same name, and nothing shared
             assert len({path.parent for path in extents(host)}) == len({path.stem for path in extents(host)}) == 2
             assert cli("tenant", "rm", "other", "--erase").code == 11
-            assert other.tiers.unstage(["m"])[1]
+            assert other.tiers.unstage(["m"]).in_use
         assert in_host(other, ["m"], ttl_s=60).staging.staged
     assert [one.name for one in store.tiers.host().residents()] == ["m@1"]
     gc.collect()

@@ -2,22 +2,26 @@
 
 Filling the next buffer (reading, decrypting, checking) overlaps with copying the last ones up. Without an accelerator
 the device is `cpu` and takes the same way, with plain buffers and no stream. Device memory lives in one process: what
-is staged there is gone with it.
+is staged there is gone with it, and free again when its last tensor is.
 """
 
-from collections.abc import Callable
+import contextlib
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ...formats.tensor import TensorSpan
 from ..errors import BadInput, NoRoom
+from .tier import Held, Resident
 
 if TYPE_CHECKING:
     import torch
 
 # Large enough for a copy to run at full speed, few enough that they cost nothing beside what is staged.
 BOUNCE_BYTES, BOUNCES = 32 << 20, 3
-
-# Puts bytes [at, at + len(out)) of what is staged into `out`.
-Fill = Callable[[int, memoryview], None]
 
 
 def parse_device(tier: str) -> str:
@@ -41,16 +45,129 @@ def parse_device(tier: str) -> str:
     return f"cuda:{int(number or '0')}"
 
 
-def upload(length_bytes: int, fill: Fill, device: str, budget_bytes: int | None = None) -> "torch.Tensor":
-    """Return device memory of exactly so many bytes, as uint8, filled.
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class OnDevice:
+    """An object in the memory of a device."""
 
-    Raises NoRoom, before anything moves, if budget or device have less. What `fill` raises comes through.
+    name: str
+    spans: tuple[TensorSpan, ...]
+    memory: "torch.Tensor"  # of all its bytes, uint8
+
+    @property
+    def length_bytes(self) -> int:
+        return len(self.memory)
+
+    def read(self, at: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from `at` on."""
+        import torch
+
+        if len(out):
+            torch.frombuffer(out, dtype=torch.uint8).copy_(self.memory[at : at + len(out)])
+
+
+class DeviceTier:
+    """The objects that this process has brought to one device; see tier.py. What is removed is not overwritten."""
+
+    tier = "device"
+
+    def __init__(self, device: str, budget_bytes: int | None = None) -> None:
+        """Take a torch device, as `parse_device` returns it, and the most that may lie there, if it isn't all."""
+        self.device, self._budget_bytes = device, budget_bytes
+        self._kept: dict[str, tuple[OnDevice, float]] = {}
+        self._handed: dict[str, weakref.ref[OnDevice]] = {}
+        self._alive: list[tuple[Any, int]] = []  # memory that tensors may still use, and its bytes
+        self._guard = threading.RLock()
+
+    @property
+    def capacity_bytes(self) -> int:
+        """The budget, or else what the device has free beside what is here; of `cpu` without a budget no limit."""
+        import torch
+
+        limits = [] if self._budget_bytes is None else [self._budget_bytes]
+        if self.device != "cpu":
+            limits.append(torch.cuda.mem_get_info(self.device)[0] + self.used_bytes)
+        return min(limits, default=1 << 62)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of what was brought here and is not free again."""
+        self._alive = [(memory, length) for memory, length in self._alive if not memory.expired()]
+        return sum(length for _, length in self._alive)
+
+    def residents(self) -> list[Resident]:
+        return [Resident(key, o.name, o.length_bytes, until_s) for key, (o, until_s) in sorted(self._kept.items())]
+
+    def hold(self, key: str, until_s: float = 0.0) -> OnDevice | None:
+        if key not in self._kept:
+            return None
+        kept, before_s = self._kept[key]
+        self._kept[key] = kept, max(before_s, until_s)
+        return self._hand_out(key)
+
+    def make_room(self, length_bytes: int, keep: frozenset[str]) -> None:
+        there = sorted(self.residents(), key=lambda one: one.expires_s)
+        free = [one for one in there if one.key not in keep and not self._is_used(one.key)]
+        kept = self.used_bytes - sum(one.length_bytes for one in free)
+        if kept + length_bytes > self.capacity_bytes:
+            why = f"{length_bytes} bytes do not fit beside {kept} in use, of {self.capacity_bytes}"
+            raise NoRoom(f"device {self.device}", why, hint="stage less, or raise --budget")
+        for one in free:
+            if self.used_bytes + length_bytes > self.capacity_bytes:
+                self.remove(one.key)
+
+    @contextlib.contextmanager
+    def filling(self, key: str, *, wait: bool) -> Iterator[None]:
+        with self._guard:  # of this process: no other can bring anything here
+            yield
+
+    def fill(self, key: str, source: Held, until_s: float = 0.0) -> OnDevice:
+        from torch.multiprocessing.reductions import StorageWeakRef
+
+        if held := self.hold(key, until_s):
+            return held
+        self.make_room(source.length_bytes, frozenset([key]))
+        memory = upload(source, self.device)
+        alive = StorageWeakRef(memory.untyped_storage())  # type: ignore[no-untyped-call]
+        self._alive.append((alive, len(memory)))
+        self._kept[key] = OnDevice(source.name, tuple(source.spans), memory), until_s
+        return self._hand_out(key)
+
+    def remove(self, key: str, *, over: bool = False) -> bool:
+        if key in self._kept:
+            if self._is_used(key) or (over and self._kept[key][1] > time.time()):
+                return False
+            del self._kept[key]
+        return True
+
+    def sweep(self) -> None:
+        for key in list(self._kept):
+            self.remove(key, over=True)
+
+    def _is_used(self, key: str) -> bool:
+        handed = self._handed.get(key)
+        return handed is not None and handed() is not None
+
+    def _hand_out(self, key: str) -> OnDevice:
+        """Return an object as those who use it hold it: as long as one of them does, it stays."""
+        handed = self._handed.get(key)
+        if handed is None or (held := handed()) is None:
+            held = replace(self._kept[key][0])
+            self._handed[key] = weakref.ref(held)
+        return held
+
+
+def upload(source: Held, device: str) -> "torch.Tensor":
+    """Return an object's bytes in the memory of a device, as uint8; what reading it raises comes through.
+
+    Raises NoRoom if the device is full after all.
     """
     import torch
 
-    target = torch.device(device)
-    check_room(length_bytes, device, budget_bytes)
-    memory = torch.empty(length_bytes, dtype=torch.uint8, device=target)
+    target, length_bytes = torch.device(device), source.length_bytes
+    try:
+        memory = torch.empty(length_bytes, dtype=torch.uint8, device=target)
+    except RuntimeError as error:  # OutOfMemoryError of a device is one
+        raise NoRoom(f"device {device}", str(error).partition(".")[0].lower()) from None
     pinned = target.type == "cuda"
     stream: Any = torch.cuda.Stream(target) if pinned else None  # type: ignore[no-untyped-call]
     if stream is not None:  # what had this memory before may still be read by work that is queued
@@ -63,7 +180,7 @@ def upload(length_bytes: int, fill: Fill, device: str, budget_bytes: int | None 
         part = bounces[turn % BOUNCES][: min(BOUNCE_BYTES, length_bytes - at)]
         if busy[turn % BOUNCES] is not None:
             busy[turn % BOUNCES].synchronize()  # its last copy is still on its way up
-        fill(at, part.numpy().data)
+        source.read(at, part.numpy().data)
         busy[turn % BOUNCES] = _copy(part, memory[at : at + len(part)], stream)
     if stream is not None:
         stream.synchronize()
@@ -80,14 +197,3 @@ def _copy(part: "torch.Tensor", target: "torch.Tensor", stream: Any) -> Any:
     with torch.cuda.stream(stream):
         target.copy_(part, non_blocking=True)
         return stream.record_event()
-
-
-def check_room(length_bytes: int, device: str, budget_bytes: int | None) -> None:
-    """Raise NoRoom if so many bytes do not fit into the budget or what the device has free."""
-    import torch
-
-    free = torch.cuda.mem_get_info(device)[0] if device != "cpu" else None
-    room = min((one for one in (free, budget_bytes) if one is not None), default=length_bytes)
-    if length_bytes > room:
-        why = f"{length_bytes} bytes do not fit into {room}"
-        raise NoRoom(f"device {device}", why, hint="stage less, or raise --budget")

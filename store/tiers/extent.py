@@ -1,4 +1,4 @@
-"""Extents: verified tensors as one file on a memory file system, mapped by whoever reads them.
+"""Extents: verified tensors as one file on a memory file system; in the host tier mapped by whoever reads them.
 
 An extent is published whole and never changed after. Whoever uses it holds its shared lock, which the kernel drops with
 the process. Removing one takes the lock alone, unlinks it, and overwrites what is still open. Its time stamp is when it
@@ -6,11 +6,12 @@ may be removed without being asked.
 
     0     8     "ARHOST1" and a zero
     8     8     length of the table, u64 LE
-    16    32    BLAKE3 of the table
-    48    ..    table: JSON {"key", "name", "bytes", "tensors": [[name, dtype, shape, start, length, stride?], …]}
+    16    32    BLAKE3 of the table, keyed where the extent is sealed (sealed.py)
+    48    ..    table: JSON {"key", "name", "bytes", "tensors": [[name, dtype, shape, start, length, stride?], …]}, and
+                "sums" where it is sealed
     ...         zeros to the next 4,096, then the data
 Valid iff magic and hash are right, key is what the file is named, every tensor lies inside the data, and the file ends
-with it. The data itself was verified when it came; whoever may write here is trusted with it.
+with it. The data itself was verified when it came; whoever may write here is trusted with it, unless it is sealed.
 """
 
 import contextlib
@@ -18,10 +19,9 @@ import json
 import mmap
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from blake3 import blake3
 
@@ -43,13 +43,36 @@ class Extent:
     spans: tuple[TensorSpan, ...]
     view: memoryview  # of the data
 
+    @property
+    def length_bytes(self) -> int:
+        return len(self.view)
 
-def pack_head(key: str, name: str, spans: Sequence[TensorSpan], length: int) -> bytes:
-    """Return what stands before the data of an extent, up to the page that the data begins on."""
-    tensors = [_packed(span) for span in spans]
-    table = json.dumps({"key": key, "name": name, "bytes": length, "tensors": tensors}).encode()
-    head = _MAGIC + len(table).to_bytes(8, "little") + blake3(table).digest() + table
-    return head.ljust(_data_start(len(table)), b"\0")
+    def read(self, at: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from `at` on."""
+        out[:] = self.view[at : at + len(out)]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What stands before the data of an extent."""
+
+    key: str
+    name: str
+    spans: tuple[TensorSpan, ...]
+    length_bytes: int
+    sums: tuple[str, ...] = ()  # of a sealed extent: see sealed.py
+
+    def packed(self, seal: bytes | None = None) -> bytes:
+        """Return it up to the page that the data begins on, under a key where there is one."""
+        said = {
+            "key": self.key,
+            "name": self.name,
+            "bytes": self.length_bytes,
+            "tensors": list(map(_packed, self.spans)),
+        }
+        table = json.dumps(said | ({"sums": self.sums} if seal else {})).encode()
+        head = _MAGIC + len(table).to_bytes(8, "little") + _digest(table, seal) + table
+        return head.ljust(_data_start(len(table)), b"\0")
 
 
 def remove_extent(path: Path, disk: Disk, *, wait: bool = False, over: bool = False) -> bool:
@@ -93,6 +116,24 @@ def attach_extent(path: Path, key: str) -> Extent:
 
     Raises NotFound if it is gone, Corrupt if it is not the extent of this key.
     """
+    fd = open_held(path)
+    try:
+        length = os.fstat(fd).st_size
+        if length < _PAGE_BYTES:
+            raise Corrupt(str(path), "is no extent")
+        with disk_errors(path):
+            # Copy on write, so that tensors are writable; the map keeps the file open, and so its lock.
+            view = memoryview(mmap.mmap(fd, length, access=mmap.ACCESS_COPY))
+    finally:
+        os.close(fd)
+    head, start = parse_head(path, view, length)
+    if head.key != key:
+        raise Corrupt(str(path), "is the extent of another key")
+    return Extent(head.name, head.spans, view[start:])
+
+
+def open_held(path: Path) -> int:
+    """Return a descriptor of an extent, which holds it in place while it is open; raise NotFound if it is gone."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -102,51 +143,49 @@ def attach_extent(path: Path, key: str) -> Extent:
     try:
         with disk_errors(path):
             wait_lock(fd, shared=True)  # only for as long as somebody looks whether it may go, or wipes it
-            found = os.fstat(fd)
-            if not found.st_nlink:
+            if not os.fstat(fd).st_nlink:
                 raise NotFound(path.name[:16], "was removed just now")
-            if found.st_size < _PAGE_BYTES:
-                raise Corrupt(str(path), "is no extent")
-            # Copy on write, so that tensors are writable; the map keeps the file open, and so its lock.
-            memory = mmap.mmap(fd, found.st_size, access=mmap.ACCESS_COPY)
-    finally:
+    except BaseException:
         os.close(fd)
-    return _parse(path, key, memoryview(memory))
+        raise
+    return fd
 
 
-def _parse(path: Path, key: str, view: memoryview) -> Extent:
-    table, start = _read_table(path, view)
+def parse_head(path: Path, head: "memoryview | bytes", file_bytes: int, seal: bytes | None = None) -> tuple[Head, int]:
+    """Return the head of an extent, and where its data starts; raise Corrupt unless the file ends with that."""
+    length = int.from_bytes(head[8:16], "little")
+    packed = bytes(head[_HEAD_BYTES : _HEAD_BYTES + min(length, _TABLE_MAX_BYTES)])
+    if head[:8] != _MAGIC or len(packed) != length or head[16:48] != _digest(packed, seal):
+        raise Corrupt(str(path), "is no extent" + (", or not of this tenant" if seal else ""))
     try:
+        table = dict(json.loads(packed))
         spans = tuple(_parse_span(*row) for row in table["tensors"])
-        data = view[start:]
-        fits = all(0 <= span.start <= span.start + span.length <= len(data) for span in spans)
-        if table["key"] != key or len(data) != table["bytes"] or not fits:
-            raise ValueError("it is another's, or not whole")
-        return Extent(str(table["name"]), spans, data)
-    except (KeyError, TypeError, ValueError) as error:
+        data_bytes, start = table["bytes"], _data_start(length)
+        if start + data_bytes != file_bytes or not all(0 <= s.start <= s.place.stop <= data_bytes for s in spans):
+            raise ValueError("it is not whole")
+        return Head(str(table["key"]), str(table["name"]), spans, data_bytes, tuple(table.get("sums", ()))), start
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise Corrupt(str(path), f"is no extent ({error})") from None
 
 
-def _read_table(path: Path, head: "memoryview | bytes") -> tuple[dict[str, Any], int]:
-    length = int.from_bytes(head[8:16], "little")
-    packed = bytes(head[_HEAD_BYTES : _HEAD_BYTES + min(length, _TABLE_MAX_BYTES)])
-    if head[:8] != _MAGIC or len(packed) != length or head[16:48] != blake3(packed).digest():
-        raise Corrupt(str(path), "is no extent")
-    try:
-        return dict(json.loads(packed)), _data_start(length)
-    except (ValueError, TypeError, RecursionError):
-        raise Corrupt(str(path), "is no extent") from None
+def read_head(path: Path, file: BinaryIO, seal: bytes | None = None) -> tuple[Head, int]:
+    """Return the head of an extent that is open for reading, and where its data starts."""
+    head = file.read(_HEAD_BYTES)
+    head += file.read(min(int.from_bytes(head[8:16], "little"), _TABLE_MAX_BYTES))
+    return parse_head(path, head, os.fstat(file.fileno()).st_size, seal)
 
 
-def read_name(path: Path) -> tuple[str, int]:
+def read_name(path: Path, seal: bytes | None = None) -> tuple[str, int]:
     """Return the name and the bytes of an extent; of what is none the beginning of its file's name and its length."""
     with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-        head += file.read(min(int.from_bytes(head[8:16], "little"), _TABLE_MAX_BYTES))
-        with contextlib.suppress(Corrupt, KeyError, TypeError, ValueError):
-            table, _ = _read_table(path, head)
-            return str(table["name"]), int(table["bytes"])
+        with contextlib.suppress(Corrupt):
+            head, _ = read_head(path, file, seal)
+            return head.name, head.length_bytes
         return path.name[:16], os.fstat(file.fileno()).st_size
+
+
+def _digest(table: bytes, seal: bytes | None) -> bytes:
+    return (blake3(table, key=seal) if seal else blake3(table)).digest()
 
 
 def _data_start(table_bytes: int) -> int:

@@ -1,7 +1,8 @@
 """Probe: how fast a tier is, measured, and kept for the planner.
 
 local   reads of 4 MiB past the page cache by two threads, of a file written for it; latency: single reads of 4 KiB
-host    bytes into fresh shared memory by two threads
+host    bytes into fresh memory of its file system by two threads; the same of shared
+device  bytes from this process's memory up to it, as staging does it
 Each is the median of several rounds, so that one hiccup does not become a plan.
 """
 
@@ -9,14 +10,18 @@ import json
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ...formats.tensor import TensorSpan
 from ..disk import Disk, make_buffer
 from ..errors import StorageFailed
+from .arena import Arena
+from .device import parse_device, upload
+from .extent import Extent
 
 PROBE_NAME = "tiers.json"
 _BYTES, _STEP, _ROUNDS, _LATENCIES = 128 << 20, 4 << 20, 5, 64
@@ -35,9 +40,10 @@ class Speed:
 Speeds = dict[str, Speed]
 
 
-def probe(root: Path, host: Path, now: str, disk: Disk) -> Speeds:
-    """Measure the local tier under a store's root and the host tier's directory, and keep the result in the store."""
-    found = {"local": _probe_local(root, now, disk), "host": _probe_host(host, now, disk)}
+def probe(root: Path, arenas: Sequence[Arena], now: str, disk: Disk) -> Speeds:
+    """Measure the local tier under a store's root, arenas and the device, and keep the result in the store."""
+    found = {arena.tier: _probe_memory(arena.directory, now, disk) for arena in arenas}
+    found |= {"local": _probe_local(root, now, disk), "device": _probe_device(now)}
     disk.replace_file(root / PROBE_NAME, json.dumps({name: asdict(one) for name, one in found.items()}).encode())
     return found
 
@@ -85,7 +91,19 @@ def _probe_local(root: Path, now: str, disk: Disk) -> Speed:
     return Speed(rate, latency, now)
 
 
-def _probe_host(directory: Path, now: str, disk: Disk) -> Speed:
+def _probe_device(now: str) -> Speed:
+    device, source = parse_device("device"), memoryview(make_buffer(_BYTES))
+    spans = (TensorSpan("probe", "U8", (_BYTES,), 0, _BYTES),)
+    small = Extent("probe", (), source[:0])
+    whole = Extent("probe", spans, source)
+    return Speed(
+        _rate(lambda: upload(whole, device)),
+        _median(_seconds(lambda: upload(small, device)) for _ in range(_LATENCIES)),
+        now,
+    )
+
+
+def _probe_memory(directory: Path, now: str, disk: Disk) -> Speed:
     path = directory / f".probe-{os.getpid()}"
     import numpy as np
 

@@ -1,0 +1,203 @@
+"""Arena: objects as extents in one directory of a memory file system, filled once, found by any later process.
+
+An extent is filled under a hidden name and renamed when every byte in it was verified. Its stager holds it from before
+that on, so it goes from nobody's use to somebody's, never through a moment in which it could be taken away.
+"""
+
+import contextlib
+import mmap
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ..disk import Disk, disk_errors, locked, try_lock, wait_lock
+from ..errors import Corrupt, Fenced, NoRoom, NotFound, StorageFailed
+from .extent import Extent, Head, attach_extent, read_name, remove_extent, wipe
+from .sealed import SealedExtent, blank_sums, sums_of
+from .tier import Held, Resident
+
+_NAME = re.compile(r"[0-9a-f]{64}")
+
+
+class Arena:
+    """The extents of one tenant of one store, in a directory that only this user can enter; keeps what tier.py says.
+
+    With a `seal`, the tenant's key for it, extents are sealed: each reading is verified. Without, they are mapped.
+    """
+
+    def __init__(
+        self, tier: str, directory: Path, capacity_bytes: int, disk: Disk, *, seal: bytes | None = None
+    ) -> None:  # fmt: skip
+        """Make the directory if it is not there; raise StorageFailed if that can't be, or if it is open to others."""
+        self.tier, self.directory, self.capacity_bytes, self._disk, self._seal = (
+            tier, directory, capacity_bytes, disk, seal
+        )  # fmt: skip
+        make_own(directory, disk)
+
+    def residents(self) -> list[Resident]:
+        """Return what is staged whole, by key; what turns out to be no extent, too, so that it can be removed."""
+        found = []
+        for path in sorted(self.directory.glob("*.extent")):
+            if _NAME.fullmatch(path.stem):
+                with contextlib.suppress(FileNotFoundError):
+                    found.append(Resident(path.stem, *read_name(path, self._seal), path.stat().st_mtime))
+        return found
+
+    def find(self, key: str) -> bool:
+        """Say whether something is staged whole."""
+        return self._path(key).exists()
+
+    def hold(self, key: str, until_s: float = 0.0) -> "Extent | SealedExtent | None":
+        """Return an extent, held in place, and kept until then unless asked for; None if it is not there.
+
+        One that is damaged is wiped.
+        """
+        path = self._path(key)
+        try:
+            extent = self._open(path, key)
+        except NotFound:
+            return None
+        except Corrupt:
+            extent = None
+        if extent is None:  # only here: the error has kept it open
+            if not self.remove(key):
+                raise Corrupt(str(path), "is no extent, and a process uses it", hint="end that process")
+            return None
+        with disk_errors(path):
+            if path.stat().st_mtime < until_s:
+                self._disk.set_time(path, until_s)
+        return extent
+
+    @contextlib.contextmanager
+    def filling(self, key: str, *, wait: bool) -> Iterator[None]:
+        """Be the one process that stages this key while the body runs; raise Fenced if another is, unless `wait`."""
+        path = self.directory / f".{key}.lock"
+        while True:
+            fd = self._disk.open(path, create=True)
+            try:
+                if wait:
+                    wait_lock(fd)
+                elif not try_lock(fd):
+                    raise Fenced(key[:16], "another process is staging it", hint="wait for it with --wait")
+                if os.fstat(fd).st_nlink:  # else who had it before removed it
+                    try:
+                        yield
+                    finally:
+                        self._disk.remove(path)
+                    return
+            finally:
+                os.close(fd)
+
+    def make_room(self, length_bytes: int, keep: frozenset[str]) -> None:
+        """Remove what is over time, then what would be so first, until so many bytes fit; never what is in use.
+
+        Raises NoRoom, with nothing removed that was not over time, if they can't.
+        """
+        with locked(self.directory):  # or two that do this would take each other for users
+            now = time.time()
+            for one in self.residents():
+                if one.expires_s <= now and one.key not in keep:
+                    self.remove(one.key)
+            there = self.residents()
+            free = [one for one in there if one.key not in keep and not self._is_used(one.key)]
+            used = sum(one.length_bytes for one in there) + self._filling_bytes(keep)
+            kept = used - sum(one.length_bytes for one in free)
+            if kept + length_bytes > self.capacity_bytes:
+                why = f"{length_bytes} bytes do not fit beside {kept} in use, of {self.capacity_bytes}"
+                raise NoRoom(f"{self.tier} tier", why, hint="raise --budget, stage less, or 'arstore unstage'")
+            for one in sorted(free, key=lambda one: one.expires_s):
+                if used + length_bytes > self.capacity_bytes:
+                    used -= one.length_bytes if self.remove(one.key) else 0
+            if used + length_bytes > self.capacity_bytes:
+                raise NoRoom(
+                    f"{self.tier} tier", "what was to be removed came into use", hint="raise --budget, or wait"
+                )
+
+    def fill(self, key: str, source: Held, until_s: float = 0.0) -> "Extent | SealedExtent":
+        """Stage an object, published in one step when its last byte was verified; return it, held in place.
+
+        If it fails, what it left is wiped.
+        """
+        head = Head(key, source.name, tuple(source.spans), source.length_bytes)
+        if self._seal:
+            head = replace(head, sums=blank_sums(head.length_bytes))
+        partial = self.directory / f".{key}.partial"
+        remove_extent(partial, self._disk)  # left by a stager that was killed
+        fd = self._disk.open(partial, create=True)
+        try:
+            self._write(fd, head, source)
+            self._disk.set_time(partial, until_s)
+            extent = self._open(partial, key)
+            self._disk.rename(partial, self._path(key))
+        except BaseException:
+            if partial.exists():
+                wipe(fd, partial, self._disk)
+            raise
+        finally:
+            os.close(fd)
+        return extent
+
+    def _write(self, fd: int, head: Head, source: Held) -> None:
+        packed = head.packed(self._seal)
+        self._disk.reserve(fd, len(packed) + head.length_bytes)
+        memory = mmap.mmap(fd, len(packed) + head.length_bytes)
+        with contextlib.suppress(OSError, ValueError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        data = memoryview(memory)[len(packed) :]
+        source.read(0, data)
+        if self._seal:
+            packed = replace(head, sums=sums_of(self._seal, data)).packed(self._seal)
+        memory[: len(packed)] = packed
+
+    def _open(self, path: Path, key: str) -> "Extent | SealedExtent":
+        return SealedExtent(path, key, self._seal) if self._seal else attach_extent(path, key)
+
+    def remove(self, key: str, *, over: bool = False) -> bool:
+        """Wipe an extent and give its memory back, see `remove_extent`."""
+        return remove_extent(self._path(key), self._disk, over=over)
+
+    def sweep(self) -> None:
+        """Wipe what killed stagers left, and what is over time and nobody uses."""
+        for one in self.residents():
+            self.remove(one.key, over=True)
+        for key in self.partials():
+            with contextlib.suppress(Fenced), self.filling(key, wait=False):
+                remove_extent(self.directory / f".{key}.partial", self._disk)
+
+    def partials(self) -> list[str]:
+        """Return the keys of what is being staged, or was by a stager that was killed."""
+        return [path.name[1:].removesuffix(".partial") for path in self.directory.glob(".*.partial")]
+
+    def _filling_bytes(self, keep: frozenset[str]) -> int:
+        """Return the bytes that others are staging now."""
+        total = 0
+        for key in set(self.partials()) - keep:
+            with contextlib.suppress(FileNotFoundError):
+                total += (self.directory / f".{key}.partial").stat().st_size
+        return total
+
+    def _is_used(self, key: str) -> bool:
+        with contextlib.suppress(StorageFailed):
+            fd = self._disk.open(self._path(key))
+            try:
+                return not try_lock(fd)
+            finally:
+                os.close(fd)
+        return False
+
+    def _path(self, key: str) -> Path:
+        assert _NAME.fullmatch(key)
+        return self.directory / f"{key}.extent"
+
+
+def make_own(path: Path, disk: Disk) -> None:
+    """Make a directory if it is not there; raise StorageFailed unless it is this user's alone."""
+    disk.make_dirs(path)
+    with disk_errors(path):
+        found = os.lstat(path)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o77 or not stat.S_ISDIR(found.st_mode):
+        raise StorageFailed(str(path), "is not a directory of yours alone, mode 0700", hint="remove it")

@@ -1,0 +1,36 @@
+"""Fallback: objects from the nearest tier that has them; from the local store where that tier fails or is gone."""
+
+import contextlib
+from collections.abc import Sequence
+
+from ..errors import Corrupt, NotFound, StorageFailed, StoreError
+from .tier import Held, Source, Tier
+
+
+class Sources:
+    """Where objects come from: tiers that may fail, the nearest first, and the local store, whose errors count."""
+
+    def __init__(self, near: Sequence[Tier], truth: Source, failed: dict[str, StoreError] | None = None) -> None:
+        """Take the tiers, and those that are gone already with the error that says so."""
+        self._near, self._truth = near, truth
+        self.failed = failed or {}  # near tiers that were not there or gave something bad: the first error of each
+
+    def bring(self, key: str, target: Tier, until_s: float) -> tuple[Held, str]:
+        """Bring an object into a tier; return it, held in place, and the tier it came from.
+
+        Raises NotFound if no tier has it, else what the store and `target` raise.
+        """
+        for source in self._near:
+            try:
+                if held := source.hold(key):
+                    return target.fill(key, held, until_s), source.tier
+            except (StorageFailed, NotFound) as error:
+                self.failed.setdefault(source.tier, error)
+            except Corrupt as error:
+                self.failed.setdefault(source.tier, error)
+                held = None  # or it could not be removed
+                with contextlib.suppress(StoreError):
+                    source.remove(key)
+        if (held := self._truth.hold(key)) is None:
+            raise NotFound(key[:16], f"is not in {self._truth.tier} (any more)")
+        return target.fill(key, held, until_s), self._truth.tier

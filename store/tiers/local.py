@@ -1,0 +1,88 @@
+"""The local tier: what the store holds, as objects to be staged. It is the truth; put and gc fill and empty it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...formats.tensor import TensorSpan, data_bytes
+from ..artifact import Artifact
+from ..errors import NotFound
+from ..prefix import Prefix, Run
+
+_Read = Callable[[int, memoryview], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A stored object as one run of bytes: tensors side by side, then files that hold none; KV in its layout."""
+
+    name: str
+    spans: tuple[TensorSpan, ...]
+    read: _Read
+
+    @property
+    def length_bytes(self) -> int:
+        return data_bytes(self.spans)
+
+
+class Local:
+    """The stored objects of a tenant: versions, and the prefix blocks of one identity."""
+
+    tier = "local"
+
+    def __init__(self, get: Callable[[str], Artifact], block: Callable[[str], Prefix | None]) -> None:
+        """Take how a version is found by its id, and how a block is, as a prefix of its own."""
+        self._get, self._block = get, block
+        self._versions: dict[str, Stored] = {}  # of those that were asked for: large ones take a while to lay out
+
+    def hold(self, key: str, until_s: float = 0.0) -> Stored | None:
+        """Return a stored object, None if there is none; reading it raises NotFound if it is removed meanwhile."""
+        if block := self._block(key):
+            return stored_prefix(block, f"block {key}")
+        try:
+            if key not in self._versions:
+                self._versions[key] = stored_artifact(self._get(key))
+            return self._versions[key]
+        except NotFound:
+            return None
+
+    def length_bytes(self, key: str) -> int:
+        """Return what an object takes in a tier above; raise NotFound if there is none."""
+        if (held := self.hold(key)) is None:
+            raise NotFound(key[:16], "is not in local")
+        return held.length_bytes
+
+
+def stored_artifact(artifact: Artifact) -> Stored:
+    """Return a version as an object: its tensors, and files that hold none, side by side; KV in its layout."""
+    name = f"{artifact.summary.name}@{artifact.summary.version}"
+    if artifact.manifest.shape:
+        return stored_prefix(artifact.prefix(), name)
+    ranges, spans = artifact.side_by_side()
+
+    def read(at: int, out: memoryview) -> None:
+        pieces = []
+        for (file, start, stop), to in ranges.items():
+            first, last = max(to, at), min(to + stop - start, at + len(out))
+            if first < last:
+                pieces.append(((file, start + first - to, start + last - to), out[first - at : last - at]))
+        artifact.fill(pieces)
+
+    return Stored(name, spans, read)
+
+
+def stored_prefix(prefix: Prefix, name: str) -> Stored:
+    """Return KV as an object, in the layout it was put in."""
+    assert prefix.shape
+    count = prefix.tokens_count
+    spans = prefix.spans(prefix.shape, count, prefix.layout, prefix.page_tokens)
+    whole: list[memoryview] = []
+
+    def read(at: int, out: memoryview) -> None:
+        if at == 0 and len(out) >= data_bytes(spans):
+            prefix.load([Run(0, count, 0)], None, range, None, None, into=out)
+            return
+        if not whole:  # of KV in other layouts no part can be had by itself
+            whole.append(prefix.load([Run(0, count, 0)], None, range, None, None).buffer)
+        out[:] = whole[0][at : at + len(out)]
+
+    return Stored(name, spans, read)

@@ -1,0 +1,102 @@
+"""Sealed extents: of a tier that others may write to, or that may go at any moment, so that each reading is verified.
+
+The table of a sealed extent is hashed under a key of the tenant and holds the sum of every 4 MiB of the data: BLAKE3
+under the same key. Reading copies first and checks the copy. It never maps: memory that goes away under a map ends the
+process, under a read it is an error.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from ...formats.tensor import TensorSpan
+from ..disk import disk_errors
+from ..errors import Corrupt
+from ..fetch import workers_count
+from .extent import open_held, read_head
+
+SUM_BYTES = 4 << 20
+_UNKNOWN = "0" * 64
+
+
+def blank_sums(length_bytes: int) -> tuple[str, ...]:
+    """Return sums of the right number and length, for a head that is to be written before the data is known."""
+    return (_UNKNOWN,) * -(-length_bytes // SUM_BYTES)
+
+
+def sums_of(seal: bytes, data: memoryview) -> tuple[str, ...]:
+    """Return the sums of data, on every core."""
+
+    def sum_at(at: int) -> str:
+        return _sum(seal, data[at : at + SUM_BYTES])
+
+    with ThreadPoolExecutor(workers_count()) as pool:
+        return tuple(pool.map(sum_at, range(0, len(data), SUM_BYTES)))
+
+
+class SealedExtent:
+    """A sealed extent, held in place while this is referenced."""
+
+    def __init__(self, path: Path, key: str, seal: bytes) -> None:
+        """Open it; raise NotFound if it is gone, Corrupt if it is not the extent of this key, sealed by this tenant."""
+        self._path, self._seal = path, seal
+        self._file = open(open_held(path), "rb", buffering=0)  # noqa: SIM115  closed with the last reference
+        with disk_errors(path):
+            self._head, self._start = read_head(path, self._file, seal)
+        if self._head.key != key or len(self._head.sums) != len(blank_sums(self.length_bytes)):
+            raise Corrupt(str(path), "is the extent of another key, or has too few sums")
+
+    @property
+    def name(self) -> str:
+        return self._head.name
+
+    @property
+    def spans(self) -> Sequence[TensorSpan]:
+        return self._head.spans
+
+    @property
+    def length_bytes(self) -> int:
+        return self._head.length_bytes
+
+    def read(self, at: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from `at` on, on every core; raise Corrupt where a sum differs."""
+        with ThreadPoolExecutor(workers_count()) as pool:
+            for _ in pool.map(self._read, _pieces(at, out)):
+                pass
+
+    def _read(self, piece: "_Piece") -> None:
+        first = piece.number * SUM_BYTES
+        whole = min(SUM_BYTES, self.length_bytes - first)
+        copy = piece.out if len(piece.out) == whole else memoryview(bytearray(whole))
+        with disk_errors(self._path):
+            got = os.preadv(self._file.fileno(), [copy], self._start + first)
+        if got != whole or _sum(self._seal, copy) != self._head.sums[piece.number]:
+            raise Corrupt(f"{self._head.name}: {self._path}", f"differs from its sum at byte {first}")
+        if copy is not piece.out:
+            piece.out[:] = copy[piece.skip : piece.skip + len(piece.out)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Where bytes of one sum go, without the first `skip` of them."""
+
+    number: int
+    skip: int
+    out: memoryview
+
+
+def _pieces(at: int, out: memoryview) -> Iterator[_Piece]:
+    done = 0
+    while done < len(out):
+        number, skip = divmod(at + done, SUM_BYTES)
+        length = min(SUM_BYTES - skip, len(out) - done)
+        yield _Piece(number, skip, out[done : done + length])
+        done += length
+
+
+def _sum(seal: bytes, data: memoryview) -> str:
+    return blake3(data, key=seal, max_threads=1).hexdigest()
