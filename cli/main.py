@@ -44,6 +44,7 @@ from . import (
     tag,
     tenant,
     tiers,
+    unstage,
     verify,
     why_miss,
 )
@@ -82,6 +83,7 @@ for module in (
     why_miss,
     plan,
     prefetch,
+    unstage,
     tiers,
     rm,
     erase,

@@ -1,30 +1,46 @@
-"""`arstore prefetch` and `arstore unstage`: what a run reads, in place before it starts; and out again."""
+"""`arstore prefetch`: what a run reads, in place before it starts."""
 
 import json
-import sys
-from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..store.command import run_staged
 from ..store.disk import Disk
-from ..store.errors import BadInput, NotFound, StoreError
-from ..store.prefetch import Staging
+from ..store.errors import BadInput, NotFound
+from ..store.prefetch import How
 from ..store.quantities import parse_duration, parse_size
 from ..store.store import Store
 from ..store.tiers.device import parse_device
-from .render import rate, size
 from .session import Session, session_of
+from .staged import report, write_timeline
+
+if TYPE_CHECKING:
+    from ..store.planfile import Plan
 
 PARTIAL = 4
 _TTL = "1h"
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be staged, and how; `to` is None where a JOB or PLAN says it."""
+
+    session: Session
+    names: list[str]
+    to: str | None
+    budget_bytes: int | None
+    ttl_s: float
+    from_: str | None
+    wait: bool
+    command: list[str]
+    timeline: Path | None
+
+
 def register(app: typer.Typer) -> None:
     app.command()(prefetch)
-    app.command()(unstage)
 
 
 def split_command(words: list[str]) -> list[str]:
@@ -41,8 +57,9 @@ def prefetch(
         list[str], typer.Argument(metavar="NAME…", help="What to stage: names, ids, or one JOB or PLAN file.")
     ],
     to: Annotated[
-        str, typer.Option(metavar="TIER", help="The tier to stage to: host, shared, device, device:cuda:0.")
-    ] = "host",
+        str | None,
+        typer.Option(metavar="TIER", help="host, shared, device, device:cuda:0 [default: host, or as a JOB says]"),
+    ] = None,
     budget: Annotated[str | None, typer.Option(metavar="SIZE", help="Most that the tier may hold.")] = None,
     ttl: Annotated[
         str | None, typer.Option(metavar="TIME", help="How long it stays [default: 1h; with CMD, no longer]")
@@ -51,66 +68,93 @@ def prefetch(
         str | None, typer.Option("--from", metavar="TIER", help="Take it from there: local or shared, not the nearest.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for another process that stages the same.")] = False,
+    timeline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what moved when, for chrome://tracing or Perfetto.")
+    ] = None,
     run: Annotated[str | None, typer.Option("--run", hidden=True)] = None,
 ) -> None:
     """Stage artifacts up, verified. With `-- CMD …`, hold them while CMD runs and exit with its code.
 
-    CMD finds them by `arstore.attach()`, uncopied. Exits 4 if some of several could not be staged.
+    CMD finds them by `arstore.attach()`, uncopied. What a JOB or PLAN needs beyond its budget comes while CMD works
+    through `attach().requests()`. Exits 4 if some of several could not be staged.
     """
-    session = session_of(context)
     command = _command(run) if run is not None else []
-    ttl_s = parse_duration(ttl if ttl is not None else "0s" if command else _TTL)
-    budget_bytes = parse_size(budget) if budget is not None else None
+    asked = Asked(
+        session_of(context), names, to, parse_size(budget) if budget is not None else None,
+        parse_duration(ttl if ttl is not None else "0s" if command else _TTL), from_, wait, command, timeline,
+    )  # fmt: skip
+    if to is not None:
+        _own_part(to, command)
+    with asked.session.open() as store:
+        plan = _plan_in(asked, store)
+        code = _run_planned(asked, store, plan) if plan is not None and command else _stage(asked, store, plan)
+    if command:
+        raise SystemExit(code)  # a typer.Exit of 130 would be our own interruption
+    if code:
+        raise typer.Exit(code)
+
+
+def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:
+    """Stage all that is asked for, then run the command if there is one; return the exit code."""
+    command, tiers = asked.command, store.tiers
+    to = asked.to or (plan.job.tiers[0].name if plan else "host")
     stop = _own_part(to, command)
-    with session.open() as store, session.progress("prefetch") as progress:
-        if len(names) == 1 and _is_file(names[0], store):
-            from ..store.planning import names_in  # see cli/plan.py
-
-            names, said_bytes = names_in(Path(names[0]))
-            budget_bytes = said_bytes if budget_bytes is None else budget_bytes
-        stage = store.tiers.prefetch(names, stop, budget_bytes, ttl_s, from_=from_, wait=wait, progress=progress)
-        directory = store.tiers.host().directory if command else Path()
-        slowest = min((one.bytes_per_s for one in store.tiers.speeds().values()), default=None)
+    with asked.session.progress_of_tiers() as progress:
+        how = How(asked.ttl_s, asked.from_, asked.wait, progress)
+        stage = tiers.prefetch_plan(plan, how) if plan else tiers.prefetch(asked.names, stop, asked.budget_bytes, how)
+    slowest = min((one.bytes_per_s for one in tiers.speeds().values()), default=None)
     with stage:
-        _report(session, stage.staging, slowest, quiet=bool(command) and not stage.staging.failed)
-        if stage.staging.failed:
-            raise typer.Exit(PARTIAL)
-        if command:
-            raise SystemExit(
-                run_staged(stage, directory, command, to, Disk())
-            )  # a typer.Exit of 130 would be our own interruption
+        staging = stage.staging
+        predicted_s = staging.moved_bytes / slowest if slowest else None
+        report(asked.session, staging, predicted_s, to_stderr=bool(command) and not staging.failed)
+        write_timeline(asked.timeline, staging.timeline)
+        if staging.failed:
+            return PARTIAL
+        if not command:
+            return 0
+        from ..store.command import run_staged
+
+        directory = tiers.host().directory
+        store.close()  # the command may run for long, and needs nothing of it
+        return run_staged(stage, directory, command, to, Disk())
 
 
-def unstage(
-    context: typer.Context,
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="What to release.")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Everything that is staged.")] = False,
-) -> None:
-    """Wipe staged copies and give their memory back. Exits 4 if one is in use and stays, or a tier is gone."""
-    session = session_of(context)
-    if bool(names) == all_:
-        raise BadInput("unstage", "wanted names or --all")
-    with session.open() as store:
-        done = store.tiers.unstage(names or ())
-    values: dict[str, object] = {
-        "unstaged": [{"name": o.what.name, "tier": o.arena.tier, "bytes": o.what.length_bytes} for o in done.gone],
-        "in_use": [one.what.name for one in done.in_use],
-        "degraded": degraded_values(done.degraded),
-        "bytes": sum(one.what.length_bytes for one in done.gone),
-    }
-    lines = [f"released {o.what.name} from {o.arena.tier}" for o in done.gone]
-    lines += [f"in use: {o.what.name}" for o in done.in_use]
-    warn_degraded(session, done.degraded)
-    session.emit(values, lambda: "\n".join(lines))
-    if done.in_use or done.degraded:
-        raise typer.Exit(PARTIAL)
+def _run_planned(asked: Asked, store: Store, plan: "Plan") -> int:
+    """Run the command while the plan is carried out; return the exit code."""
+    from ..store.command import run_planned, staging_of
+
+    tiers, keys = store.tiers, store.tiers.keys(plan)
+    to = asked.to or plan.job.tiers[0].name
+    directory = tiers.host().directory
+    with ExitStack() as shown:
+        progress = shown.enter_context(asked.session.progress_of_tiers())
+        run = tiers.run(plan, from_=asked.from_, host_only=True, progress=progress)
+        code = run_planned(run, keys, directory, asked.command, to, Disk(), placed=shown.close)
+    staging = staging_of(run, keys)
+    report(asked.session, staging, plan.predicted_s, to_stderr=True)
+    write_timeline(asked.timeline, run.timeline)
+    return code or (PARTIAL if staging.failed else 0)
+
+
+def _plan_in(asked: Asked, store: Store) -> "Plan | None":
+    """Return the plan of the one JOB or PLAN file that is asked for; None where artifacts are."""
+    if len(asked.names) > 1 or not _is_file(asked.names[0], store):
+        return None
+    from ..store.planfile import read_plan
+
+    path = Path(asked.names[0])
+    if (plan := read_plan(path)) is None:
+        return store.tiers.plan(path, to=asked.to, budget_bytes=asked.budget_bytes)
+    if asked.to is not None and asked.to.partition(":")[0] != plan.job.tiers[0].name:
+        raise BadInput(f"--to {asked.to}", f"the plan is to {plan.job.tiers[0].name}", hint="plan again")
+    return plan if asked.budget_bytes is None else plan.within(asked.budget_bytes)
 
 
 def _own_part(to: str, command: list[str]) -> str:
     """Return the tier that this process stages to: what a command wants on a device it brings up there itself."""
     if to == "shared" and command:
         raise BadInput("--to shared", "a command reads what is in the host tier", hint="leave out --to")
-    if not to.startswith("device"):
+    if to in ("host", "shared"):
         return to
     parse_device(to)
     if not command:
@@ -130,56 +174,8 @@ def _is_file(name: str, store: Store) -> bool:
     return False
 
 
-def degraded_values(degraded: Mapping[str, StoreError]) -> list[dict[str, str]]:
-    """Return the tiers that were not there, as JSON has them."""
-    return [{"tier": tier, "why": str(error)} for tier, error in degraded.items()]
-
-
-def warn_degraded(session: Session, degraded: Mapping[str, StoreError]) -> None:
-    for tier, error in degraded.items():
-        session.say(f"warning: without tier {tier}: {error}")
-
-
 def _command(text: str) -> list[str]:
     command = json.loads(text)
     if not command:
         raise BadInput("--", "no command follows it")
     return [str(word) for word in command]
-
-
-def _report(session: Session, staging: Staging, slowest: float | None, *, quiet: bool) -> None:
-    """Print what is staged; where a command follows, stdout is its own and this goes to stderr.
-
-    The prediction is of the slowest tier on the way, as it was measured.
-    """
-    total = sum(one.wanted.length_bytes for one in staging.staged)
-    moved = sum(one.wanted.length_bytes for one in staging.staged if one.fresh)
-    values: dict[str, object] = {
-        "staged": [
-            {
-                "name": o.wanted.name,
-                "version": o.wanted.version,
-                "tier": o.tier,
-                "from": o.source,
-                "bytes": o.wanted.length_bytes,
-                "seconds": round(o.seconds, 3),
-            }
-            for o in staging.staged
-        ],
-        "failed": [{"name": name, "why": str(error)} for name, error in staging.failed],
-        "degraded": degraded_values(staging.degraded),
-        "bytes": total,
-        "moved_bytes": moved,
-        "seconds": session.seconds,
-        "predicted_seconds": round(moved / slowest, 3) if slowest else None,
-    }
-    lines = [
-        f"staged {o.wanted.name}@{o.wanted.version} in {o.tier}, {size(o.wanted.length_bytes)}" for o in staging.staged
-    ]
-    warn_degraded(session, staging.degraded)
-    lines += [f"not staged: {name}: {error}" for name, error in staging.failed]
-    lines.append(f"{size(moved)} moved in {session.seconds:.2f} s{rate(moved, session.seconds)}")
-    if quiet:
-        print(json.dumps(values) if session.json else "\n".join(f"arstore: {line}" for line in lines), file=sys.stderr)
-    else:
-        session.emit(values, lambda: "\n".join(lines))

@@ -5,17 +5,22 @@ import getpass
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from ..store.access import open_store
 from ..store.config import default_store
 from ..store.errors import StoreError
-from ..store.progress import Progress
+from ..store.progress import Progress, TierProgress, tell_nobody
 from ..store.store import Store
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
 
 
 class Reported(Exception):
@@ -61,36 +66,63 @@ class Session:
         if not self.quiet:
             print(f"arstore: {line}", file=sys.stderr)
 
+    def warn_degraded(self, degraded: Mapping[str, StoreError]) -> None:
+        """Say which tiers were not there."""
+        for tier, error in degraded.items():
+            self.say(f"warning: without tier {tier}: {error}")
+
+    @contextlib.contextmanager
+    def progress_of_tiers(self) -> Iterator[TierProgress]:
+        """Show a line with a bar for each tier that is filled while work runs, if a person is watching."""
+        with self._bars() as bars:
+            if bars is None:
+                yield tell_nobody
+                return
+            tasks: dict[str, TaskID] = {}
+
+            def advance(tier: str, advance_bytes: int, total_bytes: int) -> None:
+                if tier not in tasks:
+                    tasks[tier] = bars.add_task(f"to {tier}", total=total_bytes)
+                bars.update(tasks[tier], advance=advance_bytes)
+
+            yield advance
+
     @contextlib.contextmanager
     def progress(self, what: str) -> Iterator[Progress]:
         """Show bytes, rate and time left while work runs, if a person is watching."""
+        with self._bars() as bars:
+            if bars is None:
+                yield lambda advance_bytes, total_bytes: None
+                return
+            task = bars.add_task(what, total=None)
+            yield lambda advance_bytes, total_bytes: bars.update(task, advance=advance_bytes, total=total_bytes)
+
+    @contextlib.contextmanager
+    def _bars(self) -> "Iterator[Bars | None]":
         if self.quiet or self.json or not sys.stderr.isatty():
-            yield lambda advance_bytes, total_bytes: None
+            yield None
             return
         from rich.console import Console
         from rich.progress import (
             BarColumn,
             DownloadColumn,
+            Progress,
             TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
-        from rich.progress import Progress as Bar
 
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
             TimeRemainingColumn(),
-        )
-        with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=None)
+        )  # fmt: skip
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            yield bars
 
-            def advance(advance_bytes: int, total_bytes: int) -> None:
-                bar.update(task, advance=advance_bytes, total=total_bytes)
 
-            yield advance
+def degraded_values(degraded: Mapping[str, StoreError]) -> list[dict[str, str]]:
+    """Return the tiers that were not there, as JSON has them."""
+    return [{"tier": tier, "why": str(error)} for tier, error in degraded.items()]
 
 
 def session_of(context: typer.Context) -> Session:

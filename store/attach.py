@@ -4,59 +4,78 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..formats.tensor import TensorSpan
-from .artifact import FILE_PREFIX
 from .errors import BadInput, Corrupt, NotFound, StorageFailed
-from .tiers.device import DeviceTier, OnDevice, parse_device
-from .tiers.extent import Extent, attach_extent
+from .staged import StagedTensors
+from .tiers.device import DeviceTier, parse_device
+from .tiers.extent import attach_extent
 from .tiers.tier import Held
 
 if TYPE_CHECKING:
-    import torch
+    from .requests import Ready
+    from .run import Run
 
 SESSION_FORMAT = 1
-_SESSION_MAX_BYTES = 1 << 24
+_SESSION_MAX_BYTES = 1 << 28
 
 
-class StagedTensors(Mapping[str, "torch.Tensor"]):
-    """The tensors of one staged object by name, made when asked for; `files` are those that hold no tensors."""
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a run says to its command: the tier, artifacts by name, and the keys of a plan's objects."""
 
-    def __init__(self, held: Held) -> None:
-        """Take an object in the host tier or on a device; it stays in place while this or a tensor of it is used."""
-        self._held = held
-        self._spans = {span.name: span for span in held.spans if not span.name.startswith(FILE_PREFIX)}
+    path: Path
+    to: str
+    artifacts: tuple[tuple[str, str], ...]
+    keys: tuple[str, ...] = ()
 
     @property
-    def files(self) -> dict[str, memoryview]:
-        files = (span for span in self._held.spans if span.name.startswith(FILE_PREFIX))
-        return {span.name.removeprefix(FILE_PREFIX): self._bytes(span) for span in files}
+    def plan_path(self) -> Path:
+        return self.path.with_suffix(".plan")
 
-    def __getitem__(self, name: str) -> "torch.Tensor":
-        from .tensors import shape_tensor, tensor_from
+    @property
+    def socket_path(self) -> Path:
+        return self.path.with_suffix(".socket")
 
-        span = self._spans[name]
-        if isinstance(self._held, OnDevice):
-            return shape_tensor(self._held.memory[span.place], span)
-        return tensor_from(self._bytes(span), span)
+    def packed(self) -> bytes:
+        artifacts = [{"name": name, "key": key} for name, key in self.artifacts]
+        value = {"format": SESSION_FORMAT, "to": self.to, "artifacts": artifacts, "keys": self.keys}
+        return json.dumps(value).encode()
+
+
+class Staged(Mapping[str, StagedTensors]):
+    """What stays in place for a whole run, by name; and the requests of its JOB or PLAN, one after the other."""
+
+    def __init__(self, held: Mapping[str, Held], session: Session, run: "Run | None" = None) -> None:
+        self._held, self._session, self._run = held, session, run
+
+    def __getitem__(self, name: str) -> StagedTensors:
+        return StagedTensors(self._held[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._spans)
+        return iter(self._held)
 
     def __len__(self) -> int:
-        return len(self._spans)
+        return len(self._held)
 
-    def _bytes(self, span: TensorSpan) -> memoryview:
-        if isinstance(self._held, Extent):
-            return self._held.view[span.place]
-        copy = memoryview(bytearray(span.length))
-        self._held.read(span.start, copy)
-        return copy
+    def requests(self) -> "Iterator[Ready]":
+        """Yield each request of the plan when what it needs is in place; see `Requests`.
+
+        Processes of one run share them: each request is given to one. Raises BadInput if nothing was planned.
+        """
+        if self._run is not None:
+            return iter(self._run)
+        if not self._session.keys:
+            raise BadInput("requests", "none were planned", hint="prefetch a JOB or a PLAN")
+        from .feed import Fed
+        from .requests import Requests
+
+        return iter(Requests(_read_plan(self._session), Fed(self._session.socket_path)))
 
 
-def attach(path: str | Path | None = None, *, to: str | None = None) -> dict[str, StagedTensors]:
+def attach(path: str | Path | None = None, *, to: str | None = None) -> Staged:
     """Return what is staged for this process, by name; by default what `$ARSTORE_STAGED` says.
 
     In the host tier nothing is copied. Tensors are writable: writes go to private copies. Everything stays in place
@@ -66,28 +85,57 @@ def attach(path: str | Path | None = None, *, to: str | None = None) -> dict[str
     given = path or os.environ.get("ARSTORE_STAGED")
     if not given:
         raise BadInput("ARSTORE_STAGED", "is not set", hint="run this by 'arstore prefetch NAMES -- CMD'")
-    said, artifacts = _read_session(Path(given))
-    staged = {key: attach_extent(Path(given).parent / f"{key}.extent", key) for _, key in artifacts}
-    target = to or said
+    session = read_session(Path(given))
+    target = to or session.to
     if target == "host":
-        return {name: StagedTensors(staged[key]) for name, key in artifacts}
-    device = DeviceTier(parse_device(target))
-    device.make_room(sum(one.length_bytes for one in staged.values()), frozenset())
-    return {name: StagedTensors(device.fill(key, staged[key])) for name, key in artifacts}
+        return Staged({name: _extent(session, key) for name, key in session.artifacts}, session)
+    device = parse_device(target)
+    if session.keys:
+        return _attach_run(session, device)
+    staged = {key: _extent(session, key) for _, key in session.artifacts}
+    tier = DeviceTier(device)
+    tier.make_room(sum(one.length_bytes for one in staged.values()), frozenset())
+    return Staged({name: tier.fill(key, staged[key]) for name, key in session.artifacts}, session)
 
 
-def _read_session(session: Path) -> tuple[str, list[tuple[str, str]]]:
-    """Return the tier that a session was staged to, and the names and keys of what was."""
+def _attach_run(session: Session, device: str) -> Staged:
+    """Carry out the last lane of a plan in this process: from the host tier up to its device."""
+    from .feed import Fed
+    from .run import Run
+
+    plan = _read_plan(session)
+    tier = DeviceTier(device, plan.job.tiers[0].capacity_bytes)
+    run = Run(plan, [tier], session.keys, [None], below=Fed(session.socket_path)).__enter__()
+    run.wait_until_placed()
+    numbers = {key: number for number, key in enumerate(session.keys)}
+    held = run.lanes[0].placed()
+    return Staged({name: held[numbers[key]] for name, key in session.artifacts}, session, run)
+
+
+def _extent(session: Session, key: str) -> Held:
+    return attach_extent(session.path.parent / f"{key}.extent", key)
+
+
+def _read_plan(session: Session) -> Any:
+    from .planfile import read_plan
+
+    return read_plan(session.plan_path)
+
+
+def read_session(path: Path) -> Session:
+    """Return what a session says; raise NotFound if what was staged is released."""
     try:
-        with session.open("rb") as file:
+        with path.open("rb") as file:
             value = json.loads(file.read(_SESSION_MAX_BYTES))
-        artifacts = [(str(one["name"]), str(one["key"])) for one in value["artifacts"]]
-        if value["format"] != SESSION_FORMAT or not all(re.fullmatch(r"[0-9a-f]{64}", key) for _, key in artifacts):
+        artifacts = tuple((str(one["name"]), str(one["key"])) for one in value["artifacts"])
+        keys = tuple(map(str, value.get("keys", ())))
+        named = (*(key for _, key in artifacts), *keys)
+        if value["format"] != SESSION_FORMAT or not all(re.fullmatch(r"[0-9a-f]{64}", key) for key in named):
             raise ValueError("its format is not known")
-        return str(value.get("to", "host")), artifacts
+        return Session(path, str(value.get("to", "host")), artifacts, keys)
     except FileNotFoundError:
-        raise NotFound(str(session), "what was staged is released") from None
+        raise NotFound(str(path), "what was staged is released") from None
     except OSError as error:
-        raise StorageFailed(str(session), (error.strerror or str(error)).lower()) from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Corrupt(str(session), f"is no session ({error})") from None
+        raise StorageFailed(str(path), (error.strerror or str(error)).lower()) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Corrupt(str(path), f"is no session ({error})") from None

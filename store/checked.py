@@ -62,6 +62,12 @@ class Fields:
             raise BadInput(self._where, f"{name} lists {len(value)}, at most {most} are taken")
         return value
 
+    def table(self, name: str) -> dict[str, Any]:
+        value = self.get(name)
+        if not isinstance(value, dict):
+            self.refuse(name, value, "a table of fields")
+        return value
+
     def texts(self, name: str, *, most: int = WHOLE_MAX) -> tuple[str, ...]:
         return tuple(self._text(name, value) for value in self.rows(name, most=most))
 

@@ -6,13 +6,17 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from .attach import SESSION_FORMAT
+from .attach import Session
 from .disk import Disk
 from .errors import NotFound, StorageFailed
-from .prefetch import Stage
+from .feed import serving
+from .prefetch import Stage, StagedOne, Staging, Wanted
+from .requests import labels_of
+from .run import Run
+from .staging import BLOCK
 
 
 def run_staged(stage: Stage, directory: Path, command: Sequence[str], to: str, disk: Disk) -> int:
@@ -20,27 +24,72 @@ def run_staged(stage: Stage, directory: Path, command: Sequence[str], to: str, d
 
     What the stage moved is held meanwhile and wiped after. Signals of the terminal reach the command itself.
     """
-    with Session(directory, disk) as session:
-        session.will_stage(one.wanted.key for one in stage.staging.staged if one.fresh)
-        artifacts = [{"name": name, "key": key} for name, key in stage.key_of.items()]
+    with Janitor(directory, disk) as janitor:
+        janitor.will_stage(one.wanted.key for one in stage.staging.staged if one.fresh)
         try:
-            return session.run(command, {"to": to, "artifacts": artifacts})
+            return janitor.run(command, Session(janitor.path, to, tuple(stage.key_of.items())))
         finally:
             stage.hand_over()
 
 
-class Session:
-    """One run of a command with what is staged for it. Leave the with block, and what was staged for it is wiped.
+def run_planned(
+    run: Run, keys: Sequence[str], directory: Path, command: Sequence[str], to: str, disk: Disk, *,
+    placed: Callable[[], object],
+) -> int:  # fmt: skip
+    """Run a command while a plan is carried out for it, down from the host tier; return its exit code.
 
-    A process of its own does that, the janitor, which outlives this one: also when this one or the command is killed.
+    It starts when all is in place that fits at once, or else what the first request needs. It finds what stays for the
+    whole run by `arstore.attach()`, and each request by `attach().requests()`. Raises NoRoom if the plan does not fit
+    beside what is in use, and what kept an object away that is needed all the time, before it starts. Just before that
+    `placed` is called.
+    """
+    plan = run.plan
+    names = {number: name for number, name in labels_of(plan).items() if not name.startswith(BLOCK)}
+    with Janitor(directory, disk) as janitor:
+        janitor.will_stage(keys)
+        with run:
+            run.wait_until_placed()
+            kept = names if run.whole else plan.job.held
+            for number in kept:
+                if error := run.lanes[0].failed.get(number):
+                    raise error
+            session = Session(janitor.path, to, tuple((names[number], keys[number]) for number in kept), tuple(keys))
+            placed()
+            disk.replace_file(session.plan_path, json.dumps(plan.fields()).encode())
+            with serving(run.lanes[0], keys, session.socket_path, disk):
+                return janitor.run(command, session)
+
+
+def staging_of(run: Run, keys: Sequence[str]) -> Staging:
+    """Return what a run found in the tier that it serves, every move into that, and what went wrong."""
+    plan, tier = run.plan, run.lanes[0].tier
+    numbers = {one.id: number for number, one in enumerate(plan.job.objects)}
+
+    def staged(number: int, source: str, start_s: float, end_s: float) -> StagedOne:
+        wanted = Wanted(keys[number], *plan.named(number), plan.job.objects[number].length_bytes)
+        return StagedOne(wanted, tier, source, start_s, end_s - start_s)
+
+    found = [number for number, one in enumerate(plan.job.objects) if tier in one.found]
+    moves = [event for event in run.timeline().events if (event.kind, event.tier) == ("move", tier)]
+    return Staging(
+        (*(staged(number, tier, 0.0, 0.0) for number in found),
+         *(staged(numbers[one.name], one.source, one.start_s, one.end_s) for one in moves)),
+        tuple(run.failed.items()), run.degraded,
+    )  # fmt: skip
+
+
+class Janitor:
+    """Who wipes what was staged for one run of a command, when the with block is left or whatever happens before that.
+
+    A process of its own: it outlives this one and the command, also where they are killed.
     """
 
     def __init__(self, directory: Path, disk: Disk) -> None:
-        """Take the directory of the host tier's extents; raise StorageFailed if no janitor can be started."""
+        """Take the directory of the host tier's extents; raise StorageFailed if no process can be started."""
         self.path, self._disk = directory / f"session-{secrets.token_hex(8)}.json", disk
         try:
             # -P: what lies in the working directory is no module of ours.
-            self._janitor = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", f"{__package__}.janitor", str(self.path)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
@@ -49,23 +98,23 @@ class Session:
 
     def will_stage(self, keys: Iterable[str]) -> None:
         """Say what is, or is going to be, staged for this run alone: before it is there, so that nothing stays."""
-        assert self._janitor.stdin
-        self._janitor.stdin.writelines(f"{key}\n".encode() for key in keys)
-        self._janitor.stdin.flush()
+        assert self._process.stdin
+        self._process.stdin.writelines(f"{key}\n".encode() for key in keys)
+        self._process.stdin.flush()
 
-    def run(self, command: Sequence[str], said: Mapping[str, object]) -> int:
-        """Run a command that finds in the session what is `said`; return its exit code as a shell does."""
-        self._disk.replace_file(self.path, json.dumps({"format": SESSION_FORMAT, **said}).encode())
+    def run(self, command: Sequence[str], session: Session) -> int:
+        """Run a command that finds this session; return its exit code as a shell does."""
+        self._disk.replace_file(self.path, session.packed())
         return _run(command, {**os.environ, "ARSTORE_STAGED": str(self.path)})
 
-    def __enter__(self) -> "Session":
+    def __enter__(self) -> "Janitor":
         return self
 
     def __exit__(self, *failure: object) -> None:
-        assert self._janitor.stdin
-        assert self._janitor.stdout
-        self._janitor.stdin.close()
-        self._janitor.stdout.read()  # to its end: what nobody else uses is wiped
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.stdout.read()  # to its end: what nobody else uses is wiped
 
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -21,7 +21,8 @@ from .tiers.extent import remove_extent
 def clean_up(session: Path, keys: Sequence[str], disk: Disk, *, wait: bool) -> None:
     """Remove a session, and wipe the extents it had staged; with `wait` also those that are in use first."""
     with contextlib.suppress(StoreError):
-        disk.remove(session)
+        for path in (session, session.with_suffix(".plan"), session.with_suffix(".socket")):
+            disk.remove(path)
     for path in (session.parent / f"{key}.extent" for key in keys):
         with contextlib.suppress(StoreError, OSError):
             remove_extent(path, disk, wait=wait, over=True)

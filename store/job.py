@@ -17,7 +17,7 @@ from .checked import WHOLE_MAX, Fields
 from .errors import BadInput, NotFound, StorageFailed
 from .quantities import parse_size
 from .refs import parse_ref
-from .staging import Job, Object, Request, RequestId, Tier
+from .staging import BLOCK, Job, Object, Request, RequestId, Tier
 
 JOB_MAX_BYTES = 1 << 20
 PLAN_MAX_BYTES = 1 << 28
@@ -101,7 +101,7 @@ def read_job(path: Path) -> JobFile:
         tokens_per_s=tokens_per_s,
         block_bytes=_size(job, "block_bytes") if "block_bytes" in job else None,
         block_tokens=job.whole("block_tokens", least=1) if "block_tokens" in job else BLOCK_TOKENS,
-        identity=tuple(_identity(tables.get("identity") if "identity" in tables else {}, path)),
+        identity=tuple(tables.table("identity").items()) if "identity" in tables else (),
     )
     return _with_requests(read, path.parent / job.text("requests")) if "requests" in job else read
 
@@ -132,14 +132,14 @@ def compose(job: JobFile, tiers: Sequence[Tier], *, source: str, held: Sequence[
     always = numbered(held)
     lines = job.requests or (JobRequest(_WEIGHTS_ALONE),)
     requests = tuple(Request(line.id, numbered(objects_of(line)), line.after, line.compute_s) for line in lines)
-    return Job(tuple(objects), requests, tuple(tiers), source, always, job.tokens_per_s)
+    return Job(tuple(objects), requests, tuple(tiers), source, always, job.tokens_per_s, job.identity)
 
 
 def hashed_objects(job: JobFile) -> ObjectsOf:
     """Return how hash ids become objects: blocks of the size the job states, whether or not a store holds them."""
 
     def blocks(request: JobRequest) -> list[Object]:
-        return [Object(f"block {name}", job.block_bytes or 0, job.block_tokens) for name in request.hash_ids]
+        return [Object(f"{BLOCK}{name}", job.block_bytes or 0, job.block_tokens) for name in request.hash_ids]
 
     return blocks
 
@@ -213,12 +213,6 @@ def _size(fields: Fields, name: str) -> int:
     if type(value) is not int or not 0 < value <= WHOLE_MAX:
         fields.refuse(name, given, "a size above 0, as 16GiB")
     return value
-
-
-def _identity(value: object, path: Path) -> list[tuple[str, object]]:
-    if not isinstance(value, dict):
-        raise BadInput(f"{path}: [identity]", "wanted a table of identity fields")
-    return list(value.items())
 
 
 def _check_ref(name: str, where: str) -> None:

@@ -8,17 +8,21 @@ Invariant: a plan read back keeps every rule of staging.py, and its sums and its
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from ..formats.errors import FormatError
+from ..formats.manifest import parse_json
 from .checked import Fields
-from .errors import BadInput
+from .errors import BadInput, NoRoom
+from .job import read_bounded
 from .ordering import check_order, live_peak_bytes
 from .simulate import simulate
 from .staging import Job, Lanes, Move, Object, Request, Tier, check_job, replay
 
 _FORMAT = 1
-_JOB = ("format", "source", "tiers", "tokens_per_second", "objects", "held", "requests")
+_JOB = ("format", "source", "tiers", "tokens_per_second", "identity", "objects", "held", "requests")
 _MOVES = ("order", "moves")
 _SUMS = ("peak_bytes", "live_peak_bytes", "refetches", "predicted_seconds")
 _TIER = ("name", "capacity_bytes", "bytes_per_second", "latency_seconds")
@@ -54,6 +58,7 @@ class Plan:
             job.source,
             [_row(_TIER, t.name, t.capacity_bytes, t.bytes_per_s, t.latency_s) for t in job.tiers],
             job.tokens_per_s,
+            dict(job.identity),
             [_row(_OBJECT, o.id, o.length_bytes, o.tokens, o.stored, list(o.found)) for o in job.objects],
             list(job.held),
             [_row(_REQUEST, r.id, list(r.objects), list(r.after), r.compute_s) for r in job.requests],
@@ -64,6 +69,19 @@ class Plan:
             for m in lane
         ]
         return stated | _row(_MOVES, [job.requests[number].id for number in self.order], moves) | self.sums()
+
+    def within(self, budget_bytes: int) -> "Plan":
+        """Return the plan with another budget of its target; raise NoRoom if it takes more."""
+        target, *lower = self.job.tiers
+        if self.peak_bytes[0] > budget_bytes:
+            why = f"takes {self.peak_bytes[0]} bytes of {target.name}, the budget is {budget_bytes}"
+            raise NoRoom("plan", why, hint="plan again with that budget")
+        return replace(self, job=replace(self.job, tiers=(replace(target, capacity_bytes=budget_bytes), *lower)))
+
+    def named(self, number: int) -> tuple[str, int]:
+        """Return the name and the version of an object; a prefix block is the first of its id."""
+        name, _, version = self.job.objects[number].id.rpartition("@")
+        return (name, int(version)) if name else (version, 1)
 
     def sums(self) -> dict[str, Any]:
         """Return what follows from the moves, as JSON has it."""
@@ -99,6 +117,7 @@ def parse_plan(value: Any, where: str) -> Plan:
         top.text("source"),
         top.wholes("held"),
         None if top.get("tokens_per_second") is None else top.real("tokens_per_second"),
+        tuple(top.table("identity").items()),
     )
     try:
         check_job(job)
@@ -150,3 +169,14 @@ def _tier(row: Any, where: str) -> Tier:
     fields = Fields(row, where, _TIER)
     capacity = None if fields.get("capacity_bytes") is None else fields.whole("capacity_bytes")
     return Tier(fields.text("name"), capacity, fields.real("bytes_per_second"), fields.real("latency_seconds"))
+
+
+def read_plan(path: Path) -> Plan | None:
+    """Return the plan that a file holds, None if it holds none and may be a JOB; raise BadInput if it is a bad one."""
+    text = read_bounded(path)
+    if not text.lstrip().startswith(b"{"):
+        return None
+    try:
+        return parse_plan(parse_json(text), str(path))
+    except FormatError as error:
+        raise BadInput(str(path), str(error).lower()) from None

@@ -7,25 +7,35 @@ Killed anywhere and run again, it goes on with what is not staged yet.
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from .attach import StagedTensors
 from .errors import Fenced, StoreError
 from .names import Names
-from .progress import Progress
+from .progress import TierProgress, tell_nobody
 from .refs import label_artifacts
+from .staged import StagedTensors
+from .staging import BLOCK
 from .tiers.arena import Arena
 from .tiers.fallback import Sources
 from .tiers.tier import Held, Resident, Tier
 
+if TYPE_CHECKING:
+    from .timeline import Timed
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One stored version that is to be staged."""
+    """One stored object that is to be staged: a version, or a prefix block."""
 
     key: str
     name: str
     version: int
     length_bytes: int
+
+    @property
+    def text(self) -> str:
+        """What people read: name and version, or a prefix block's name, which has no others."""
+        return self.name if self.name.startswith(BLOCK) else f"{self.name}@{self.version}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +73,47 @@ class Staging:
     failed: tuple[tuple[str, StoreError], ...]
     degraded: Mapping[str, StoreError] = field(default_factory=dict)
 
+    @property
+    def bytes(self) -> int:
+        return sum(one.wanted.length_bytes for one in self.staged)
 
-def stage(
-    tier: Tier, sources: Sources, wanted: Sequence[Wanted], until_s: float, *, wait: bool, progress: Progress
-) -> "Stage":  # fmt: skip
+    @property
+    def moved_bytes(self) -> int:
+        return sum(one.wanted.length_bytes for one in self.staged if one.fresh)
+
+    def timeline(self) -> "Timed":
+        """Return what moved when."""
+        from .timeline import Event, Timed  # with the planner, which few commands need
+
+        events, found = list[Event](), dict[str, int]()
+        for one in self.staged:
+            what, length = one.wanted.text, one.wanted.length_bytes
+            found[one.tier] = found.get(one.tier, 0) + (0 if one.fresh else length)
+            if one.fresh:
+                end = one.start_s + one.seconds
+                events.append(Event("move", one.tier, what, one.start_s, end, length, one.source))
+        return Timed(tuple(events), found)
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How things are staged: to stay how many seconds after they are used, taken from which tier but the nearest,
+    waiting or not for another process that stages the same, and who is told how far it is.
+    """
+
+    ttl_s: float = 0.0
+    from_: str | None = None
+    wait: bool = False
+    progress: TierProgress = tell_nobody
+
+
+def stage(tier: Tier, sources: Sources, wanted: Sequence[Wanted], how: How, now_s: float) -> "Stage":
     """Stage objects in a tier and hold them.
 
     Raises NoRoom, before anything moves, if they can't all be there at once; and of one object alone what kept it.
     """
     tier.sweep()
+    until_s = now_s + how.ttl_s if how.ttl_s else 0.0
     began = time.monotonic()
     held = {one.key: found for one in wanted if (found := tier.hold(one.key, until_s))}
     missing = {one.key: one.length_bytes for one in wanted if one.key not in held}
@@ -84,12 +126,12 @@ def stage(
             source = tier.tier
             try:
                 if one.key not in held:
-                    held[one.key], source = bring(tier, sources, one.key, until_s, wait=wait)
+                    held[one.key], source = sources.bring(one.key, tier, until_s, wait=how.wait)
             except StoreError as error:
-                failed.append((f"{one.name}@{one.version}", error))
+                failed.append((one.text, error))
                 continue
             if one.key in missing:
-                progress(one.length_bytes, sum(missing.values()))
+                how.progress(tier.tier, one.length_bytes, sum(missing.values()))
             staged.append(StagedOne(one, tier.tier, source, start - began, time.monotonic() - start))
     except BaseException:  # interrupted: nobody will release it
         _release(tier, held, missing)
@@ -97,14 +139,6 @@ def stage(
     if len(wanted) == 1 and failed:
         raise failed[0][1]
     return Stage(tier, Staging(tuple(staged), tuple(failed), sources.failed), held)
-
-
-def bring(tier: Tier, sources: Sources, key: str, until_s: float, *, wait: bool) -> tuple[Held, str]:
-    """See that an object is staged; return it, held in place, and where it came from: its own tier if it was there."""
-    with tier.filling(key, wait=wait):
-        if there := tier.hold(key, until_s):
-            return there, tier.tier
-        return sources.bring(key, tier, until_s)
 
 
 def _release(tier: Tier, held: dict[str, Held], keys: Iterable[str]) -> None:

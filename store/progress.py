@@ -4,3 +4,10 @@ from collections.abc import Callable
 
 # Called from worker threads with the bytes just done and the bytes there are in all.
 Progress = Callable[[int, int], None]
+
+# The same where tiers are filled: with the tier, the bytes that just came there, and those that are to come in all.
+TierProgress = Callable[[str, int, int], None]
+
+
+def tell_nobody(tier: str, advance_bytes: int, total_bytes: int) -> None:
+    """A `TierProgress` for where nobody waits."""

@@ -19,6 +19,7 @@ from .errors import BadInput, NoRoom
 RequestId = str | int
 
 NEVER = -1
+BLOCK = "block "  # begins the id of an object that is a prefix block; the block's id in hex follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,8 @@ class Job:
     """All that a plan depends on. `tiers` go from the target down; below the last of them is the source.
 
     `held` are objects that stay in the target tier from the first request to the last, as weights do.
-    Without `tokens_per_s` nothing can be computed anew.
+    Without `tokens_per_s` nothing can be computed anew. `identity` is that of the KV whose blocks objects are; planning
+    does not look at it.
     """
 
     objects: tuple[Object, ...]
@@ -77,6 +79,7 @@ class Job:
     source: str = "local"
     held: tuple[int, ...] = ()
     tokens_per_s: float | None = None
+    identity: tuple[tuple[str, object], ...] = ()
 
     def found(self, place: int) -> list[int]:
         """Return the objects that lie in a tier already."""

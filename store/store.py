@@ -25,9 +25,9 @@ from .miss import Miss, explain_miss
 from .model_identity import config_fields, identify_inputs
 from .names import Found
 from .opened import open_parts
-from .prefetch import Stage
+from .prefetch import How, Stage
 from .prefix import Prefix
-from .progress import Progress
+from .progress import Progress, TierProgress, tell_nobody
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
 from .refs import parse_new_ref
 from .rekey import Rotated, add_passphrase, rotate
@@ -247,10 +247,10 @@ class Store:
 
     def prefetch(
         self, names: Sequence[str], *, to: str = "host", budget_bytes: int | None = None, ttl_s: float = 0.0,
-        from_: str | None = None, wait: bool = False, progress: Progress = silent,
+        from_: str | None = None, wait: bool = False, progress: TierProgress = tell_nobody,
     ) -> Stage:  # fmt: skip
         """Stage artifacts up, each byte verified, and hold them; see `Tiers.prefetch`."""
-        return self.tiers.prefetch(names, to, budget_bytes, ttl_s, from_=from_, wait=wait, progress=progress)
+        return self.tiers.prefetch(names, to, budget_bytes, How(ttl_s, from_, wait, progress))
 
     def why_miss(self, identity: Mapping[str, object], kind: str = "kv") -> Miss:
         """Return the fields that tell an identity from the nearest stored one; raise NotFound if none is stored."""

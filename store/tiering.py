@@ -1,5 +1,6 @@
 """Tiering: the tiers above the local store of one tenant, staged to, released, measured and planned for."""
 
+import contextlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -13,8 +14,8 @@ from .errors import BadInput, StorageFailed, StoreError
 from .heal import heal
 from .kv import Kv
 from .names import Names
-from .prefetch import Placed, Stage, Wanted, forget_staged, stage, unstage
-from .progress import Progress
+from .prefetch import How, Placed, Stage, Wanted, forget_staged, stage, unstage
+from .progress import TierProgress, tell_nobody
 from .put import PutParts
 from .scrub import Scrubbed
 from .tiers.arena import Arena
@@ -28,6 +29,7 @@ from .tiers.tier import Tier
 
 if TYPE_CHECKING:
     from .planfile import Plan
+    from .run import Run
 
 UPWARD = ("local", "shared", "host", "device")
 
@@ -101,24 +103,33 @@ class Tiers:
             self.target("shared")
         return Sources(near, local, failed)
 
-    def prefetch(
-        self, names: Sequence[str], to: str, budget_bytes: int | None, ttl_s: float, *, from_: str | None = None,
-        wait: bool, progress: Progress,
-    ) -> Stage:  # fmt: skip
-        """Stage artifacts up to a tier, each byte verified, and hold them; they stay `ttl_s` seconds after.
+    def prefetch(self, names: Sequence[str], to: str, budget_bytes: int | None, how: How) -> Stage:
+        """Stage artifacts up to a tier, each byte verified, and hold them.
 
         In host and shared tier they stay for any process, on a device for this one. Raises NoRoom before anything
         moves. Of several, `staging.failed` says which could not be staged.
         """
-        target = self.target(to, budget_bytes)
         versions = {(one.summary.name, one.summary.version): one for one in map(self.get, dict.fromkeys(names))}
         found = {one.summary.id: one for one in versions.values()}  # of the same bytes by two names there is one
         local = Local(lambda key: found[key] if key in found else self.get(key), lambda key: None)
         wanted = [
             Wanted(one.summary.id, *version, local.length_bytes(one.summary.id)) for version, one in versions.items()
         ]
-        until_s = self.now().timestamp() + ttl_s if ttl_s else 0.0
-        return stage(target, self.sources(local, to, from_), wanted, until_s, wait=wait, progress=progress)
+        return self._stage(wanted, local, to, budget_bytes, how)
+
+    def prefetch_plan(self, plan: "Plan", how: How) -> Stage:
+        """Stage all that a plan moves into its target, as `prefetch` does; raise NoRoom if it can't all be there."""
+        target, objects = plan.job.tiers[0], plan.job.objects
+        wanted = [
+            Wanted(key, *plan.named(number), objects[number].length_bytes)
+            for number, key in enumerate(self.keys(plan))
+            if objects[number].stored
+        ]
+        return self._stage(wanted, self._local(plan), target.name, target.capacity_bytes, how)
+
+    def _stage(self, wanted: Sequence[Wanted], local: Local, to: str, budget_bytes: int | None, how: How) -> Stage:
+        sources = self.sources(local, to, how.from_)
+        return stage(self.target(to, budget_bytes), sources, wanted, how, self.now().timestamp())
 
     def unstage(self, names: Sequence[str] = ()) -> Unstaged:
         """Wipe what is staged of these names, or all, in every tier that is there."""
@@ -194,9 +205,66 @@ class Tiers:
             TierState("local", str(self.root), disk_bytes + free_bytes, disk_bytes, speeds.get("local"), "ready"),
         ]
 
-    def plan(self, job: Path, *, order: str = "given", to: str | None = None) -> "Plan":
-        """Return the staging plan of a JOB file; nothing moves. Tiers that were never measured are measured first."""
-        from .planning import plan_job  # loaded where it is used, so that other commands start faster
+    def plan(
+        self, path: Path, *, order: str = "given", to: str | None = None, budget_bytes: int | None = None
+    ) -> "Plan":  # fmt: skip
+        """Return the staging plan of a JOB file; nothing moves. Tiers that were never measured are measured first.
 
-        speeds = self.speeds() or self.probe()
-        return plan_job(job, self.get, self.kv, self.host(), speeds, order=order, to=to)
+        `to` and the budget of the target go before what the JOB says.
+        """
+        from .job import read_job  # loaded where it is used, so that other commands start faster
+        from .planning import plan_job
+
+        job = read_job(path)
+        to = to or job.to
+        target = to.partition(":")[0]
+        if target not in ("host", "device"):
+            raise BadInput(f"tier {to}", "can't be planned for, wanted host or device")
+        budget = dict(job.budget) | ({target: budget_bytes} if budget_bytes is not None else {})
+        tiers = [self.target(to, budget.get(target))]
+        tiers += [self.host(budget.get("host"))] if target == "device" else []
+        tiers += self._arenas(["shared"])[0] if "shared" in budget else []
+        speeds = self.speeds()
+        if not speeds.keys() >= {"local", *(one.tier for one in tiers)}:
+            speeds = self.probe()
+        return plan_job(job, self.get, self.kv, tiers, speeds, order=order)
+
+    def run(
+        self, plan: "Plan", *, to: str | None = None, from_: str | None = None, host_only: bool = False,
+        progress: TierProgress = tell_nobody,
+    ) -> "Run":  # fmt: skip
+        """Return a run of a plan, to be used in a with block. `to` names the device, where the plan is for one.
+
+        With `host_only` the lane of a device is another process's, see run_planned. Raises BadInput for a plan of
+        blocks that no store holds, NotFound if an object is not stored any more.
+        """
+        from .run import Run
+
+        job = plan.job
+        local = self._local(plan)
+        tiers, sources = list[Tier](), list[Sources]()
+        lower = [tier for tier in job.tiers if not (host_only and tier.name == "device")]
+        for tier in lower:
+            with contextlib.suppress(StorageFailed):  # a shared tier that is gone: then its lane is left out
+                name = to if to is not None and tier.name == "device" else tier.name
+                tiers.append(self.target(name, tier.capacity_bytes))
+                sources.append(self.sources(local, tier.name, from_ if tier is lower[-1] else None))
+        return Run(plan, tiers, self.keys(plan), sources, first=len(job.tiers) - len(lower), progress=progress)
+
+    def _local(self, plan: "Plan") -> Local:
+        identity = dict(plan.job.identity)
+        return Local(self.get, self.kv.blocks_of(identity) if identity else lambda key: None)
+
+    def keys(self, plan: "Plan") -> list[str]:
+        """Return the key of each object of a plan; raise BadInput for blocks that no store holds."""
+        from .staging import BLOCK
+
+        keys = []
+        for one in plan.job.objects:
+            if not one.id.startswith(BLOCK):
+                keys.append(self.get(one.id).summary.id)
+            elif plan.job.identity:
+                keys.append(one.id.removeprefix(BLOCK))
+            else:
+                raise BadInput(f"object {one.id}", "is planned without the store holding it, so it can't be staged")
+        return keys

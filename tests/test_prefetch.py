@@ -625,7 +625,7 @@ def test_interrupted_while_staging_nothing_stays_that_nobody_will_release(store:
         store.put(tensors=weights(seed), name=name)
     steps: list[int] = []
 
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(tier: str, done: int, total: int) -> None:
         steps.append(total)
         raise KeyboardInterrupt
 

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...formats.tensor import TensorSpan
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # Large enough for a copy to run at full speed, few enough that they cost nothing beside what is staged.
 BOUNCE_BYTES, BOUNCES = 32 << 20, 3
+_MEMORY = Path("/proc/meminfo")
 
 
 def parse_device(tier: str) -> str:
@@ -80,13 +82,9 @@ class DeviceTier:
 
     @property
     def capacity_bytes(self) -> int:
-        """The budget, or else what the device has free beside what is here; of `cpu` without a budget no limit."""
-        import torch
-
-        limits = [] if self._budget_bytes is None else [self._budget_bytes]
-        if self.device != "cpu":
-            limits.append(torch.cuda.mem_get_info(self.device)[0] + self.used_bytes)
-        return min(limits, default=1 << 62)
+        """The budget, if the device has so much free beside what is here, else what it has."""
+        free = _free_bytes(self.device) + self.used_bytes
+        return free if self._budget_bytes is None else min(self._budget_bytes, free)
 
     @property
     def used_bytes(self) -> int:
@@ -96,6 +94,9 @@ class DeviceTier:
 
     def residents(self) -> list[Resident]:
         return [Resident(key, o.name, o.length_bytes, until_s) for key, (o, until_s) in sorted(self._kept.items())]
+
+    def find(self, key: str) -> bool:
+        return key in self._kept
 
     def hold(self, key: str, until_s: float = 0.0) -> OnDevice | None:
         if key not in self._kept:
@@ -154,6 +155,16 @@ class DeviceTier:
             held = replace(self._kept[key][0])
             self._handed[key] = weakref.ref(held)
         return held
+
+
+def _free_bytes(device: str) -> int:
+    """Return the bytes that a device has free; of `cpu` what the kernel says is available."""
+    import torch
+
+    if device != "cpu":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = (line.split() for line in _MEMORY.read_text().splitlines())
+    return next((int(line[1]) << 10 for line in lines if line[0] == "MemAvailable:"), 1 << 62)
 
 
 def upload(source: Held, device: str) -> "torch.Tensor":

@@ -15,22 +15,26 @@ class Sources:
         self._near, self._truth = near, truth
         self.failed = failed or {}  # near tiers that were not there or gave something bad: the first error of each
 
-    def bring(self, key: str, target: Tier, until_s: float) -> tuple[Held, str]:
-        """Bring an object into a tier; return it, held in place, and the tier it came from.
+    def bring(self, key: str, target: Tier, until_s: float = 0.0, *, wait: bool) -> tuple[Held, str]:
+        """See that an object is in a tier; return it, held in place, and where it came from: `target`, if it was there.
 
-        Raises NotFound if no tier has it, else what the store and `target` raise.
+        Raises Fenced if another process is bringing it, unless `wait`; NotFound if no tier has it, else what the store
+        and `target` raise.
         """
-        for source in self._near:
-            try:
-                if held := source.hold(key):
-                    return target.fill(key, held, until_s), source.tier
-            except (StorageFailed, NotFound) as error:
-                self.failed.setdefault(source.tier, error)
-            except Corrupt as error:
-                self.failed.setdefault(source.tier, error)
-                held = None  # or it could not be removed
-                with contextlib.suppress(StoreError):
-                    source.remove(key)
-        if (held := self._truth.hold(key)) is None:
-            raise NotFound(key[:16], f"is not in {self._truth.tier} (any more)")
-        return target.fill(key, held, until_s), self._truth.tier
+        with target.filling(key, wait=wait):
+            if there := target.hold(key, until_s):
+                return there, target.tier
+            for source in self._near:
+                try:
+                    if held := source.hold(key):
+                        return target.fill(key, held, until_s), source.tier
+                except (StorageFailed, NotFound) as error:
+                    self.failed.setdefault(source.tier, error)
+                except Corrupt as error:
+                    self.failed.setdefault(source.tier, error)
+                    held = None  # or it could not be removed
+                    with contextlib.suppress(StoreError):
+                        source.remove(key)
+            if (held := self._truth.hold(key)) is None:
+                raise NotFound(key[:16], f"is not in {self._truth.tier} (any more)")
+            return target.fill(key, held, until_s), self._truth.tier

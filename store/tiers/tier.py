@@ -72,6 +72,10 @@ class Tier(Source, Protocol):
     @property
     def capacity_bytes(self) -> int: ...
 
+    def find(self, key: str) -> bool:
+        """Say whether an object is there whole."""
+        ...
+
     def residents(self) -> list[Resident]:
         """Return what is there."""
         ...

@@ -1,0 +1,38 @@
+"""`arstore unstage`: what was staged wiped, and its memory given back."""
+
+from typing import Annotated
+
+import typer
+
+from ..store.errors import BadInput
+from .prefetch import PARTIAL
+from .session import degraded_values, session_of
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(unstage)
+
+
+def unstage(
+    context: typer.Context,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="What to release.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Everything that is staged.")] = False,
+) -> None:
+    """Wipe staged copies and give their memory back. Exits 4 if one is in use and stays, or a tier is gone."""
+    session = session_of(context)
+    if bool(names) == all_:
+        raise BadInput("unstage", "wanted names or --all")
+    with session.open() as store:
+        done = store.tiers.unstage(names or ())
+    values: dict[str, object] = {
+        "unstaged": [{"name": o.what.name, "tier": o.arena.tier, "bytes": o.what.length_bytes} for o in done.gone],
+        "in_use": [one.what.name for one in done.in_use],
+        "degraded": degraded_values(done.degraded),
+        "bytes": sum(one.what.length_bytes for one in done.gone),
+    }
+    lines = [f"released {o.what.name} from {o.arena.tier}" for o in done.gone]
+    lines += [f"in use: {o.what.name}" for o in done.in_use]
+    session.warn_degraded(done.degraded)
+    session.emit(values, lambda: "\n".join(lines))
+    if done.in_use or done.degraded:
+        raise typer.Exit(PARTIAL)

@@ -1,0 +1,243 @@
+"""Lane: the moves of a plan into one tier, made by workers ahead of whoever uses what they bring; see staging.py.
+
+Moves start in their order, each when the step that it waits for is over and what it evicts has gone, so the tier never
+holds more than the plan says. What somebody still uses when it is to go stays until it is dropped, and goes then.
+A move that fails fails those steps that need its object, and no other.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .errors import Corrupt, NotFound, StorageFailed, StoreError
+from .staging import Move
+from .tiers.fallback import Sources
+from .tiers.tier import Held, Tier
+
+# Kind ("move", "evict" or "step"), number of the object or step, the tier it came from, when it began; it ends now.
+Told = Callable[[str, int, str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a step needs, by the objects' numbers: in place and held, or with the error that kept it away.
+
+    What is in neither has to be computed.
+    """
+
+    held: dict[int, Held] = field(default_factory=dict)
+    failed: dict[int, StoreError] = field(default_factory=dict)
+
+
+class Steps(Protocol):
+    """What serves the steps of a lane, in this process or through feed.py in another."""
+
+    @property
+    def tier(self) -> str: ...
+
+    def next(self) -> int | None:
+        """Return the next step that nobody has been given yet; None after the last."""
+        ...
+
+    def take(self, step: int) -> Taken:
+        """Return what a step needs, when all of it is there. Raises StorageFailed if the run has ended."""
+        ...
+
+    def over(self, step: int) -> None:
+        """Say that a step is over: what it took may go."""
+        ...
+
+
+class Lane:
+    """One lane of a running plan. Start it, take the steps in their order, say when each is over, and close it."""
+
+    def __init__(
+        self, tier: Tier, moves: Sequence[Move], needs: Sequence[Sequence[int]], keys: Sequence[str], *,
+        always: Sequence[int], found: Sequence[int], below: Steps | None, sources: Sources | None, told: Told,
+        clock: Callable[[], float], workers: int = 2,
+    ) -> None:  # fmt: skip
+        """Take the tier, its moves, what each step needs and what `always` all do, and the keys of all objects.
+
+        Objects come from the lane `below`, where there is one, else from `sources`; what is `found` lies there already,
+        and is brought from `sources` if it doesn't any more.
+        """
+        self._tier, self._moves, self._needs, self._keys = tier, moves, needs, keys
+        self._always, self._found, self._below, self._sources = always, found, below, sources
+        self._told, self._clock = told, clock
+        self._until = _counts(moves, len(needs))
+        self._next = 0
+        self._began: dict[int, float] = {}  # when steps that are not over were taken
+        self._order = threading.Lock()  # held while a move begins and what it evicts goes
+        self._changed = threading.Condition()
+        self._started = 0  # moves that have been begun, in order
+        self._ends, self._ended = set[int](), 0  # moves that are made, and how many from the first on
+        self._overs, self._over = set[int](), -1  # steps that are over, and the last up to which all are
+        self._taken = Taken()
+        self.failed: dict[int, StoreError] = {}  # every object that a move did not bring, and why
+        self._leaving: list[str] = []
+        self._fresh = set[str]()
+        self._closed = False
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
+
+    @property
+    def tier(self) -> str:
+        return self._tier.tier
+
+    def start(self) -> None:
+        for number in self._found:
+            self._keep(number, lambda key=self._keys[number]: self._from_sources(key))  # type: ignore[misc]
+        for thread in self._threads:
+            thread.start()
+
+    def ready(self, moves: int) -> None:
+        """Wait until so many moves have been made, from the first on."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended >= moves or self._closed)
+
+    def placed(self) -> dict[int, Held]:
+        """Return what is in place now."""
+        with self._changed:
+            return dict(self._taken.held)
+
+    def next(self) -> int | None:
+        with self._changed:
+            if self._next == len(self._needs):
+                return None
+            self._next += 1
+            return self._next - 1
+
+    def take(self, step: int) -> Taken:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended >= self._until[step] or self._closed)
+            if self._closed:
+                raise StorageFailed("run", "has ended")
+            held, failed = self._taken.held, self._taken.failed
+            needed = (*self._needs[step], *self._always)
+            self._began[step] = self._clock()
+            return Taken({n: held[n] for n in needed if n in held}, {n: failed[n] for n in needed if n in failed})
+
+    def over(self, step: int) -> None:
+        with self._changed:
+            began = self._began.pop(step, None)
+            self._overs.add(step)
+            while self._over + 1 in self._overs:
+                self._over += 1
+                self._overs.remove(self._over)
+            self._changed.notify_all()
+        if began is not None:
+            self._told("step", step, "", began)
+
+    def close(self) -> None:
+        """Make no further move, let go of what is held, and remove what was moved here, unless it is to stay longer.
+
+        Waits for moves that are being made.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+        self._taken = Taken()
+        for key in self._fresh:
+            self._tier.remove(key, over=True)
+
+    def _work(self) -> None:
+        while (number := self._begin()) is not None:
+            move = self._moves[number]
+            if not move.made:
+                self._keep(move.object, lambda number=number: self._bring(number))  # type: ignore[misc]
+            elif self._below is not None:
+                self._below.over(number)
+            with self._changed:
+                self._ends.add(number)
+                while self._ended in self._ends:
+                    self._ends.remove(self._ended)
+                    self._ended += 1
+                self._changed.notify_all()
+
+    def _begin(self) -> int | None:
+        """Return the next move when it may begin and what it evicts is gone; None if there is none."""
+        with self._order:
+            with self._changed:
+                number = self._started
+                if number == len(self._moves):
+                    return None
+                self._changed.wait_for(lambda: self._moves[number].after <= self._over or self._closed)
+                if self._closed:
+                    return None
+                self._started += 1
+            for evicted in self._moves[number].evict:
+                self._evict(evicted)
+            return number
+
+    def _keep(self, number: int, bring: Callable[[], tuple[Held, str]]) -> None:
+        began = self._clock()
+        try:
+            held, source = bring()
+        except StoreError as error:
+            with self._changed:
+                # Its traceback would hold on to what it met.
+                self._taken.failed[number] = self.failed[number] = error.with_traceback(None)
+            return
+        with self._changed:
+            self._taken.held[number] = held
+            self._taken.failed.pop(number, None)
+            if source != self.tier:
+                self._fresh.add(self._keys[number])
+        if source != self.tier:
+            self._told("move", number, source, began)
+
+    def _bring(self, number: int) -> tuple[Held, str]:
+        """Bring what a move moves from the lane below, or where that fails from elsewhere."""
+        move = self._moves[number]
+        key = self._keys[move.object]
+        if self._below is None:
+            return self._from_sources(key)
+        taken = self._below.take(number)
+        try:
+            if held := taken.held.get(move.object):
+                with self._tier.filling(key, wait=True):
+                    return self._tier.hold(key) or self._tier.fill(key, held), self._below.tier
+        except (Corrupt, StorageFailed, NotFound) as error:
+            taken.failed[move.object] = error
+        finally:
+            taken.held.clear()
+            held = None
+            self._below.over(number)
+        if self._sources is None:
+            raise taken.failed[move.object]
+        return self._from_sources(key)
+
+    def _from_sources(self, key: str) -> tuple[Held, str]:
+        if self._sources is None:
+            raise NotFound(key[:16], f"is not in {self.tier} (any more)")
+        return self._sources.bring(key, self._tier, wait=True)
+
+    def _evict(self, number: int) -> None:
+        with self._changed:
+            self._taken.failed.pop(number, None)
+            if self._taken.held.pop(number, None) is None:
+                return
+            self._leaving.append(self._keys[number])
+        self._told("evict", number, "", self._clock())
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Remove what is to go and nobody uses any more."""
+        with self._changed:
+            leaving, self._leaving = self._leaving, []
+        stay = [key for key in leaving if not self._tier.remove(key)]
+        with self._changed:
+            self._leaving += stay
+
+
+def _counts(moves: Sequence[Move], steps: int) -> list[int]:
+    """Return for each step how many moves must have been made, from the first on, when it runs."""
+    counts, at = [], 0
+    for step in range(steps):
+        while at < len(moves) and moves[at].step <= step:
+            at += 1
+        counts.append(at)
+    return counts

@@ -1,0 +1,48 @@
+"""Staged objects as tensors: over shared memory without a copy, or in the memory of a device."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from ..formats.tensor import TensorSpan
+from .artifact import FILE_PREFIX
+from .tiers.device import OnDevice
+from .tiers.extent import Extent
+from .tiers.tier import Held
+
+if TYPE_CHECKING:
+    import torch
+
+
+class StagedTensors(Mapping[str, "torch.Tensor"]):
+    """The tensors of one staged object by name, made when asked for; `files` are those that hold no tensors."""
+
+    def __init__(self, held: Held) -> None:
+        """Take an object in the host tier or on a device; it stays in place while this or a tensor of it is used."""
+        self._held = held
+        self._spans = {span.name: span for span in held.spans if not span.name.startswith(FILE_PREFIX)}
+
+    @property
+    def files(self) -> dict[str, memoryview]:
+        files = (span for span in self._held.spans if span.name.startswith(FILE_PREFIX))
+        return {span.name.removeprefix(FILE_PREFIX): self._bytes(span) for span in files}
+
+    def __getitem__(self, name: str) -> "torch.Tensor":
+        from .tensors import shape_tensor, tensor_from
+
+        span = self._spans[name]
+        if isinstance(self._held, OnDevice):
+            return shape_tensor(self._held.memory[span.place], span)
+        return tensor_from(self._bytes(span), span)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._spans)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def _bytes(self, span: TensorSpan) -> memoryview:
+        if isinstance(self._held, Extent):
+            return self._held.view[span.place]
+        copy = memoryview(bytearray(span.length))
+        self._held.read(span.start, copy)
+        return copy

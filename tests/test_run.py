@@ -1,0 +1,379 @@
+"""Plans carried out: every request finds what it needs in place, in this process and in a command, whatever dies."""
+
+import contextlib
+import gc
+import json
+import os
+import secrets
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from arstore import BadInput, Corrupt, NoRoom, Store, create_store, open_store
+from arstore.formats.record import HEADER_BYTES
+from arstore.store.config import default_store
+from arstore.store.planfile import Plan
+from arstore.store.timeline import Timed, occupancy, parse_trace
+from tests.command import arstore, cli, ended, start
+
+IDENTITY = {"model": "m", "revision": "1", "precision": "bf16"}
+IDENTITY_TABLE = "[identity]\n" + "".join(f'{name} = "{value}"\n' for name, value in IDENTITY.items())
+SIZE = 40_000  # of each artifact's one tensor
+BLOCK = 256 * 2 * 2 * 2 * 16 * 2  # tokens, layers, sides, heads, dimensions, bytes
+NAMES = "uvwxyz"
+
+
+@pytest.fixture(autouse=True)
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    memory = Path("/dev/shm")
+    path = (memory if memory.is_dir() else tmp_path) / f"arstore-test-{secrets.token_hex(8)}"
+    monkeypatch.setenv("ARSTORE_HOST_DIR", str(path))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    """A store with an artifact for each of NAMES, filled with its number, and speeds as if measured."""
+    create_store()
+    speed = {"bytes_per_s": 1e9, "latency_s": 0.0, "measured": "2026-01-01T00:00:00Z"}
+    (default_store() / "tiers.json").write_text(json.dumps(dict.fromkeys(("local", "host", "device"), speed)))
+    with open_store() as opened:
+        for number, name in enumerate(NAMES):
+            opened.put(tensors={"w": torch.full((SIZE // 4,), number, dtype=torch.int32)}, name=name)
+        yield opened
+
+
+def job(folder: Path, requests: Sequence[Mapping[str, object]], more: str = "", **fields: object) -> Path:
+    (folder / "requests.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in requests))
+    fields = {"to": "host", "requests": "requests.jsonl", **fields}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
+    (path := folder / "JOB.toml").write_text("[job]\n" + "\n".join(lines) + f"\n{more}")
+    return path
+
+
+def tight(folder: Path, to: str = "host", room: int = 3) -> Path:
+    """Return a job that walks over all artifacts four times, with room for three of them."""
+    requests = [{"id": n, "artifacts": [NAMES[n % 6], NAMES[(n + 1) % 6]]} for n in range(24)]
+    return job(folder, requests, f"[budget]\n{to} = {room * SIZE}\nhost = {(room + 1) * SIZE}\n" if to != "host" else
+               f"[budget]\nhost = {room * SIZE}\n", to=to)  # fmt: skip
+
+
+def value_of(tensor: torch.Tensor) -> int:
+    """Return the one number that fills a tensor."""
+    found = torch.unique(tensor).tolist()
+    assert len(found) == 1, found
+    return int(found[0])
+
+
+def left(host: Path) -> list[str]:
+    return [path.name for path in host.rglob("*") if path.is_file() or path.is_socket()]
+
+
+def staged_bytes(host: Path) -> int:
+    total = 0
+    for path in [*host.glob("*/*.extent"), *host.glob("*/.*.partial")]:
+        with contextlib.suppress(FileNotFoundError):
+            total += max(path.stat().st_size - 4096, 0)
+    return total
+
+
+def damage(store: Store, name: str) -> None:
+    """Flip a bit of the largest blob of an artifact."""
+    blob = max(store.get(name).manifest.blobs, key=lambda one: one.length)
+    [row] = store._parts.catalog.find_blobs([blob.digest]).values()
+    path = default_store() / "segments" / f"{row.place.segment:016x}.seg"
+    with path.open("r+b") as file:
+        file.seek(row.place.offset + HEADER_BYTES)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+# ---- in this process
+
+
+@pytest.mark.parametrize("to", ["host", "device"])
+@pytest.mark.parametrize("order", ["given", "prefix"])
+def test_every_request_has_what_it_needs_within_the_budget(
+    store: Store, tmp_path: Path, host: Path, to: str, order: str
+) -> None:
+    plan = store.tiers.plan(tight(tmp_path, to), order=order)
+    seen, most = [], 0
+    with store.tiers.run(plan) as run:
+        for request in run:
+            assert sorted(request) == sorted({NAMES[int(request.id) % 6], NAMES[(int(request.id) + 1) % 6]})
+            for name in request:
+                assert value_of(request[name]["w"]) == NAMES.index(name)
+            seen.append(request.id)
+            most = max(most, staged_bytes(host))
+    assert seen == [plan.job.requests[number].id for number in plan.order]
+    assert most <= plan.job.tiers[-1].capacity_bytes  # type: ignore[operator]
+    gc.collect()
+    assert left(host) == []
+    assert run.failed == {}
+    check_timeline(plan, run.timeline())
+
+
+def check_timeline(plan: Plan, timed: Timed) -> None:
+    """Every planned move was made, once, and no tier ever held more than planned."""
+    moves = [(event.tier, event.name) for event in timed.events if event.kind == "move"]
+    objects = plan.job.objects
+    wanted = [(t.name, objects[m.object].id) for t, lane in zip(plan.job.tiers, plan.lanes, strict=True) for m in lane]
+    assert sorted(moves) == sorted(wanted)
+    for tier, peak in zip(plan.job.tiers, plan.peak_bytes, strict=True):
+        assert max(held for _, held in occupancy(timed)[tier.name]) <= peak
+    assert sum(event.kind == "request" for event in timed.events) == len(plan.order)
+
+
+def test_threads_share_the_requests(store: Store, tmp_path: Path) -> None:
+    plan = store.tiers.plan(tight(tmp_path, room=4))
+    seen: list[object] = []
+    with store.tiers.run(plan) as run:
+
+        def work() -> None:
+            for request in run:
+                for name in request:
+                    assert value_of(request[name]["w"]) == NAMES.index(name)
+                time.sleep(0.002)
+                seen.append(request.id)
+
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert sorted(map(int, map(str, seen))) == list(range(24))
+
+
+def test_tensors_that_outlive_their_request_stay_whole_and_are_wiped_after(
+    store: Store, tmp_path: Path, host: Path
+) -> None:
+    kept: dict[str, torch.Tensor] = {}
+    with store.tiers.run(store.tiers.plan(tight(tmp_path))) as run:
+        for request in run:
+            for name in request:
+                kept.setdefault(name, request[name]["w"])
+    assert {name: value_of(tensor) for name, tensor in kept.items()} == {n: i for i, n in enumerate(NAMES)}
+    kept.clear()
+    store.tiers.sweep()
+    assert left(host) == []
+
+
+def test_prefix_blocks_are_in_place(store: Store, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokens = list(range(640))
+    kv = {f"layers.{n}.{side}": torch.randn(512, 2, 16).bfloat16() for n in range(2) for side in ("key", "value")}
+    store.kv.put(kv, name="kv", tokens=tokens[:512], identity=IDENTITY)
+    more = f"{IDENTITY_TABLE}[recompute]\ntokens_per_second = 100\n"
+    plan = store.tiers.plan(job(tmp_path, [{"id": "a", "tokens": tokens}], more))
+    with store.tiers.run(plan) as run:
+        [over] = list(run)
+        assert over.blocks == []  # what a request had is let go when it is over
+    with store.tiers.run(plan) as run:
+        for request in run:
+            joined = {name: torch.cat([block[name] for block in request.blocks]) for name in kv}
+            assert all(torch.equal(joined[name], kv[name]) for name in kv)
+            assert len(request) == 0
+
+
+def test_a_bad_object_fails_the_requests_that_need_it_and_no_others(store: Store, tmp_path: Path) -> None:
+    damage(store, "w")
+    plan = store.tiers.plan(tight(tmp_path))
+    good, bad = 0, 0
+    with store.tiers.run(plan) as run:
+        for request in run:
+            for name in {*request, *request.failed}:
+                if name == "w":
+                    with pytest.raises(Corrupt):
+                        request["w"]
+                    bad += 1
+                else:
+                    assert value_of(request[name]["w"]) == NAMES.index(name)
+                    good += 1
+    assert (good, bad) == (40, 8)
+    assert list(run.failed) == ["w@1"]
+
+
+def test_without_room_nothing_moves(store: Store, tmp_path: Path, host: Path) -> None:
+    with store.prefetch(["z"]) as held:
+        plan = store.tiers.plan(tight(tmp_path))
+        small = plan.within(3 * SIZE)
+        assert held
+        path = job(tmp_path, [{"artifacts": ["u", "v", "w"]}], f"[budget]\nhost = {3 * SIZE}\n")
+        with pytest.raises(NoRoom), store.tiers.run(store.tiers.plan(path)):
+            pass  # z is in use, and not of the plan
+        assert len(list(host.glob("*/*.extent"))) == 1
+    with pytest.raises(NoRoom):
+        small.within(2 * SIZE)
+
+
+# ---- for a command
+
+WORK = """
+import arstore, os, sys
+staged = arstore.attach()
+print(sorted(staged), flush=True)
+for request in staged.requests():
+    values = {name: request[name]["w"].unique().tolist() for name in request}
+    print(request.id, values, sorted(request.failed), flush=True)
+    if len(sys.argv) > 1 and request.id == int(sys.argv[1]):
+        os.kill(os.getpid(), 9)
+"""
+
+
+def worked(out: str) -> dict[int, dict[str, list[int]]]:
+    """Return what a command said of each request."""
+    rows = [line.split(" ", 1) for line in out.splitlines()[1:]]
+    return {int(id_): eval(rest.partition("} ")[0] + "}", {}) for id_, rest in rows}
+
+
+@pytest.mark.parametrize("to", ["host", "device"])
+def test_a_command_works_through_more_than_there_is_room_for(store: Store, tmp_path: Path, host: Path, to: str) -> None:
+    ran = arstore(
+        "--json", "prefetch", tight(tmp_path, to), "--timeline", tmp_path / "T", "--", sys.executable, "-c", WORK
+    )
+    assert ran.code == 0, ran.err
+    assert ran.out.splitlines()[0] == "[]"  # nothing stays for the whole run
+    wanted = {n: {NAMES[k]: [k] for k in (n % 6, (n + 1) % 6)} for n in range(24)}
+    assert worked(ran.out) == wanted
+    said = json.loads(ran.err)
+    assert said["moved_bytes"] > 6 * SIZE
+    assert said["predicted_seconds"] > 0
+    timed = parse_trace(json.loads((tmp_path / "T").read_text()), "T")
+    assert max(held for _, held in occupancy(timed)["host"]) <= (3 if to == "host" else 4) * SIZE
+    assert left(host) == []
+
+
+@pytest.mark.parametrize("to", ["host", "device"])
+def test_what_fits_is_attached_at_once_and_weights_always(store: Store, tmp_path: Path, to: str) -> None:
+    path = job(tmp_path, [{"id": 1, "artifacts": ["v"]}, {"id": 2, "artifacts": ["w"]}], to=to, weights=["u"])
+    ran = arstore("prefetch", path, "--", sys.executable, "-c", WORK)
+    assert ran.code == 0, ran.err
+    assert ran.out.splitlines()[0] == "['u', 'v', 'w']"
+    assert worked(ran.out) == {1: {"u": [0], "v": [1]}, 2: {"u": [0], "w": [2]}}
+    path = job(
+        tmp_path, [{"id": n, "artifacts": [name]} for n, name in enumerate("vwx")], f"[budget]\n{to} = {2 * SIZE}\n",
+        to=to, weights=["u"],
+    )  # fmt: skip
+    ran = arstore("prefetch", path, "--", sys.executable, "-c", WORK)
+    assert ran.out.splitlines()[0] == "['u']", ran.err
+    assert len(worked(ran.out)) == 3
+
+
+def test_several_processes_share_the_requests_and_one_that_dies_holds_nothing_up(
+    store: Store, tmp_path: Path, host: Path
+) -> None:
+    spawn = (
+        "import subprocess, sys\n"
+        "words = [sys.executable, '-c', sys.argv[1]]\n"
+        "all_ = [subprocess.Popen(words + more, stdout=subprocess.PIPE, text=True) for more in (['7'], [])]\n"
+        "outs = [one.communicate()[0] for one in all_]\n"
+        "print('\\n'.join(line for out in outs for line in out.splitlines()))\n"
+    )
+    ran = arstore("prefetch", tight(tmp_path), "--", sys.executable, "-c", spawn, WORK)
+    assert ran.code == 0, ran.err
+    lines = [line for line in ran.out.splitlines() if line != "[]"]
+    assert sorted(int(line.split()[0]) for line in lines) == list(range(24))
+    assert left(host) == []
+
+
+@pytest.mark.parametrize("who", ["arstore", "command"])
+def test_killed_in_the_middle_everything_is_wiped(store: Store, tmp_path: Path, host: Path, who: str) -> None:
+    wait = "import arstore, pathlib, time\nfor request in arstore.attach().requests():\n"
+    wait += f"    pathlib.Path({str(tmp_path / 'up')!r}).write_text(str(__import__('os').getpid()))\n    time.sleep(60)"
+    process = start("prefetch", str(tight(tmp_path)), "--", sys.executable, "-c", wait)
+    until = time.monotonic() + 20
+    while not (tmp_path / "up").exists() or not (tmp_path / "up").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    child = int((tmp_path / "up").read_text())
+    if who == "arstore":
+        process.kill()
+        process.wait()
+        time.sleep(0.2)
+        assert list(host.glob("*/*.extent"))  # the command goes on with it
+        os.kill(child, signal.SIGKILL)
+    else:
+        os.kill(child, signal.SIGKILL)
+        assert ended(process).code == 137
+    while left(host):
+        assert time.monotonic() < until + 20, left(host)
+        time.sleep(0.05)
+
+
+def test_the_run_that_ended_is_said(store: Store, tmp_path: Path) -> None:
+    late = (
+        "import arstore, os, sys, time\nrequests = arstore.attach().requests()\nnext(requests)\n"
+        "if os.fork() == 0:\n    time.sleep(1.5)\n    try:\n        next(arstore.attach().requests())\n"
+        f"    except arstore.StoreError as error:\n        open({str(tmp_path / 'said')!r}, 'w').write(str(error))\n"
+        "    os._exit(0)\n"
+    )
+    assert arstore("prefetch", tight(tmp_path), "--", sys.executable, "-c", late).code == 0
+    until = time.monotonic() + 10
+    while not (tmp_path / "said").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert "released" in (tmp_path / "said").read_text()
+
+
+def test_failures_come_back(store: Store, tmp_path: Path) -> None:
+    damage(store, "w")
+    ran = arstore("--json", "prefetch", tight(tmp_path), "--", sys.executable, "-c", WORK)
+    assert ran.code == 4
+    assert [one["name"] for one in json.loads(ran.err)["failed"]] == ["w@1"]
+    assert sum("['w']" in line for line in ran.out.splitlines()) == 8
+    ran = arstore("prefetch", job(tmp_path, [{"artifacts": ["u"]}], weights=["w"]), "--", "touch", tmp_path / "ran")
+    assert ran.code == 13  # what is needed all the time is missing
+    assert not (tmp_path / "ran").exists()
+    assert arstore("prefetch", tight(tmp_path), "--", "sh", "-c", "exit 7").code == 7
+    plain = "import arstore, sys\ntry: arstore.attach().requests()\nexcept arstore.BadInput as error: sys.exit(9)"
+    assert arstore("prefetch", "u", "--", sys.executable, "-c", plain).code == 9
+
+
+def test_a_plan_file_runs_as_planned(store: Store, tmp_path: Path) -> None:
+    path = tight(tmp_path)
+    assert cli("plan", path, "--order", "prefix", "--out", tmp_path / "PLAN").code == 0
+    order = json.loads((tmp_path / "PLAN").read_text())["order"]
+    assert cli("prefetch", "v").code == 0  # it is there by now, which the plan does not know
+    ran = arstore("prefetch", tmp_path / "PLAN", "--", sys.executable, "-c", WORK)
+    assert ran.code == 0, ran.err
+    assert list(worked(ran.out)) == order
+    assert cli("prefetch", tmp_path / "PLAN", "--to", "device").code == 2
+    ran = cli("prefetch", tmp_path / "PLAN")  # all at once does not fit
+    assert ran.code == 14
+    store.rm("z")
+    assert cli("prefetch", tmp_path / "PLAN").code == 3
+    with pytest.raises(BadInput):
+        store.tiers.plan(path, to="shared")
+
+
+def test_what_was_found_and_is_gone_comes_again(store: Store, tmp_path: Path) -> None:
+    assert cli("prefetch", "u", "v").code == 0
+    assert cli("plan", tight(tmp_path), "--out", tmp_path / "PLAN").code == 0
+    assert cli("unstage", "--all").code == 0
+    ran = arstore("prefetch", tmp_path / "PLAN", "--", sys.executable, "-c", WORK)
+    assert ran.code == 0, ran.err
+    assert len(worked(ran.out)) == 24
+
+
+def test_nonsense_at_the_socket_harms_nobody(store: Store, tmp_path: Path) -> None:
+    rude = (
+        "import arstore, json, os, pathlib, socket\n"
+        "path = pathlib.Path(os.environ['ARSTORE_STAGED']).with_suffix('.socket')\n"
+        "os.chdir(path.parent)\n"
+        "for word in (b'', b'x', b'[]\\n', b'[\"take\", 99]\\n', b'[\"take\", \"a\"]\\n', b'[' * 9000):\n"
+        "    one = socket.socket(socket.AF_UNIX); one.connect(path.name); one.sendall(word); one.close()\n"
+        "exec(" + repr(WORK) + ")\n"
+    )
+    ran = arstore("prefetch", tight(tmp_path), "--", sys.executable, "-c", rude)
+    assert ran.code == 0, ran.err
+    assert len(worked(ran.out)) == 24
+    assert "Traceback" not in ran.err
