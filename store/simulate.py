@@ -2,6 +2,7 @@
 
 A worker makes its moves one after the other. A move starts when the worker is free, what it moves has arrived in the
 tier below, and the step it waits for is over: that request has been computed, or that move of the lane above was made.
+What is computed gets its room in the same turn: no later move takes what an earlier one has yet to evict.
 A request is computed in order, when the accelerator is free: first what it recomputes at its front, while the rest
 still arrives; then, with all of it there, its other work. A move takes latency + bytes / bandwidth, alone on its way.
 
@@ -47,10 +48,11 @@ def simulate(
         ready = start
         while len(lane_spans) < len(lane) and lane[len(lane_spans)].step == step:
             move = lane[len(lane_spans)]
+            clocks[place] = max(clocks[place], start, users[move.after][1] if move.after >= 0 and not roomy else 0.0)
             if move.made:  # the accelerator's: its times are known when the request has been computed
                 lane_spans.append((start, start))
                 continue
-            begin = max(clocks[place], start, users[move.after][1] if move.after >= 0 and not roomy else 0.0)
+            begin = clocks[place]
             if place + 1 < len(lanes):
                 begin = max(begin, serve(place + 1, len(lane_spans), start))
             ready = clocks[place] = begin + tier.seconds(job.objects[move.object].length_bytes)

@@ -314,6 +314,15 @@ def test_a_reserved_window_buys_time_with_a_refetch() -> None:
     assert [plan.refetches for plan in plans] == [0, 1, 1]
 
 
+def test_a_fetch_waits_for_the_room_that_a_computed_object_has_yet_to_make() -> None:
+    objects = (Object("large", 2, found=("host",)), Object("computed", 1, 1, stored=False), Object("fetched", 1))
+    requests = (Request(0, (0,), compute_s=5.0), Request(1, (1, 2)))
+    job = Job(objects, requests, (Tier("host", 2, 1.0),), tokens_per_s=1.0)
+    lane = [Move(1, 1, 0, (0,), made=True), Move(2, 1)]
+    assert replay(job, (0, 1), [lane]) == [2]
+    assert simulate(job, (0, 1), [lane]).moves == (((5.0, 6.0), (5.0, 6.0)),)
+
+
 def test_objects_go_up_through_a_host_smaller_than_the_device() -> None:
     job = sized_job([tuple(range(10))], 10)
     job = replace(job, tiers=(Tier("device", 10, 1.0), Tier("host", 2, 1.0)))
