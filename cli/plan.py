@@ -25,18 +25,32 @@ def plan(
     order: Annotated[str, typer.Option(help="given, or prefix: requests that share prefixes run together.")] = "given",
     to: Annotated[str | None, typer.Option(metavar="TIER", help="The tier to plan for, before what JOB says.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="PLAN", help="Write the plan there, as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it there, as .svg or .png.")] = None,
+    measured: Annotated[
+        Path | None, typer.Option(metavar="TIMELINE", help="With --plot: what 'prefetch --timeline' wrote, over it.")
+    ] = None,
 ) -> None:
     """Say what would move when, what it takes at most, and how long; nothing moves."""
     from ..store.plan import ORDERS  # the planner is loaded where it is used, so that other commands start faster
+    from .plot import check_same_job, check_suffix, draw_plan, read_measured
 
     session = session_of(context)
     if order not in ORDERS:
         raise BadInput(f"--order {order}", f"wanted one of {', '.join(ORDERS)}")
+    if measured is not None and plot is None:
+        raise BadInput("--measured", "is drawn over a plan, wanted --plot FILE too")
+    if plot is not None:
+        check_suffix(plot)
+    run = read_measured(measured) if measured is not None else None
     with session.open() as store:
         made = store.tiers.plan(job, order=order, to=to)
+    if run is not None:
+        check_same_job(made, run, str(measured))
     fields = made.fields()
     if out is not None:
         Disk().replace_file(out.absolute(), json.dumps(fields).encode(), 0o644)
+    if plot is not None:
+        draw_plan(made, run, plot)
     values = {name: fields[name] for name in ("order", "moves", *made.sums())}
     session.emit(values, lambda: _text(made))
 
