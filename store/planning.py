@@ -1,6 +1,7 @@
 """Planning: a JOB file and what this store has of it, as the job that plan.py plans."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 from .artifact import Artifact
@@ -38,7 +39,7 @@ def plan_job(
 
     held = [named(name) for name in job.weights]
     planned = compose(job, _planned(tiers, speeds), source="local", held=held, objects_of=objects_of)
-    return make_plan(planned, order=order)
+    return make_plan(replace(planned, objects=_fitting(planned.objects, planned.tiers)), order=order)
 
 
 def _planned(tiers: Sequence[Staging], speeds: Speeds) -> list[Tier]:
@@ -49,6 +50,21 @@ def _planned(tiers: Sequence[Staging], speeds: Speeds) -> list[Tier]:
         speed, latency = min(here.bytes_per_s, from_.bytes_per_s), here.latency_s + from_.latency_s
         planned.append(Tier(one.tier, one.capacity_bytes, speed, latency))
     return planned
+
+
+def _fitting(objects: Sequence[Object], tiers: Sequence[Tier]) -> tuple[Object, ...]:
+    """Return objects without those places that a budget has no room for: what is used last may have to go there."""
+    room = {tier.name: tier.capacity_bytes for tier in tiers}
+    fitting = []
+    for one in objects:
+        kept = []
+        for name in one.found:
+            left = room[name]
+            if left is None or one.length_bytes <= left:
+                kept.append(name)
+                room[name] = None if left is None else left - one.length_bytes
+        fitting.append(replace(one, found=tuple(kept)))
+    return tuple(fitting)
 
 
 def _prefix_blocks(

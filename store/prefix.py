@@ -195,6 +195,18 @@ class Prefix:
             self.bytes_read += sum(pool.map(perform, tasks))
         return loaded
 
+    def fill(self, at: int, out: memoryview) -> None:
+        """Fill `out` with the bytes of its blocks as they are stored, from byte `at` on, on every core."""
+        pieces, start = [], 0
+        for block in self._blocks:
+            for digest, part in zip(block.blobs, self._parts_of(block.tokens), strict=True):
+                first, last = max(at - start, 0), min(at + len(out) - start, part.length)
+                if first < last:
+                    to = start + first - at
+                    pieces.append(Piece(BlobName(digest, part.length), first, last, out[to : to + last - first]))
+                start += part.length
+        self.bytes_read += self._reader.read(pieces)
+
     def spans(self, shape: KvShape, tokens: int, layout: str, page: int | None) -> tuple[TensorSpan, ...]:
         """Return where the arrays of so many tokens go in a buffer."""
         try:

@@ -100,6 +100,14 @@ def test_what_is_staged_does_not_move_again(store: Store, tmp_path: Path) -> Non
     assert plan["predicted_seconds"] == pytest.approx(SIZE / 1e6)
 
 
+def test_what_lies_there_beyond_the_budget_is_taken_for_gone(store: Store, tmp_path: Path) -> None:
+    path = job(tmp_path, [{"artifacts": [name]} for name in "xyz"], f"[budget]\nhost = {2 * SIZE}\n")
+    assert cli("prefetch", "x", "y", "z").code == 0
+    plan = cli("--json", "plan", path).json
+    assert [move["object"] for move in plan["moves"]] == ["z@1"]
+    assert plan["peak_bytes"] == {"host": 2 * SIZE}
+
+
 def test_a_plan_that_was_written_is_what_prefetch_stages(store: Store, tmp_path: Path) -> None:
     path = job(
         tmp_path, [{"artifacts": ["x"]}, {"artifacts": ["y"]}], f"[budget]\nhost = {3 * SIZE}\n", weights=["base"]

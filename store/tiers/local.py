@@ -37,7 +37,7 @@ class Local:
     def hold(self, key: str, until_s: float = 0.0) -> Stored | None:
         """Return a stored object, None if there is none; reading it raises NotFound if it is removed meanwhile."""
         if block := self._block(key):
-            return stored_prefix(block, f"block {key}")
+            return stored_block(block, f"block {key}")
         try:
             if key not in self._versions:
                 self._versions[key] = stored_artifact(self._get(key))
@@ -68,6 +68,24 @@ def stored_artifact(artifact: Artifact) -> Stored:
         artifact.fill(pieces)
 
     return Stored(name, spans, read)
+
+
+def stored_block(block: Prefix, name: str) -> Stored:
+    """Return a prefix block as an object: as it is stored, each head by itself, seen as the layout it was put in.
+
+    So nothing is converted: a tensor of another layout than HND is strided. Layouts that no strides give are converted.
+    """
+    assert block.shape
+    tokens, spans = block.tokens_count, list[TensorSpan]()
+    if block.layout not in ("NHD", "HND"):
+        return stored_prefix(block, name)
+    for layer, side, heads, dim, at in block.shape.places(tokens):
+        shape, stride = (heads, tokens, dim), None
+        if block.layout == "NHD":
+            shape, stride = (tokens, heads, dim), (dim, tokens * dim, 1)
+        length = heads * tokens * dim * block.shape.element_bytes
+        spans.append(TensorSpan(f"layers.{layer}.{side}", block.shape.dtype, shape, at, length, stride))
+    return Stored(name, tuple(spans), block.fill)
 
 
 def stored_prefix(prefix: Prefix, name: str) -> Stored:
