@@ -78,6 +78,7 @@ class Lane:
         self._leaving: list[str] = []
         self._fresh = set[str]()
         self._closed = False
+        self._broken: Exception | None = None  # what ended it before its time
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
 
     @property
@@ -111,7 +112,7 @@ class Lane:
         with self._changed:
             self._changed.wait_for(lambda: self._ended >= self._until[step] or self._closed)
             if self._closed:
-                raise StorageFailed("run", "has ended")
+                raise StorageFailed("run", "has ended") from self._broken
             held, failed = self._taken.held, self._taken.failed
             needed = (*self._needs[step], *self._always)
             self._began[step] = self._clock()
@@ -144,6 +145,14 @@ class Lane:
             self._tier.remove(key, over=True)
 
     def _work(self) -> None:
+        try:
+            self._make_moves()
+        except Exception as error:  # not of one object: whoever waits would wait for ever
+            with self._changed:
+                self._broken, self._closed = error, True
+                self._changed.notify_all()
+
+    def _make_moves(self) -> None:
         while (number := self._begin()) is not None:
             move = self._moves[number]
             if not move.made:
@@ -184,6 +193,7 @@ class Lane:
         with self._changed:
             self._taken.held[number] = held
             self._taken.failed.pop(number, None)
+            self._leaving = [key for key in self._leaving if key != self._keys[number]]
             if source != self.tier:
                 self._fresh.add(self._keys[number])
         if source != self.tier:

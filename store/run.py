@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
-from .errors import StoreError
+from .errors import BadInput, StoreError
 from .lane import Lane, Steps, Told
 from .planfile import Plan
 from .progress import TierProgress, tell_nobody
@@ -33,7 +33,7 @@ class Run:
         self._events: list[Event] = []
         self._tiers, self._progress = tiers, progress
         self._began = time.monotonic()
-        self._first = first
+        self._first, self._entered = first, False
         self.lanes: list[Lane] = []
         for number, tier in reversed(list(enumerate(tiers))):
             place = first + number
@@ -57,6 +57,7 @@ class Run:
             for lane in reversed(self.lanes):
                 lane.start()
             undo.pop_all()
+        self._entered = True
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -64,6 +65,8 @@ class Run:
             lane.close()
 
     def __iter__(self) -> Iterator[Ready]:
+        if not self._entered:
+            raise BadInput("run", "has not begun", hint="use it in a with block")
         return iter(Requests(self.plan, self.lanes[0]))
 
     @property

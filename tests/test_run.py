@@ -19,7 +19,9 @@ import torch
 from arstore import BadInput, Corrupt, NoRoom, Store, create_store, open_store
 from arstore.formats.record import HEADER_BYTES
 from arstore.store.config import default_store
+from arstore.store.errors import StorageFailed
 from arstore.store.planfile import Plan
+from arstore.store.tiers.arena import Arena
 from arstore.store.timeline import Timed, occupancy, parse_trace
 from tests.command import arstore, cli, ended, start
 
@@ -213,6 +215,33 @@ def test_without_room_nothing_moves(store: Store, tmp_path: Path, host: Path) ->
         assert len(list(host.glob("*/*.extent"))) == 1
     with pytest.raises(NoRoom):
         small.within(2 * SIZE)
+
+
+@pytest.mark.parametrize("to", ["host", "device"])
+def test_a_loop_may_hold_on_to_what_the_last_request_had(store: Store, tmp_path: Path, to: str) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    with store.tiers.run(store.tiers.plan(tight(tmp_path, to, room=2))) as run:
+        for request in run:  # while the next one is waited for, `tensors` still has those of this one
+            tensors = {name: request[name]["w"] for name in request}
+            assert {name: value_of(one) for name, one in tensors.items()} == {n: NAMES.index(n) for n in request}
+    assert run.failed == {}
+    assert len(tensors) == 2
+
+
+def test_whoever_waits_is_told_when_a_run_breaks(store: Store, tmp_path: Path) -> None:
+    run = store.tiers.run(store.tiers.plan(tight(tmp_path)))
+    with pytest.raises(BadInput, match="has not begun"):
+        iter(run)
+
+    def broken(*_: object, **__: object) -> bool:
+        raise RuntimeError("a bug")
+
+    with run, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Arena, "remove", broken)
+        with pytest.raises(StorageFailed, match="has ended") as caught:
+            list(run)
+        patch.undo()
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 # ---- for a command

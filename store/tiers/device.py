@@ -126,7 +126,6 @@ class DeviceTier:
 
         if held := self.hold(key, until_s):
             return held
-        self.make_room(source.length_bytes, frozenset([key]))
         memory = upload(source, self.device)
         alive = StorageWeakRef(memory.untyped_storage())  # type: ignore[no-untyped-call]
         self._alive.append((alive, len(memory)))
