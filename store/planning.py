@@ -43,12 +43,12 @@ def plan_job(
 
 
 def _planned(tiers: Sequence[Staging], speeds: Speeds) -> list[Tier]:
-    """Return tiers as a plan has them, each as fast as the slower of itself and the one below."""
+    """Return tiers as a plan has them; the last is filled from the disk, and no faster than that reads."""
     planned = []
-    for one, below in zip(tiers, [*(lower.tier for lower in tiers[1:]), "local"], strict=True):
-        here, from_ = speeds[one.tier], speeds[below]
-        speed, latency = min(here.bytes_per_s, from_.bytes_per_s), here.latency_s + from_.latency_s
-        planned.append(Tier(one.tier, one.capacity_bytes, speed, latency))
+    for one in tiers:
+        here = speeds[one.tier]
+        speed = here.bytes_per_s if one is not tiers[-1] else min(here.bytes_per_s, speeds["local"].bytes_per_s)
+        planned.append(Tier(one.tier, one.capacity_bytes, speed, here.latency_s))
     return planned
 
 

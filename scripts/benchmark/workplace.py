@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from .checkpoint import write_checkpoint
 from .processes import Failed, environment, run, run_arstore, warm
@@ -83,6 +84,13 @@ class Workplace:
             yield folder
         finally:
             shutil.rmtree(folder)
+
+    @contextmanager
+    def host_tier(self) -> Iterator[None]:
+        """Have programs stage into a directory of shared memory of their own; delete it."""
+        with TemporaryDirectory(prefix="arstore-bench-", dir="/dev/shm") as folder:
+            self.env["ARSTORE_HOST_DIR"] = folder
+            yield
 
     def python(self, *, peers: bool) -> str:
         """Return the interpreter of arstore's or of the peers' environment; raise Failed if there is none."""

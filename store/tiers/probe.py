@@ -1,30 +1,34 @@
 """Probe: how fast a tier is, measured, and kept for the planner.
 
 local   reads of 4 MiB past the page cache by two threads, of a file written for it; latency: single reads of 4 KiB
-host    bytes into fresh memory of its file system by two threads; the same of shared
+host    objects of 4 MiB staged as a run does it, by two threads: read so, opened, put in place, and removed again;
+        latency: what an object of nearly nothing takes. The same of shared
 device  bytes from this process's memory up to it, as staging does it
 Each is the median of several rounds, so that one hiccup does not become a plan.
 """
 
 import json
-import mmap
 import os
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from ...formats.tensor import TensorSpan
 from ..disk import Disk, make_buffer
-from ..errors import StorageFailed
 from .arena import Arena
 from .device import parse_device, upload
 from .extent import Extent
+from .local import Stored
 
 PROBE_NAME = "tiers.json"
-_BYTES, _STEP, _ROUNDS, _LATENCIES = 128 << 20, 4 << 20, 5, 64
+_BYTES, _STEP, _PAGE, _ROUNDS, _LATENCIES = 128 << 20, 4 << 20, 4096, 5, 64
+_NONCE, _TAG_BYTES = bytes(12), 16
 _SIZE_MAX = 1 << 16
 
 
@@ -42,8 +46,9 @@ Speeds = dict[str, Speed]
 
 def probe(root: Path, arenas: Sequence[Arena], now: str, disk: Disk) -> Speeds:
     """Measure the local tier under a store's root, arenas and the device, and keep the result in the store."""
-    found = {arena.tier: _probe_memory(arena.directory, now, disk) for arena in arenas}
-    found |= {"local": _probe_local(root, now, disk), "device": _probe_device(now)}
+    with _probe_file(root, disk) as fd:
+        found = {"local": _probe_local(fd, now), "device": _probe_device(now)}
+        found |= {arena.tier: _probe_arena(arena, fd, now) for arena in arenas}
     disk.replace_file(root / PROBE_NAME, json.dumps({name: asdict(one) for name, one in found.items()}).encode())
     return found
 
@@ -63,71 +68,82 @@ def read_speeds(root: Path) -> Speeds:
     return {}
 
 
-def _probe_local(root: Path, now: str, disk: Disk) -> Speed:
+@contextmanager
+def _probe_file(root: Path, disk: Disk) -> Iterator[int]:
+    """Make a file of noise on a store's disk, yield it open past the page cache, remove it."""
     path = root / f".probe-{os.getpid()}"
-    buffer = memoryview(make_buffer(2 * _STEP))
+    page = memoryview(make_buffer(_STEP))
+    page[:] = os.urandom(_STEP)
     try:
         fd = disk.open(path, create=True, direct=True)
         try:
             for at in range(0, _BYTES, _STEP):
-                buffer[:_STEP] = os.urandom(_STEP) if not at else buffer[:_STEP]
-                disk.write_at(fd, buffer[:_STEP], at)
+                disk.write_at(fd, page, at)
             disk.sync(fd)
-            with ThreadPoolExecutor(2) as pool:
-
-                def read(at: int) -> None:
-                    half = at // _STEP % 2 * _STEP
-                    os.preadv(fd, [buffer[half : half + _STEP]], at)
-
-                rate = _rate(lambda: list(pool.map(read, range(0, _BYTES, _STEP))))
-            latency = _median(
-                _seconds(lambda at=at: os.preadv(fd, [buffer[:4096]], at))  # type: ignore[misc]
-                for at in range(0, _BYTES, _BYTES // _LATENCIES)
-            )
+            yield fd
         finally:
             os.close(fd)
     finally:
         disk.remove(path)
+
+
+def _probe_local(fd: int, now: str) -> Speed:
+    buffers = threading.local()
+
+    def read(at: int) -> None:
+        os.preadv(fd, [_own_buffer(buffers)], at)
+
+    with ThreadPoolExecutor(2) as pool:
+        rate = _rate(lambda: list(pool.map(read, range(0, _BYTES, _STEP))))
+    page = memoryview(make_buffer(_PAGE))
+    latency = _median(
+        _seconds(lambda at=at: os.preadv(fd, [page], at))  # type: ignore[misc]
+        for at in range(0, _BYTES, _BYTES // _LATENCIES)
+    )
     return Speed(rate, latency, now)
 
 
 def _probe_device(now: str) -> Speed:
     device, source = parse_device("device"), memoryview(make_buffer(_BYTES))
-    spans = (TensorSpan("probe", "U8", (_BYTES,), 0, _BYTES),)
-    small = Extent("probe", (), source[:0])
-    whole = Extent("probe", spans, source)
-    return Speed(
-        _rate(lambda: upload(whole, device)),
-        _median(_seconds(lambda: upload(small, device)) for _ in range(_LATENCIES)),
-        now,
-    )
+    whole, nothing = Extent("probe", (), source), Extent("probe", (), source[:0])
+    latency = _median(_seconds(lambda: upload(nothing, device)) for _ in range(_LATENCIES))
+    return Speed(_rate(lambda: upload(whole, device)), latency, now)
 
 
-def _probe_memory(directory: Path, now: str, disk: Disk) -> Speed:
-    path = directory / f".probe-{os.getpid()}"
-    import numpy as np
+def _probe_arena(arena: Arena, fd: int, now: str) -> Speed:
+    """Measure staging into an arena; what it stages there is removed."""
+    buffers, key = threading.local(), AESGCM(os.urandom(32))
+    sealed = {length: key.encrypt(_NONCE, bytes(length - _TAG_BYTES), None) for length in (_PAGE, _STEP)}
 
-    source = np.ones(_STEP, np.uint8)
+    def stage(number: int, length: int) -> None:
+        def read(at: int, out: memoryview) -> None:
+            os.preadv(fd, [_own_buffer(buffers)[:length]], number * _STEP)
+            key.decrypt_into(_NONCE, sealed[length], None, out)  # as long as opening what was read
 
-    def fill() -> None:
-        fd = disk.open(path, create=True)
-        try:
-            disk.reserve(fd, _BYTES)
-            memory = mmap.mmap(fd, _BYTES)
-            view = np.frombuffer(memory, np.uint8)
+        plain = length - _TAG_BYTES
+        id_ = f"{number:064x}"
+        arena.fill(id_, Stored("probe", (TensorSpan("probe", "U8", (plain,), 0, plain),), read))
+        arena.remove(id_)
 
-            def copy(at: int) -> None:
-                np.copyto(view[at : at + _STEP], source)
+    def each(length: int) -> float:
+        count = _BYTES // _STEP
+        with ThreadPoolExecutor(2) as pool:
 
-            with ThreadPoolExecutor(2) as pool:
-                list(pool.map(copy, range(0, _BYTES, _STEP)))
-        finally:
-            os.close(fd)
-            disk.remove(path)
+            def work() -> None:
+                list(pool.map(stage, range(count), [length] * count))
 
-    if not directory.is_dir():
-        raise StorageFailed(str(directory), "is not there")
-    return Speed(_rate(fill), 0.0, now)
+            work()
+            return _median(_seconds(work) for _ in range(_ROUNDS)) / count
+
+    latency = each(_PAGE)
+    return Speed(_STEP / max(each(_STEP) - latency, 1e-9), latency, now)
+
+
+def _own_buffer(buffers: threading.local) -> memoryview:
+    """Return a thread's own buffer, made when it first asks."""
+    if not hasattr(buffers, "own"):
+        buffers.own = memoryview(make_buffer(_STEP))
+    return memoryview(buffers.own)
 
 
 def _rate(run: Callable[[], object]) -> float:

@@ -129,9 +129,9 @@ def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, object]:
         store.tiers.probe()
         job = write_job(folder, prompts, budget, compute_s)
         plans = {name: store.tiers.plan(job, order=order) for name, order in (("exact", "given"), ("sorted", "prefix"))}
-        for name in times:
+        for name, seconds in times.items():
             drop_cache(root)
-            times[name].append(on_demand(store, plans["exact"])[0] if name == "lru" else planned(store, plans[name]))
+            seconds.append(on_demand(store, plans["exact"])[0] if name == "lru" else planned(store, plans[name]))
         for name, plan in plans.items():
             predicted[name].append(plan.predicted_s)
             errors.append(plan.predicted_s / times[name][-1] - 1)

@@ -1,0 +1,37 @@
+"""Section 11: a batch of prompts carried out by plans, beside fetching on demand, and what was predicted of it."""
+
+from typing import Any, cast
+
+from .rows import Row, Samples, Target, compared
+from .workplace import Workplace
+
+_BLOCK_BYTES, _SESSIONS = 4 << 20, 24
+_EXACT, _SORTED = 1.3, 1.8
+_WORST_PERCENT, _MEDIAN_PERCENT = 10.0, 5.0
+
+
+def plan_rows(place: Workplace) -> list[Row]:
+    """Compare plans of the same requests with LRU on demand, cold, and predictions with what came of them."""
+    with place.fresh_store() as env, place.scratch("jobs") as folder, place.host_tier():
+        task = {"store": env["ARSTORE_STORE"], "folder": str(folder), "block_bytes": _BLOCK_BYTES,
+                "sessions": _SESSIONS, "rounds": place.rounds}  # fmt: skip
+        _, answer = place.program("plan", task)
+    found = cast(dict[str, Any], answer)
+    times = {name: Samples(tuple(seconds)) for name, seconds in found["times"].items()}
+    said = (
+        f"{found['requests']} requests of {found['blocks']} blocks of {_BLOCK_BYTES >> 20} MiB, room for "
+        f"{found['budget_blocks']}; computing takes {found['compute_s']:.2f} s in all",
+    )
+    rows = []
+    for name, title, target in (("exact", "exact plan, order as given", _EXACT), ("sorted", "sorted", _SORTED)):
+        notes = (
+            f"{found['refetches'][name]} refetches, predicted {Samples(tuple(found['predicted'][name])).text('s')}",
+        )
+        rows.append(compared(title, times[name], "LRU on demand", times["lru"], target=target, notes=said + notes))
+        said = ()
+    errors = [100 * abs(one) for one in found["errors"]]
+    name = f"error of the predicted seconds, of {len(errors)} runs"
+    rows.append(Row(f"{name}, median", Samples((Samples(tuple(errors)).median,)), "%",
+                    target=Target(_MEDIAN_PERCENT, at_least=False)))  # fmt: skip
+    rows.append(Row(f"{name}, worst", Samples((max(errors),)), "%", target=Target(_WORST_PERCENT, at_least=False)))
+    return rows
