@@ -43,7 +43,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix=".arstore-bench-", dir=options.dir) as folder:
         machine = describe_machine(Path(folder))
         _check_room(options, machine, Path(folder))
-        place = Workplace(Path(folder).resolve(), options.size, options.rounds, peers_python, no_peers)
+        place = Workplace(
+            Path(folder).resolve(), options.size, options.rounds, peers_python, no_peers, options.trace
+        )  # fmt: skip
         say(f"making a checkpoint of about {options.size / GIB:.2f} GiB in {folder}")
         machine["checkpoint"] = (
             f"{place.source_bytes:,} bytes: bf16 Llama, {place.shape.layers} layers of {place.shape.hidden}, "
@@ -71,6 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each thing; the median counts")
     parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where to work: decides the disk")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results for machines, too")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="requests to plan, JSON lines with hash_ids")
     parser.add_argument("--peers", action="store_true", help="install tensorizer and cryptotensors in .venv/peers")
     parser.add_argument("--peers-python", type=Path, metavar="PATH", help="an interpreter that has them already")
     sections = "\n".join(f"  {number}  {title}" for number, title in sorted(TITLES.items()))

@@ -24,9 +24,8 @@ def plan_rows(place: Workplace) -> list[Row]:
     )
     rows = []
     for name, title, target in (("exact", "exact plan, order as given", _EXACT), ("sorted", "sorted", _SORTED)):
-        notes = (
-            f"{found['refetches'][name]} refetches, predicted {Samples(tuple(found['predicted'][name])).text('s')}",
-        )
+        predicted = Samples(tuple(found["predicted"][name])).text("s")
+        notes = (f"{found['refetches'][name]} refetches, predicted {predicted}",)
         rows.append(compared(title, times[name], "LRU on demand", times["lru"], target=target, notes=said + notes))
         said = ()
     errors = [100 * abs(one) for one in found["errors"]]
@@ -34,4 +33,24 @@ def plan_rows(place: Workplace) -> list[Row]:
     rows.append(Row(f"{name}, median", Samples((Samples(tuple(errors)).median,)), "%",
                     target=Target(_MEDIAN_PERCENT, at_least=False)))  # fmt: skip
     rows.append(Row(f"{name}, worst", Samples((max(errors),)), "%", target=Target(_WORST_PERCENT, at_least=False)))
-    return rows
+    return rows + _traced(place)
+
+
+def _traced(place: Workplace) -> list[Row]:
+    """Return the rows of planning a real trace with room for a twentieth of its blocks; none without a trace."""
+    if place.trace is None:
+        return []
+    with place.fresh_store() as env, place.scratch("trace") as folder:
+        task = {"store": env["ARSTORE_STORE"], "folder": str(folder), "trace": str(place.trace.absolute()),
+                "block_bytes": _BLOCK_BYTES, "share": 0.05}  # fmt: skip
+        _, answer = place.program("trace", task)
+    found = cast(dict[str, Any], answer)
+    given, prefix = found["given"], found["prefix"]
+    what = f"{found['requests']:,} requests of {found['blocks']:,} blocks, room for 5 % of them"
+    ratio = given["live_peak_bytes"] / prefix["live_peak_bytes"]
+    return [
+        *(Row(f"planning {what}, order {name}", Samples((found[name]["seconds"],)), target=Target(5.0, at_least=False),
+              notes=(f"{found[name]['refetches']} refetches",)) for name in ("given", "prefix")),
+        Row("what must be resident so that nothing is fetched twice: order given over prefix", Samples((ratio,)), "x",
+            target=Target(30.0)),
+    ]  # fmt: skip

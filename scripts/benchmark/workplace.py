@@ -29,6 +29,7 @@ class Workplace:
     rounds: int
     peers_python: Path | None
     no_peers: str  # why there is none
+    trace: Path | None  # of requests, as JSON lines with hash_ids
     env: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
