@@ -24,13 +24,18 @@ class Sources:
             try:
                 if held := source.hold(key):
                     return target.fill(key, held, until_s), source.tier
-            except (StorageFailed, NotFound) as error:
-                self.failed.setdefault(source.tier, error)
-            except Corrupt as error:
-                self.failed.setdefault(source.tier, error)
-                held = None  # or it could not be removed
-                with contextlib.suppress(StoreError):
-                    source.remove(key)
+            except (StorageFailed, NotFound, Corrupt) as error:
+                held = None
+                self.failed.setdefault(source.tier, _without_frames(error))
+                if isinstance(error, Corrupt):
+                    with contextlib.suppress(StoreError):
+                        source.remove(key)
         if (held := self._truth.hold(key)) is None:
             raise NotFound(key[:16], f"is not in {self._truth.tier} (any more)")
         return target.fill(key, held, until_s), self._truth.tier
+
+
+def _without_frames(error: StoreError) -> StoreError:
+    """Return an error without the calls that it came through: they have the object, which would stay in use."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
