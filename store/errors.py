@@ -62,3 +62,9 @@ class Conflict(StoreError):
 
 class StorageFailed(StoreError):
     kind = "storage-failed"
+
+
+def without_frames(error: StoreError) -> StoreError:
+    """Return an error, to be kept, without the calls that it came through: what they met would stay in use."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

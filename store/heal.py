@@ -62,8 +62,9 @@ def _copies(manifest: Manifest, extent: Held, wanted: Set[Digest]) -> Iterator[t
             for name, start, length in ranges if blob.digest in wanted else ():
                 if name in spans and start <= at and at + blob.length <= start + length:
                     copy = memoryview(make_buffer(blob.length))
-                    extent.read(spans[name].start + at - start, copy)
-                    yield blob.digest, copy
+                    with contextlib.suppress(Corrupt):  # the rest of it may be good
+                        extent.read(spans[name].start + at - start, copy)
+                        yield blob.digest, copy
             at += blob.length
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .errors import Corrupt, NotFound, StorageFailed, StoreError
+from .errors import Corrupt, NotFound, StorageFailed, StoreError, without_frames
 from .staging import Move
 from .tiers.fallback import Sources
 from .tiers.tier import Held, Tier
@@ -187,8 +187,7 @@ class Lane:
             held, source = bring()
         except StoreError as error:
             with self._changed:
-                # Its traceback would hold on to what it met.
-                self._taken.failed[number] = self.failed[number] = error.with_traceback(None)
+                self._taken.failed[number] = self.failed[number] = without_frames(error)
             return
         with self._changed:
             self._taken.held[number] = held
@@ -211,7 +210,7 @@ class Lane:
                 with self._tier.filling(key, wait=True):
                     return self._tier.hold(key) or self._tier.fill(key, held), self._below.tier
         except (Corrupt, StorageFailed, NotFound) as error:
-            taken.failed[move.object] = error
+            taken.failed[move.object] = without_frames(error)
         finally:
             taken.held.clear()
             held = None

@@ -158,9 +158,10 @@ class Tiers:
         return scrubbed
 
     def sweep(self) -> None:
-        """Wipe staged copies that killed stagers left, or that are over time and nobody uses."""
+        """Wipe staged copies that killed stagers left, or that are over time and nobody uses, where that can be."""
         for arena in self._arenas()[0]:
-            arena.sweep()
+            with contextlib.suppress(StorageFailed):
+                arena.sweep()
 
     def _arenas(self, wanted: Collection[str] = ("host", "shared")) -> tuple[list[Arena], dict[str, StoreError]]:
         """Return those arenas in which something may lie, and those that are gone with the error that says so."""
@@ -193,7 +194,8 @@ class Tiers:
         for tier, open_, parent in (("host", self.host, None), ("shared", self.shared, shared_parent())):
             try:
                 if arena := open_():
-                    arena.sweep()
+                    with contextlib.suppress(StorageFailed):  # one that can only be read is there all the same
+                        arena.sweep()
                     used = sum(one.length_bytes for one in arena.residents())
                     found.append(
                         TierState(tier, str(arena.directory), arena.capacity_bytes, used, speeds.get(tier), "ready")

@@ -120,8 +120,10 @@ class Arena:
     def fill(self, key: str, source: Held, until_s: float = 0.0) -> "Extent | SealedExtent":
         """Stage an object, published in one step when its last byte was verified; return it, held in place.
 
-        If it fails, what it left is wiped.
+        If it fails, what it left is wiped. One that is there already stays, and its time is never made shorter.
         """
+        if held := self.hold(key, until_s):
+            return held
         head = Head(key, source.name, tuple(source.spans), source.length_bytes)
         if self._seal:
             head = replace(head, sums=blank_sums(head.length_bytes))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...formats.tensor import TensorSpan
-from ..errors import BadInput, NoRoom
+from ..errors import BadInput, Fenced, NoRoom
 from .tier import Held, Resident
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class DeviceTier:
         self._kept: dict[str, tuple[OnDevice, float]] = {}
         self._handed: dict[str, weakref.ref[OnDevice]] = {}
         self._alive: list[tuple[Any, int]] = []  # memory that tensors may still use, and its bytes
-        self._guard = threading.RLock()
+        self._guard = threading.RLock()  # of these
+        self._coming: dict[str, threading.Lock] = {}
 
     @property
     def capacity_bytes(self) -> int:
@@ -89,37 +90,46 @@ class DeviceTier:
     @property
     def used_bytes(self) -> int:
         """Bytes of what was brought here and is not free again."""
-        self._alive = [(memory, length) for memory, length in self._alive if not memory.expired()]
-        return sum(length for _, length in self._alive)
+        with self._guard:
+            self._alive = [(memory, length) for memory, length in self._alive if not memory.expired()]
+            return sum(length for _, length in self._alive)
 
     def residents(self) -> list[Resident]:
-        return [Resident(key, o.name, o.length_bytes, until_s) for key, (o, until_s) in sorted(self._kept.items())]
+        with self._guard:
+            return [Resident(key, o.name, o.length_bytes, until_s) for key, (o, until_s) in sorted(self._kept.items())]
 
     def find(self, key: str) -> bool:
         return key in self._kept
 
     def hold(self, key: str, until_s: float = 0.0) -> OnDevice | None:
-        if key not in self._kept:
-            return None
-        kept, before_s = self._kept[key]
-        self._kept[key] = kept, max(before_s, until_s)
-        return self._hand_out(key)
+        with self._guard:
+            if key not in self._kept:
+                return None
+            kept, before_s = self._kept[key]
+            self._kept[key] = kept, max(before_s, until_s)
+            return self._hand_out(key)
 
     def make_room(self, length_bytes: int, keep: frozenset[str]) -> None:
-        there = sorted(self.residents(), key=lambda one: one.expires_s)
-        free = [one for one in there if one.key not in keep and not self._is_used(one.key)]
-        kept = self.used_bytes - sum(one.length_bytes for one in free)
-        if kept + length_bytes > self.capacity_bytes:
-            why = f"{length_bytes} bytes do not fit beside {kept} in use, of {self.capacity_bytes}"
-            raise NoRoom(f"device {self.device}", why, hint="stage less, or raise --budget")
-        for one in free:
-            if self.used_bytes + length_bytes > self.capacity_bytes:
-                self.remove(one.key)
+        with self._guard:
+            there = sorted(self.residents(), key=lambda one: one.expires_s)
+            free = [one for one in there if one.key not in keep and self._is_freed_by_removal(one.key)]
+            kept = self.used_bytes - sum(one.length_bytes for one in free)
+            if kept + length_bytes > self.capacity_bytes:
+                why = f"{length_bytes} bytes do not fit beside {kept} in use, of {self.capacity_bytes}"
+                raise NoRoom(f"device {self.device}", why, hint="stage less, or raise --budget")
+            for one in free:
+                if self.used_bytes + length_bytes > self.capacity_bytes:
+                    self.remove(one.key)
 
     @contextlib.contextmanager
     def filling(self, key: str, *, wait: bool) -> Iterator[None]:
-        with self._guard:  # of this process: no other can bring anything here
+        coming = self._coming.setdefault(key, threading.Lock())  # of this process: no other brings anything here
+        if not coming.acquire(blocking=wait):
+            raise Fenced(key[:16], "another thread is staging it", hint="wait for it")
+        try:
             yield
+        finally:
+            coming.release()
 
     def fill(self, key: str, source: Held, until_s: float = 0.0) -> OnDevice:
         from torch.multiprocessing.reductions import StorageWeakRef
@@ -128,16 +138,20 @@ class DeviceTier:
             return held
         memory = upload(source, self.device)
         alive = StorageWeakRef(memory.untyped_storage())  # type: ignore[no-untyped-call]
-        self._alive.append((alive, len(memory)))
-        self._kept[key] = OnDevice(source.name, tuple(source.spans), memory), until_s
-        return self._hand_out(key)
+        with self._guard:
+            if held := self.hold(key, until_s):
+                return held  # another thread was faster
+            self._alive.append((alive, len(memory)))
+            self._kept[key] = OnDevice(source.name, tuple(source.spans), memory), until_s
+            return self._hand_out(key)
 
     def remove(self, key: str, *, over: bool = False) -> bool:
-        if key in self._kept:
-            if self._is_used(key) or (over and self._kept[key][1] > time.time()):
-                return False
-            del self._kept[key]
-        return True
+        with self._guard:
+            if key in self._kept:
+                if self._is_used(key) or (over and self._kept[key][1] > time.time()):
+                    return False
+                del self._kept[key]
+            return True
 
     def sweep(self) -> None:
         for key in list(self._kept):
@@ -146,6 +160,9 @@ class DeviceTier:
     def _is_used(self, key: str) -> bool:
         handed = self._handed.get(key)
         return handed is not None and handed() is not None
+
+    def _is_freed_by_removal(self, key: str) -> bool:
+        return not self._is_used(key) and not _is_viewed(self._kept[key][0].memory)
 
     def _hand_out(self, key: str) -> OnDevice:
         """Return an object as those who use it hold it: as long as one of them does, it stays."""
@@ -164,6 +181,16 @@ def _free_bytes(device: str) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     lines = (line.split() for line in _MEMORY.read_text().splitlines())
     return next((int(line[1]) << 10 for line in lines if line[0] == "MemAvailable:"), 1 << 62)
+
+
+def _is_viewed(memory: "torch.Tensor") -> bool:
+    """Say whether other tensors use the memory of this one."""
+    import torch
+
+    def uses(tensor: torch.Tensor) -> int:
+        return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+
+    return uses(memory) > uses(torch.empty(1, dtype=torch.uint8))
 
 
 def upload(source: Held, device: str) -> "torch.Tensor":
@@ -186,14 +213,16 @@ def upload(source: Held, device: str) -> "torch.Tensor":
         torch.empty(min(BOUNCE_BYTES, length_bytes), dtype=torch.uint8, pin_memory=pinned) for _ in range(BOUNCES)
     ]
     busy: list[Any] = [None] * BOUNCES
-    for turn, at in enumerate(range(0, length_bytes, BOUNCE_BYTES)):
-        part = bounces[turn % BOUNCES][: min(BOUNCE_BYTES, length_bytes - at)]
-        if busy[turn % BOUNCES] is not None:
-            busy[turn % BOUNCES].synchronize()  # its last copy is still on its way up
-        source.read(at, part.numpy().data)
-        busy[turn % BOUNCES] = _copy(part, memory[at : at + len(part)], stream)
-    if stream is not None:
-        stream.synchronize()
+    try:
+        for turn, at in enumerate(range(0, length_bytes, BOUNCE_BYTES)):
+            part = bounces[turn % BOUNCES][: min(BOUNCE_BYTES, length_bytes - at)]
+            if busy[turn % BOUNCES] is not None:
+                busy[turn % BOUNCES].synchronize()  # its last copy is still on its way up
+            source.read(at, part.numpy().data)
+            busy[turn % BOUNCES] = _copy(part, memory[at : at + len(part)], stream)
+    finally:  # where it failed too: others get this memory then, and no copy may still be on its way into it
+        if stream is not None:
+            stream.synchronize()
     return memory
 
 

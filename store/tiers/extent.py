@@ -176,9 +176,12 @@ def read_head(path: Path, file: BinaryIO, seal: bytes | None = None) -> tuple[He
 
 
 def read_name(path: Path, seal: bytes | None = None) -> tuple[str, int]:
-    """Return the name and the bytes of an extent; of what is none the beginning of its file's name and its length."""
+    """Return the name and the bytes of an extent.
+
+    Of what is none, or can't be read, they are the beginning of its file's name and its length.
+    """
     with path.open("rb") as file:
-        with contextlib.suppress(Corrupt):
+        with contextlib.suppress(Corrupt, OSError):
             head, _ = read_head(path, file, seal)
             return head.name, head.length_bytes
         return path.name[:16], os.fstat(file.fileno()).st_size

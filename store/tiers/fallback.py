@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 
-from ..errors import Corrupt, NotFound, StorageFailed, StoreError
+from ..errors import Corrupt, NotFound, StorageFailed, StoreError, without_frames
 from .tier import Held, Source, Tier
 
 
@@ -28,13 +28,12 @@ class Sources:
                 try:
                     if held := source.hold(key):
                         return target.fill(key, held, until_s), source.tier
-                except (StorageFailed, NotFound) as error:
-                    self.failed.setdefault(source.tier, error)
-                except Corrupt as error:
-                    self.failed.setdefault(source.tier, error)
-                    held = None  # or it could not be removed
-                    with contextlib.suppress(StoreError):
-                        source.remove(key)
+                except (StorageFailed, NotFound, Corrupt) as error:
+                    held = None
+                    self.failed.setdefault(source.tier, without_frames(error))
+                    if isinstance(error, Corrupt):
+                        with contextlib.suppress(StoreError):
+                            source.remove(key)
             if (held := self._truth.hold(key)) is None:
                 raise NotFound(key[:16], f"is not in {self._truth.tier} (any more)")
             return target.fill(key, held, until_s), self._truth.tier

@@ -32,6 +32,9 @@ def directory_name(store_id: bytes, tenant: bytes) -> str:
 
 
 def half_of(path: Path) -> int:
-    """Return half of the bytes of a file system: what an arena may hold unless told otherwise."""
+    """Return half of the bytes of a file system: what an arena may hold unless told otherwise.
+
+    One without a size of its own, such as a ramfs, is as large as the memory.
+    """
     room = os.statvfs(path)
-    return room.f_blocks * room.f_frsize // 2
+    return (room.f_blocks * room.f_frsize or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 2

@@ -1,14 +1,16 @@
 """The local tier: what the store holds, as objects to be staged. It is the truth; put and gc fill and empty it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...formats.tensor import TensorSpan, data_bytes
 from ..artifact import Artifact
 from ..errors import NotFound
 from ..prefix import Prefix, Run
+from ..tensors import aligned
 
 _Read = Callable[[int, memoryview], None]
+_CLEAR_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ def stored_artifact(artifact: Artifact) -> Stored:
     if artifact.manifest.shape:
         return stored_prefix(artifact.prefix(), name)
     ranges, spans = artifact.side_by_side()
+    blank = _between(spans)
 
     def read(at: int, out: memoryview) -> None:
         pieces = []
@@ -66,6 +69,7 @@ def stored_artifact(artifact: Artifact) -> Stored:
             if first < last:
                 pieces.append(((file, start + first - to, start + last - to), out[first - at : last - at]))
         artifact.fill(pieces)
+        _clear(blank, at, out)
 
     return Stored(name, spans, read)
 
@@ -94,9 +98,12 @@ def stored_prefix(prefix: Prefix, name: str) -> Stored:
     count = prefix.tokens_count
     spans = prefix.spans(prefix.shape, count, prefix.layout, prefix.page_tokens)
     whole: list[memoryview] = []
+    last_is_short = count % (prefix.page_tokens or 1) != 0
+    blank = [(0, data_bytes(spans))] if last_is_short else _between(spans)
 
     def read(at: int, out: memoryview) -> None:
         if at == 0 and len(out) >= data_bytes(spans):
+            _clear(blank, at, out)
             prefix.load([Run(0, count, 0)], None, range, None, None, into=out)
             return
         if not whole:  # of KV in other layouts no part can be had by itself
@@ -104,3 +111,17 @@ def stored_prefix(prefix: Prefix, name: str) -> Stored:
         out[:] = whole[0][at : at + len(out)]
 
     return Stored(name, spans, read)
+
+
+def _between(spans: Sequence[TensorSpan]) -> list[tuple[int, int]]:
+    """Return first byte and end of what lies behind tensors up to where the next may begin."""
+    stops = {span.place.stop for span in spans}
+    return [(stop, aligned(stop)) for stop in sorted(stops) if aligned(stop) > stop]
+
+
+def _clear(blank: Sequence[tuple[int, int]], at: int, out: memoryview) -> None:
+    """Make bytes zero that are nobody's, in `out`, which begins at `at`: what was in that memory stays here."""
+    for first, last in ((max(first, at), min(last, at + len(out))) for first, last in blank):
+        for start in range(first, last, _CLEAR_BYTES):
+            stop = min(start + _CLEAR_BYTES, last)
+            out[start - at : stop - at] = bytes(stop - start)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ...formats.digest import derive
 from ..config import setting
 from ..disk import Disk, disk_errors
-from ..errors import StorageFailed
+from ..errors import NoRoom, StorageFailed
 from .arena import Arena
 from .host import directory_name, half_of
 
@@ -29,14 +29,19 @@ def shared_parent() -> Path | None:
 def open_shared(
     parent: Path, store_id: bytes, tenant: bytes, digest_key: bytes, budget_bytes: int | None, disk: Disk
 ) -> Arena:  # fmt: skip
-    """Return the shared tier of a tenant; raise StorageFailed if it is gone or no memory."""
-    with disk_errors(parent):
-        device = os.stat(parent).st_dev
-    if not _is_memory(device):
-        raise StorageFailed(str(parent), "is gone, or no memory file system", hint=_HINT)
-    directory = parent / directory_name(store_id, tenant)
-    capacity = half_of(parent) if budget_bytes is None else budget_bytes
-    return Arena("shared", directory, capacity, disk, seal=derive(digest_key, "sealed extents"))
+    """Return the shared tier of a tenant; raise StorageFailed if it is gone, no memory, or takes no directory."""
+    try:
+        with disk_errors(parent):
+            device = os.stat(parent).st_dev
+            capacity = half_of(parent) if budget_bytes is None else budget_bytes
+        if not _is_memory(device):
+            raise StorageFailed(str(parent), "is gone, or no memory file system")
+        directory = parent / directory_name(store_id, tenant)
+        return Arena("shared", directory, capacity, disk, seal=derive(digest_key, "sealed extents"))
+    except NoRoom as error:  # whose usual hint speaks of the store's own disk
+        raise StorageFailed(error.where, error.why, hint=_HINT) from None
+    except StorageFailed as error:
+        raise StorageFailed(error.where, error.why, hint=error.hint or _HINT) from None
 
 
 def _is_memory(device: int) -> bool:

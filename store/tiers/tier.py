@@ -92,7 +92,11 @@ class Tier(Source, Protocol):
         ...
 
     def fill(self, key: str, source: Held, until_s: float = 0.0) -> Held:
-        """Bring an object in; return it, held in place. What `source` raises comes through; NoRoom if it is full."""
+        """Bring an object in; return it, held in place. What `source` raises comes through.
+
+        Room was made for it, or a plan has room for it: the capacity is not asked again. Raises NoRoom where there is
+        no memory after all.
+        """
         ...
 
     def remove(self, key: str, *, over: bool = False) -> bool:
