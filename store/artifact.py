@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..formats.manifest import Manifest, Tensor
 from ..formats.tensor import TensorSpan
 from .blobs import BlobReader, Piece, ReadParts
-from .disk import make_buffer
+from .disk import FileSpan, make_buffer
 from .errors import BadInput, Corrupt, NotFound
 from .names import Found, Summary
 from .select import tensor_names
@@ -66,7 +66,7 @@ class Artifact:
         except (RuntimeError, ValueError) as error:  # torch's, where shape and length in a manifest contradict
             raise Corrupt(f"{self._found.text}: tensor table", str(error)) from None
 
-    def fill(self, ranges: Iterable[tuple[FileRange, memoryview]]) -> None:
+    def fill(self, ranges: Iterable[tuple[FileRange, memoryview | FileSpan]]) -> None:
         """Read ranges of files into their buffers, on every core; raise Corrupt if a blob is bad."""
         pieces: list[Piece] = []
         for (file, start, stop), out in ranges:

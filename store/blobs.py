@@ -10,6 +10,7 @@ from ..formats.catalog import QUARANTINED, Place
 from ..formats.digest import Digest
 from ..formats.manifest import BlobName
 from .catalog import Catalog
+from .disk import FileSpan
 from .errors import Corrupt, NotFound
 from .fetch import BadBlob, Want, fetch, read_want
 from .records import TenantKeys, corrupt
@@ -34,7 +35,7 @@ class Piece:
     blob: BlobName
     start: int
     stop: int
-    out: memoryview
+    out: memoryview | FileSpan
 
 
 class BlobReader:

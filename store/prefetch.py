@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +19,13 @@ from ..formats.tensor import TensorSpan, data_bytes
 from .artifact import Artifact
 from .attach import StagedTensors
 from .config import setting
-from .disk import Disk
+from .disk import Disk, FileSpan
 from .errors import BadInput, Fenced, NotFound, StorageFailed, StoreError
 from .kv import Kv
 from .names import Names
 from .prefix import Run
 from .progress import Progress
 from .refs import label_artifacts
-from .tiers.device import Fill
 from .tiers.extent import Extent
 from .tiers.host import HostTier, Resident
 
@@ -60,7 +59,8 @@ class Wanted:
 
     artifact: Artifact
     spans: tuple[TensorSpan, ...]
-    fill: Fill  # puts bytes of what the spans lie in, from a position on, into a buffer
+    # Puts bytes of what the spans lie in, from a position on, into a buffer or a file.
+    fill: Callable[[int, memoryview | FileSpan], None]
 
     @property
     def key(self) -> str:
@@ -79,7 +79,9 @@ def wanted_of(artifact: Artifact, kv: Kv) -> Wanted:
         count = prefix.tokens_count
         spans = prefix.spans(prefix.shape, count, prefix.layout, prefix.page_tokens)
 
-        def load(at: int, out: memoryview) -> None:
+        def load(at: int, out: memoryview | FileSpan) -> None:
+            if isinstance(out, FileSpan):  # KV is turned into its layout there
+                out = out.mapped()
             if at == 0 and len(out) >= data_bytes(spans):
                 prefix.load([Run(0, count, 0)], None, range, None, None, into=out)
                 return
@@ -91,7 +93,7 @@ def wanted_of(artifact: Artifact, kv: Kv) -> Wanted:
         return Wanted(artifact, spans, load)
     ranges, spans = artifact.side_by_side()
 
-    def fill(at: int, out: memoryview) -> None:
+    def fill(at: int, out: memoryview | FileSpan) -> None:
         pieces = []
         for (file, start, stop), to in ranges.items():
             first, last = max(to, at), min(to + stop - start, at + len(out))

@@ -22,7 +22,7 @@ from arstore import Corrupt, NoRoom, NotFound, Store, StoreError, attach, create
 from arstore.formats.record import HEADER_BYTES
 from arstore.formats.tensor import TensorSpan
 from arstore.store.config import default_store
-from arstore.store.disk import Disk, try_lock
+from arstore.store.disk import Disk, FileSpan, try_lock
 from arstore.store.errors import BadInput, StorageFailed
 from arstore.store.prefetch import Stage
 from arstore.store.tensors import _TORCH_NAMES, tensor_bytes
@@ -400,7 +400,7 @@ def test_what_others_are_staging_takes_room_too(store: Store, host: Path) -> Non
     tier = HostTier(host / "tenant", 100_000, Disk())
     span = TensorSpan("f", "U8", (60_000,), 0, 60_000)
 
-    def meanwhile(out: memoryview) -> None:
+    def meanwhile(out: FileSpan) -> None:
         with pytest.raises(NoRoom):
             tier.make_room(50_000, frozenset([OTHER]))
         tier.make_room(60_000, frozenset([KEY]))  # it is what we wait for
@@ -513,7 +513,7 @@ class Meddling(Disk):
 
 
 def fill(tier: HostTier, byte: int, until_s: float = 0.0) -> object:
-    def write(out: memoryview) -> None:
+    def write(out: FileSpan) -> None:
         out[:] = bytes([byte]) * len(out)
 
     return tier.fill(KEY, "m@1", [TensorSpan("f", "U8", (5000,), 0, 5000)], until_s, write)

@@ -5,7 +5,6 @@ that on, so it goes from nobody's use to somebody's, never through a moment in w
 """
 
 import contextlib
-import mmap
 import os
 import re
 import stat
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...formats.tensor import TensorSpan, data_bytes
-from ..disk import Disk, locked, try_lock, wait_lock
+from ..disk import Disk, FileSpan, locked, try_lock, wait_lock
 from ..errors import Corrupt, Fenced, NoRoom, NotFound, StorageFailed
 from .extent import Extent, attach_extent, pack_head, read_name, remove_extent, wipe
 
@@ -124,9 +123,9 @@ class HostTier:
                 raise NoRoom("host tier", "what was to be removed came into use", hint="raise --budget, or wait")
 
     def fill(
-        self, key: str, name: str, spans: Sequence[TensorSpan], until_s: float, write: Callable[[memoryview], None]
+        self, key: str, name: str, spans: Sequence[TensorSpan], until_s: float, write: Callable[[FileSpan], None]
     ) -> Extent:
-        """Stage what `write` puts into memory, published in one step when it returns; return it, held in place.
+        """Stage what `write` puts into a file, published in one step when it returns; return it, held in place.
 
         If it fails, what it left is wiped. Spans start from the data's first byte.
         """
@@ -136,12 +135,9 @@ class HostTier:
         remove_extent(partial, self._disk)  # left by a stager that was killed
         fd = self._disk.open(partial, create=True)
         try:
-            self._disk.reserve(fd, len(head) + length)
-            memory = mmap.mmap(fd, len(head) + length)
-            with contextlib.suppress(OSError, ValueError):
-                memory.madvise(mmap.MADV_HUGEPAGE)
-            write(memoryview(memory)[len(head) :])
-            memory[: len(head)] = head
+            self._disk.truncate(fd, len(head) + length)  # who makes room counts it
+            write(FileSpan(self._disk, fd, len(head), len(head) + length))
+            self._disk.write_at(fd, head, 0)
             self._disk.set_time(partial, until_s)
             extent = attach_extent(partial, key)
             self._disk.rename(partial, self._path(key))
