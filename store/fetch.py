@@ -20,7 +20,7 @@ from .records import OpenRecord, TenantKeys, corrupt, reused
 from .segments import SegmentReader
 
 _TASK_BYTES = 8 << 20
-_WAITING_COUNT = 2  # threads that may wait for the disk while every core decrypts
+_WAITING_COUNT = 4  # threads that may wait for the disk while every core decrypts
 
 
 @dataclass(frozen=True, slots=True)
