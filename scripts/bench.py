@@ -91,13 +91,14 @@ TITLES = {
     7: "Files back, and every byte checked (informational)",
     8: "Erasing, beside unlinking and overwriting",
     9: "Prefix KV: found by its tokens, put and loaded",
+    10: "Staging in the host tier, warm and cold; attaching",
     11: "A batch carried out by plans, beside fetching on demand",
 }
 
 
 def measure(number: int, place: "Workplace") -> "Section":
     """Run one section; what breaks in it is said in its place and stops no other."""
-    from benchmark import footprint, forgetting, loading, plans, prefixes, restoring, storing
+    from benchmark import footprint, forgetting, loading, plans, prefixes, restoring, staging, storing
     from benchmark.machine import OthersCpu
     from benchmark.processes import Failed
     from benchmark.rows import Section
@@ -105,7 +106,7 @@ def measure(number: int, place: "Workplace") -> "Section":
     questions: dict[int, Callable[[Workplace], list[Row]]] = {
         1: loading.reuse_rows, 2: loading.fresh_rows, 3: storing.put_rows, 4: storing.killed_rows,
         5: footprint.memory_rows, 6: footprint.listing_rows, 7: restoring.file_rows, 8: forgetting.erase_rows,
-        9: prefixes.prefix_rows, 11: plans.plan_rows,
+        9: prefixes.prefix_rows, 10: staging.stage_rows, 11: plans.plan_rows,
     }  # fmt: skip
     section = Section(number, TITLES[number])
     say(f"{number}. {section.title}")

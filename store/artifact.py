@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..formats.manifest import Manifest, Tensor
 from ..formats.tensor import TensorSpan
 from .blobs import BlobReader, Piece, ReadParts
-from .disk import make_buffer
+from .disk import Out, make_buffer
 from .errors import BadInput, Corrupt, NotFound
 from .names import Found, Summary
 from .prefix import Prefix, layout_of
@@ -67,15 +67,15 @@ class Artifact:
         except (RuntimeError, ValueError) as error:  # torch's, where shape and length in a manifest contradict
             raise Corrupt(f"{self._found.text}: tensor table", str(error)) from None
 
-    def fill(self, ranges: Iterable[tuple[FileRange, memoryview]]) -> None:
-        """Read ranges of files into their buffers, on every core; raise Corrupt if a blob is bad."""
+    def fill(self, ranges: Iterable[tuple[FileRange, Out]], *, cold: bool = False) -> None:
+        """Read ranges of files into their buffers, on every core (`cold`: see blobs.py); raise Corrupt if one is bad."""
         pieces: list[Piece] = []
         for (file, start, stop), out in ranges:
             at = 0
             for number, first, last in self.manifest.pieces(file, start, stop):
                 pieces.append(Piece(self.manifest.blobs[number], first, last, out[at : at + last - first]))
                 at += last - first
-        self.bytes_read += self._reader.read(pieces)
+        self.bytes_read += self._reader.read(pieces, cold=cold)
 
     def prefix(self) -> Prefix:
         """Return the whole KV that this is; raise BadInput if it is none."""

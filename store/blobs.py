@@ -10,6 +10,7 @@ from ..formats.catalog import QUARANTINED, Place
 from ..formats.digest import Digest
 from ..formats.manifest import BlobName
 from .catalog import Catalog
+from .disk import Out
 from .errors import Corrupt, NotFound
 from .fetch import BadBlob, Want, fetch, read_want
 from .records import TenantKeys, corrupt
@@ -34,7 +35,7 @@ class Piece:
     blob: BlobName
     start: int
     stop: int
-    out: memoryview
+    out: Out
 
 
 class BlobReader:
@@ -43,9 +44,12 @@ class BlobReader:
     def __init__(self, parts: ReadParts, what: str, is_gone: Callable[[], bool], hint: str) -> None:
         self._parts, self._what, self._is_gone, self._hint = parts, what, is_gone, hint
 
-    def read(self, pieces: Sequence[Piece]) -> int:
-        """Fill every piece, on every core; return the sealed bytes read. Raises Corrupt, NotFound."""
-        return self._read(pieces, lambda wants: fetch(self._parts.segments, self._parts.keys, wants))
+    def read(self, pieces: Sequence[Piece], *, cold: bool = False) -> int:
+        """Fill every piece, on every core; return the sealed bytes read. Raises Corrupt, NotFound.
+
+        With `cold` what the page cache does not hold is read past it: for bytes that are kept elsewhere.
+        """
+        return self._read(pieces, lambda wants: fetch(self._parts.segments, self._parts.keys, wants, cold=cold))
 
     def read_here(self, pieces: Sequence[Piece]) -> int:
         """Fill every piece on this thread; return the sealed bytes read. Raises Corrupt, NotFound."""

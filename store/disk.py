@@ -8,15 +8,18 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import secrets
 import shutil
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import NoRoom, StorageFailed
+from .progress import BytesTold, nobody_told
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -99,8 +102,7 @@ class Disk:
 
     def punch(self, fd: int, offset: int, length: int) -> bool:
         """Give a range back to the file system; it reads as zeros. Return False where the file system can't."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        done = libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(length))
+        done = libc().fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(length))
         if done == 0:
             return True
         code = ctypes.get_errno()
@@ -225,3 +227,47 @@ def make_buffer(length: int) -> mmap.mmap:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
+
+
+@functools.cache
+def libc() -> ctypes.CDLL:
+    """Return the C library, for system calls that Python has no name for; it lets other threads run meanwhile."""
+    return ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FileSpan:
+    """Bytes of an open file that are filled like memory, part by part; not durable. `told` hears how many came.
+
+    On a memory file system that costs less than a map, whose pages are zeroed, found missing one by one, and taken down
+    again. And where there is no room a write says so, while a map ends the process.
+    """
+
+    disk: Disk
+    fd: int
+    start: int
+    stop: int
+    told: BytesTold = nobody_told
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, part: slice) -> "FileSpan":
+        first, stop, _ = part.indices(len(self))
+        return replace(self, start=self.start + first, stop=self.start + max(first, stop))
+
+    def __setitem__(self, part: slice, source: bytes | memoryview) -> None:
+        """Write all of a part; raise NoRoom, StorageFailed."""
+        target = self[part]
+        assert len(source) == len(target)
+        self.disk.write_at(self.fd, source, target.start)
+        self.told(len(source))
+
+    def mapped(self) -> memoryview:
+        """Return it as memory, its room made first; it must start at a page. Raises NoRoom."""
+        self.disk.reserve(self.fd, self.stop)
+        return memoryview(mmap.mmap(self.fd, len(self), offset=self.start))
+
+
+# Where bytes go.
+Out = memoryview | FileSpan

@@ -1,7 +1,7 @@
 """Fetch: verified bytes from records straight into their final buffers, on every core.
 
-Each task is some MiB of frames, run to completion by one thread: decrypting releases the GIL, so the threads
-share nothing but the list of tasks.
+Each task is some MiB of frames, run to completion by one thread: decrypting and waiting for the disk release the GIL,
+so the threads share nothing but the list of tasks, and some read while others decrypt.
 """
 
 import os
@@ -13,22 +13,24 @@ from ..formats.catalog import Place
 from ..formats.digest import Digest
 from ..formats.errors import FormatError
 from ..formats.record import KIND_BLOB
+from .disk import FileSpan, Out
 from .errors import Corrupt
-from .records import OpenRecord, TenantKeys, corrupt
+from .records import OpenRecord, TenantKeys, corrupt, reused
 from .segments import SegmentReader
 
 _TASK_BYTES = 8 << 20
+_WAITING_COUNT = 4  # threads that may wait for the disk while every core decrypts
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Bytes [start, stop) of one blob, to be put into `out`."""
+    """Bytes [start, stop) of one blob, to be put into `out`: memory, or part of a file."""
 
     digest: Digest
     place: Place
     start: int
     stop: int
-    out: memoryview
+    out: Out
 
 
 class BadBlob(Exception):
@@ -53,19 +55,19 @@ def workers_count() -> int:
     return max(2, min(len(os.sched_getaffinity(0)), 16))
 
 
-def fetch(segments: SegmentReader, keys: TenantKeys, wants: Iterable[Want]) -> int:
-    """Fill every want; return how many sealed bytes were read.
+def fetch(segments: SegmentReader, keys: TenantKeys, wants: Iterable[Want], *, cold: bool = False) -> int:
+    """Fill every want; return how many sealed bytes were read. With `cold` what is not cached is read past the cache.
 
     Raises BadBlob at the first record that fails: then buffers may hold verified bytes of others, never wrong ones.
     """
+    tasks = list(_tasks(wants))
 
     def perform(task: list[_Run]) -> int:
-        return sum(_read_run(segments, keys, run) for run in task)
+        return sum(_read_run(segments, keys, run, cold=cold) for run in task)
 
-    tasks = list(_tasks(wants))
     if len(tasks) <= 1:
         return sum(map(perform, tasks))
-    pool = ThreadPoolExecutor(workers_count())
+    pool = ThreadPoolExecutor(workers_count() + _WAITING_COUNT)
     try:
         return sum(pool.map(perform, tasks))
     finally:
@@ -74,7 +76,7 @@ def fetch(segments: SegmentReader, keys: TenantKeys, wants: Iterable[Want]) -> i
 
 def read_want(segments: SegmentReader, keys: TenantKeys, want: Want) -> int:
     """Fill one want on this thread; return the sealed bytes read. Raises BadBlob."""
-    return sum(_read_run(segments, keys, run) for run in _runs(want))
+    return sum(_read_run(segments, keys, run, cold=False) for run in _runs(want))
 
 
 def _runs(want: Want) -> Iterator[_Run]:
@@ -99,11 +101,11 @@ def _tasks(wants: Iterable[Want]) -> Iterator[list[_Run]]:
         yield task
 
 
-def _read_run(segments: SegmentReader, keys: TenantKeys, run: _Run) -> int:
+def _read_run(segments: SegmentReader, keys: TenantKeys, run: _Run, *, cold: bool) -> int:
     want, frame_bytes = run.want, run.want.place.frame_bytes
     try:
         record = OpenRecord(segments, keys, want.place, KIND_BLOB)
-        record.will_need(run.first, run.stop)
+        record.need(run.first, run.stop, cold=cold)
         if run.first == 0 and want.stop - want.start == want.place.plain_bytes:
             record.check_ends(want.digest)
         total = 0
@@ -111,7 +113,10 @@ def _read_run(segments: SegmentReader, keys: TenantKeys, run: _Run) -> int:
             at = index * frame_bytes
             start, stop = max(want.start - at, 0), min(want.stop - at, frame_bytes)
             out = want.out[at + start - want.start : at + stop - want.start]
-            total += record.read(index, start, stop, out)
+            part = reused("plain", len(out)) if isinstance(out, FileSpan) else out
+            total += record.read(index, start, stop, part)
+            if isinstance(out, FileSpan):
+                out[:] = part
     except FormatError as error:
         raise BadBlob(want, corrupt(want.place, want.digest, error)) from None
     except Corrupt as error:

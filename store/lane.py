@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from .errors import Corrupt, NotFound, StorageFailed, StoreError, without_frames
+from .progress import BytesTold
 from .staging import Move
 from .tiers.fallback import Sources
 from .tiers.tier import Held, Tier
@@ -55,7 +56,7 @@ class Lane:
     def __init__(
         self, tier: Tier, moves: Sequence[Move], needs: Sequence[Sequence[int]], keys: Sequence[str], *,
         always: Sequence[int], found: Sequence[int], below: Steps | None, sources: Sources | None, told: Told,
-        clock: Callable[[], float], workers: int = 2,
+        coming: BytesTold, clock: Callable[[], float], workers: int = 2,
     ) -> None:  # fmt: skip
         """Take the tier, its moves, what each step needs and what `always` all do, and the keys of all objects.
 
@@ -64,7 +65,7 @@ class Lane:
         """
         self._tier, self._moves, self._needs, self._keys = tier, moves, needs, keys
         self._always, self._found, self._below, self._sources = always, found, below, sources
-        self._told, self._clock = told, clock
+        self._told, self._coming, self._clock = told, coming, clock
         self._until = _counts(moves, len(needs))
         self._next = 0
         self._began: dict[int, float] = {}  # when steps that are not over were taken
@@ -208,7 +209,7 @@ class Lane:
         try:
             if held := taken.held.get(move.object):
                 with self._tier.filling(key, wait=True):
-                    return self._tier.hold(key) or self._tier.fill(key, held), self._below.tier
+                    return self._tier.hold(key) or self._tier.fill(key, held, told=self._coming), self._below.tier
         except (Corrupt, StorageFailed, NotFound) as error:
             taken.failed[move.object] = without_frames(error)
         finally:
@@ -222,7 +223,7 @@ class Lane:
     def _from_sources(self, key: str) -> tuple[Held, str]:
         if self._sources is None:
             raise NotFound(key[:16], f"is not in {self.tier} (any more)")
-        return self._sources.bring(key, self._tier, wait=True)
+        return self._sources.bring(key, self._tier, wait=True, told=self._coming)
 
     def _evict(self, number: int) -> None:
         with self._changed:

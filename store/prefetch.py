@@ -117,7 +117,12 @@ def stage(tier: Tier, sources: Sources, wanted: Sequence[Wanted], how: How, now_
     began = time.monotonic()
     held = {one.key: found for one in wanted if (found := tier.hold(one.key, until_s))}
     missing = {one.key: one.length_bytes for one in wanted if one.key not in held}
-    tier.make_room(sum(missing.values()), frozenset(one.key for one in wanted))
+    total = sum(missing.values())
+    tier.make_room(total, frozenset(one.key for one in wanted))
+
+    def told(length_bytes: int) -> None:
+        how.progress(tier.tier, length_bytes, total)
+
     staged: list[StagedOne] = []
     failed: list[tuple[str, StoreError]] = []
     try:
@@ -126,12 +131,10 @@ def stage(tier: Tier, sources: Sources, wanted: Sequence[Wanted], how: How, now_
             source = tier.tier
             try:
                 if one.key not in held:
-                    held[one.key], source = sources.bring(one.key, tier, until_s, wait=how.wait)
+                    held[one.key], source = sources.bring(one.key, tier, until_s, wait=how.wait, told=told)
             except StoreError as error:
                 failed.append((one.text, error))
                 continue
-            if one.key in missing:
-                how.progress(tier.tier, one.length_bytes, sum(missing.values()))
             staged.append(StagedOne(one, tier.tier, source, start - began, time.monotonic() - start))
     except BaseException:  # interrupted: nobody will release it
         _release(tier, held, missing)

@@ -20,7 +20,7 @@ from ..formats.kv_shape import Heads, KvShape
 from ..formats.manifest import BlobName
 from ..formats.tensor import TensorSpan, data_bytes
 from .blobs import BlobReader, Piece, ReadParts
-from .disk import make_buffer
+from .disk import Out, make_buffer
 from .errors import BadInput, Corrupt, NotFound
 from .fetch import workers_count
 from .kv_input import Part, parts_of, word_of
@@ -195,8 +195,8 @@ class Prefix:
             self.bytes_read += sum(pool.map(perform, tasks))
         return loaded
 
-    def fill(self, at: int, out: memoryview) -> None:
-        """Fill `out` with the bytes of its blocks as they are stored, from byte `at` on, on every core."""
+    def fill(self, at: int, out: Out) -> None:
+        """Fill `out` with the bytes of its blocks as they are stored, from byte `at` on, past the page cache."""
         pieces, start = [], 0
         for block in self._blocks:
             for digest, part in zip(block.blobs, self._parts_of(block.tokens), strict=True):
@@ -205,7 +205,7 @@ class Prefix:
                     to = start + first - at
                     pieces.append(Piece(BlobName(digest, part.length), first, last, out[to : to + last - first]))
                 start += part.length
-        self.bytes_read += self._reader.read(pieces)
+        self.bytes_read += self._reader.read(pieces, cold=True)
 
     def spans(self, shape: KvShape, tokens: int, layout: str, page: int | None) -> tuple[TensorSpan, ...]:
         """Return where the arrays of so many tokens go in a buffer."""

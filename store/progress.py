@@ -9,5 +9,13 @@ Progress = Callable[[int, int], None]
 TierProgress = Callable[[str, int, int], None]
 
 
+# And of one object: with the bytes that just came.
+BytesTold = Callable[[int], object]
+
+
+def nobody_told(length_bytes: int) -> None:
+    """A `BytesTold` for where nobody waits."""
+
+
 def tell_nobody(tier: str, advance_bytes: int, total_bytes: int) -> None:
     """A `TierProgress` for where nobody waits."""

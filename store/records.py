@@ -4,6 +4,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from mmap import mmap
 
 from blake3 import blake3
 
@@ -15,7 +16,6 @@ from ..formats.frames import TAG_BYTES, Binding, Frames, frames_of
 from ..formats.keypage import Tenant
 from ..formats.record import (
     AES_256_GCM,
-    ALIGN_BYTES,
     HEADER_BYTES,
     PLAIN,
     Footer,
@@ -24,6 +24,8 @@ from ..formats.record import (
     seal_footer,
     stored_payload_bytes,
 )
+from .direct import scratch_bytes
+from .disk import make_buffer
 from .errors import Corrupt
 from .keyring import Keyring
 from .segments import Extent, SegmentReader
@@ -109,27 +111,57 @@ class OpenRecord:
         self.place = place
         self._segments = segments
         self._mapped = segments.view(place.segment, place.offset, self.header.record_bytes)
+        self._cold = False
+        self._read: memoryview | None = None
+        self._read_start = 0
         self._footer: Footer | None = None
 
-    def will_need(self, first: int, stop: int) -> None:
-        """Ask the kernel to start reading the frames [first, stop), footer and header of the record included."""
+    def need(self, first: int, stop: int, *, cold: bool) -> None:
+        """Get the frames [first, stop) ready to be read; the header is before the first, the footer after the last.
+
+        With `cold` what is not cached is read now, past the page cache, into memory of this thread that its next
+        record takes. Else the kernel is asked to start reading. Raises Corrupt, StorageFailed, FormatError.
+        """
+        self._cold = cold
+        start = self._frame_start(first) if first else 0
+        end = self._frame_start(stop) if stop < self.header.binding.frames_count else self.header.used_bytes
+        self._read, self._read_start = self._read_cold("frames", start, end) if cold else None, start
+        if self._read is None:
+            self._segments.will_need(self.place.segment, self.place.offset + start, end - start)
+
+    def _frame_start(self, index: int) -> int:
+        """Return where in the record a frame begins, or where the last one ends."""
         bound = self.header.binding
-        grain = bound.frame_bytes + TAG_BYTES if bound.codec == Codec.STORED else bound.frame_bytes
-        length = min((stop - first) * grain + ALIGN_BYTES, self.header.record_bytes - first * grain)
-        if length > 0:  # encoded frames are shorter than they will be, and so may be the whole record
-            self._segments.will_need(self.place.segment, self.place.offset + first * grain, length)
+        if bound.codec == Codec.STORED:
+            return HEADER_BYTES + min(index * (bound.frame_bytes + TAG_BYTES), self.header.payload_bytes)
+        return HEADER_BYTES + self.footer().offsets[index]
+
+    def _sealed(self, start: int, stop: int) -> memoryview:
+        """Return bytes of the record as they are on disk."""
+        at = start - self._read_start
+        if self._read is not None and 0 <= at <= at + stop - start <= len(self._read):
+            return self._read[at : at + stop - start]
+        if self._cold:  # header or footer of a record that is read in parts
+            read = self._read_cold("ends", start, stop)
+            if read is not None:
+                return read
+        return self._mapped[start:stop]
+
+    def _read_cold(self, scratch: str, start: int, stop: int) -> memoryview | None:
+        at = self.place.offset + start
+        room = reused(scratch, scratch_bytes(at, stop - start))
+        return self._segments.read_cold(self.place.segment, at, stop - start, room)
 
     def footer(self) -> Footer:
         """Return the checked footer; raise FormatError if it is bad."""
         if self._footer is None:
             start = HEADER_BYTES + self.header.payload_bytes
-            sealed = self._mapped[start : start + self.header.footer_bytes]
-            self._footer = open_footer(self.header, self.frames, sealed)
+            self._footer = open_footer(self.header, self.frames, self._sealed(start, self.header.used_bytes))
         return self._footer
 
     def check_ends(self, digest: Digest) -> None:
         """Raise FormatError unless header and footer are this record's and name `digest`."""
-        if bytes(self._mapped[:HEADER_BYTES]) != self.header.packed(self.frames):
+        if bytes(self._sealed(0, HEADER_BYTES)) != self.header.packed(self.frames):
             raise FormatError("record header is not the one that was written")
         if self.footer().digest != digest:
             raise FormatError("record holds another blob")
@@ -160,12 +192,7 @@ class OpenRecord:
         """Put bytes [start, stop) of frame `index` into `out`, verified; return the sealed bytes that were read."""
         bound = self.header.binding
         length = bound.frame_length(index)
-        if bound.codec == Codec.STORED:
-            at = HEADER_BYTES + index * (bound.frame_bytes + TAG_BYTES)
-            sealed = self._mapped[at : at + length + TAG_BYTES]
-        else:
-            offsets = self.footer().offsets
-            sealed = self._mapped[HEADER_BYTES + offsets[index] : HEADER_BYTES + offsets[index + 1]]
+        sealed = self._sealed(self._frame_start(index), self._frame_start(index + 1))
         if bound.codec == Codec.STORED and stop - start == length:
             self.frames.open_into(index, sealed, out)
             return len(sealed)
@@ -195,17 +222,17 @@ _local = threading.local()
 
 
 def _scratch(length: int) -> memoryview:
-    return _reused("scratch", length)
+    return reused("scratch", length)
 
 
 def _plain(length: int) -> memoryview:
-    return _reused("plain", length)
+    return reused("plain", length)
 
 
-def _reused(name: str, length: int) -> memoryview:
-    held: bytearray = getattr(_local, name, bytearray())
-    if len(held) < length:
-        held = bytearray(max(length, 1 << 20))
+def reused(name: str, length: int) -> memoryview:
+    held: mmap | None = getattr(_local, name, None)
+    if held is None or len(held) < length:
+        held = make_buffer(max(length, 1 << 20))
         setattr(_local, name, held)
     return memoryview(held)[:length]
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from .errors import BadInput, StoreError
 from .lane import Lane, Steps, Told
 from .planfile import Plan
-from .progress import TierProgress, tell_nobody
+from .progress import BytesTold, TierProgress, tell_nobody
 from .requests import Ready, Requests
 from .staging import NEVER, steps_below
 from .tiers.fallback import Sources
@@ -41,7 +41,7 @@ class Run:
             below = Lane(
                 tier, plan.lanes[place], needs, keys, always=() if place else plan.job.held,
                 found=plan.job.found(place), below=below, sources=sources[number], told=self._telling(place, tier),
-                clock=self._clock,
+                coming=self._counting(place, tier), clock=self._clock,
             )  # fmt: skip
             self.lanes.insert(0, below)
 
@@ -100,10 +100,15 @@ class Run:
     def _clock(self) -> float:
         return time.monotonic() - self._began
 
+    def _counting(self, place: int, into: Tier) -> BytesTold:
+        """Return what hears of the bytes that come into one tier."""
+        objects, moves = self.plan.job.objects, self.plan.lanes[place]
+        total = sum(objects[move.object].length_bytes for move in moves if not move.made)
+        return lambda length_bytes: self._progress(into.tier, length_bytes, total)
+
     def _telling(self, place: int, into: Tier) -> Told:
         """Return what keeps the events of one lane."""
         plan, tier = self.plan, into.tier
-        total = sum(plan.job.objects[move.object].length_bytes for move in plan.lanes[place] if not move.made)
 
         def told(kind: str, number: int, source: str, began: float) -> None:
             ended = self._clock()
@@ -111,8 +116,6 @@ class Run:
                 one = plan.job.objects[number]
                 start = ended if kind == "evict" else began
                 self._events.append(Event(kind, tier, one.id, start, ended, one.length_bytes, source))
-                if kind == "move":
-                    self._progress(tier, one.length_bytes, total)
             elif place == 0:
                 id_ = plan.job.requests[plan.order[number]].id
                 self._events.append(Event("request", tier, str(id_), began, ended))

@@ -14,6 +14,7 @@ from ..formats.catalog import Place
 from ..formats.errors import FormatError
 from ..formats.record import ALIGN_BYTES, SegmentHeader, padded, parse_segment_header
 from .catalog import Catalog
+from .direct import read_cold
 from .disk import Disk, disk_errors, make_buffer, try_lock
 from .errors import Corrupt, StorageFailed
 
@@ -50,6 +51,10 @@ class SegmentReader:
         except Corrupt:
             return False
         return True
+
+    def read_cold(self, segment: int, offset: int, length: int, scratch: memoryview) -> memoryview | None:
+        """Return a range that was viewed before, read into `scratch`; None where it is cached, see `read_cold`."""
+        return read_cold(segment_path(self._directory, segment), offset, length, scratch)
 
     def will_need(self, segment: int, offset: int, length: int) -> None:
         """Ask the kernel to start reading a range."""

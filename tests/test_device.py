@@ -9,6 +9,7 @@ import torch
 
 from arstore import BadInput, Corrupt, NoRoom, Store, create_store, open_store
 from arstore.formats.tensor import TensorSpan
+from arstore.store.disk import Out
 from arstore.store.tiers import device as device_tier
 from arstore.store.tiers.device import parse_device, upload
 from arstore.store.tiers.local import Stored
@@ -86,7 +87,7 @@ def test_an_upload_asks_for_every_byte_once_and_in_order(monkeypatch: pytest.Mon
     monkeypatch.setattr(device_tier, "BOUNCE_BYTES", 10)
     asked: list[tuple[int, int]] = []
 
-    def fill(at: int, out: memoryview) -> None:
+    def fill(at: int, out: Out) -> None:
         asked.append((at, len(out)))
         out[:] = bytes(range(at, at + len(out)))
 

@@ -83,8 +83,16 @@ VERBS = (
     "put", "get", "kv", "plan", "planning", "prefetch", "command", "tiering", "collect", "erase", "scrub",
     "repair", "sync", "tenants", "miss", "heal",
 )  # fmt: skip
-GROUND = ("disk", "config", "errors", "__init__")
-FLOORS = ("formats", "disk, config, errors", "mechanisms", "verbs", "store.py, access.py", "engines, arstore", "cli")
+GROUND = ("disk", "config", "errors", "progress", "__init__")
+FLOORS = (
+    "formats",
+    "disk, config, errors, progress",
+    "mechanisms",
+    "verbs",
+    "store.py, access.py",
+    "engines, arstore",
+    "cli",
+)
 
 
 def floor(parts: tuple[str, ...]) -> int:

@@ -16,7 +16,7 @@ import torch
 from blake3 import blake3
 
 from arstore import NotFound, Store, create_store, open_store
-from arstore.store.disk import Disk
+from arstore.store.disk import Disk, Out
 from arstore.store.errors import Corrupt, NoRoom, StorageFailed
 from arstore.store.staged import StagedTensors
 from arstore.store.tensors import tensor_bytes
@@ -24,10 +24,9 @@ from arstore.store.tiers import device as device_room
 from arstore.store.tiers import sealed as sealed_room
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.device import DeviceTier
-from arstore.store.tiers.extent import Head
+from arstore.store.tiers.extent import Head, parse_head
 from arstore.store.tiers.fallback import Sources
 from arstore.store.tiers.local import Local
-from arstore.store.tiers.sealed import sums_of
 from arstore.store.tiers.shared import open_shared
 from arstore.store.tiers.tier import Held
 from tests.kv_made import IDENTITY, made
@@ -279,7 +278,7 @@ def test_a_stager_killed_anywhere_leaves_the_whole_or_nothing(tier: str, memory:
 @pytest.mark.parametrize("tier", ARENAS)
 def test_a_stager_killed_while_it_reads_leaves_nothing(tier: str, memory: Path, small_steps: None) -> None:
     class Killed(Faulty):
-        def __call__(self, out: memoryview | None) -> None:
+        def __call__(self, out: Out | None) -> None:
             with contextlib.suppress(RuntimeError):
                 super().__call__(out)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -332,8 +331,8 @@ def too_few_sums(content: bytes, memory: Path) -> bytes:
     arena, wanted = open_arena("shared", memory), given()
     seal = arena._seal
     assert seal
-    sums = sums_of(seal, memoryview(wanted.content))[:-1]
-    return Head(A, wanted.name, tuple(wanted.spans), THIRD, sums).packed(seal) + wanted.content
+    head, _ = parse_head(memory, content, len(content), seal)
+    return replace(head, sums=head.sums[:-1]).packed(seal) + wanted.content
 
 
 def unsigned(content: bytes, memory: Path) -> bytes:
@@ -497,7 +496,7 @@ class GoneMeanwhile:
         self.name, self.spans, self.length_bytes = source.name, source.spans, source.length_bytes
         self._source, self._go = source, go
 
-    def read(self, at: int, out: memoryview) -> None:
+    def read(self, at: int, out: Out) -> None:
         self._source.read(at, out)
         self._go()
 

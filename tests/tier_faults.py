@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arstore.formats.tensor import TensorSpan
+from arstore.store.disk import Out
 from arstore.store.errors import StorageFailed
+from arstore.store.progress import BytesTold, nobody_told
 from arstore.store.tiers.tier import Held, Resident, Tier
 
 
@@ -46,7 +48,7 @@ class Given:
     def length_bytes(self) -> int:
         return len(self.content)
 
-    def read(self, at: int, out: memoryview) -> None:
+    def read(self, at: int, out: Out) -> None:
         out[:] = self.content[at : at + len(out)]
 
 
@@ -63,7 +65,7 @@ class Faulty:
     def __init__(self, error: BaseException, at: int = 1) -> None:
         self._error, self._left = error, at
 
-    def __call__(self, out: memoryview | None) -> None:
+    def __call__(self, out: Out | None) -> None:
         self._left -= out is not None
         if out is not None and not self._left:
             out[: len(out) // 2] = b"\xee" * (len(out) // 2)
@@ -73,7 +75,7 @@ class Faulty:
 class Slow:
     """Every reading waits first, so that whoever races has time to."""
 
-    def __call__(self, out: memoryview | None) -> None:
+    def __call__(self, out: Out | None) -> None:
         time.sleep(0.002 if out is not None else 0)
 
 
@@ -87,7 +89,7 @@ class Vanishing:
     def __init__(self, at: int, *, silently: bool = False) -> None:
         self._left, self._silently = at, silently
 
-    def __call__(self, out: memoryview | None) -> None:
+    def __call__(self, out: Out | None) -> None:
         self._left -= 1
         if self._left <= 0:
             raise Nothing if self._silently and out is None else StorageFailed("tier", "is gone")
@@ -103,7 +105,7 @@ class Met:
         self._held, self._fate = held, fate
         self.name, self.spans, self.length_bytes = held.name, held.spans, held.length_bytes
 
-    def read(self, at: int, out: memoryview) -> None:
+    def read(self, at: int, out: Out) -> None:
         self._fate(out)
         self._held.read(at, out)
 
@@ -145,8 +147,8 @@ class Between:
         self._fate(None)
         return self._inner.filling(key, wait=wait)
 
-    def fill(self, key: str, source: Held, until_s: float = 0.0) -> Met:
-        return Met(self._inner.fill(key, Met(source, self._fate), until_s), self._fate)
+    def fill(self, key: str, source: Held, until_s: float = 0.0, told: BytesTold = nobody_told) -> Met:
+        return Met(self._inner.fill(key, Met(source, self._fate), until_s, told), self._fate)
 
     def remove(self, key: str, *, over: bool = False) -> bool:
         with contextlib.suppress(Nothing):

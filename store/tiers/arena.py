@@ -5,7 +5,6 @@ that on, so it goes from nobody's use to somebody's, never through a moment in w
 """
 
 import contextlib
-import mmap
 import os
 import re
 import stat
@@ -14,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..disk import Disk, disk_errors, locked, try_lock, wait_lock
+from ..disk import Disk, FileSpan, disk_errors, locked, try_lock, wait_lock
 from ..errors import Corrupt, Fenced, NoRoom, NotFound, StorageFailed
+from ..progress import BytesTold, nobody_told
 from .extent import Extent, Head, attach_extent, read_name, remove_extent, wipe
 from .sealed import SealedExtent, blank_sums, sums_of
 from .tier import Held, Resident
@@ -117,7 +117,9 @@ class Arena:
                     f"{self.tier} tier", "what was to be removed came into use", hint="raise --budget, or wait"
                 )
 
-    def fill(self, key: str, source: Held, until_s: float = 0.0) -> "Extent | SealedExtent":
+    def fill(
+        self, key: str, source: Held, until_s: float = 0.0, told: BytesTold = nobody_told
+    ) -> "Extent | SealedExtent":
         """Stage an object, published in one step when its last byte was verified; return it, held in place.
 
         If it fails, what it left is wiped. One that is there already stays, and its time is never made shorter.
@@ -131,7 +133,7 @@ class Arena:
         remove_extent(partial, self._disk)  # left by a stager that was killed
         fd = self._disk.open(partial, create=True)
         try:
-            self._write(fd, head, source)
+            self._write(fd, head, source, told)
             self._disk.set_time(partial, until_s)
             extent = self._open(partial, key)
             self._disk.rename(partial, self._path(key))
@@ -143,17 +145,14 @@ class Arena:
             os.close(fd)
         return extent
 
-    def _write(self, fd: int, head: Head, source: Held) -> None:
+    def _write(self, fd: int, head: Head, source: Held, told: BytesTold) -> None:
         packed = head.packed(self._seal)
-        self._disk.reserve(fd, len(packed) + head.length_bytes)
-        memory = mmap.mmap(fd, len(packed) + head.length_bytes)
-        with contextlib.suppress(OSError, ValueError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        data = memoryview(memory)[len(packed) :]
-        source.read(0, data)
+        start, stop = len(packed), len(packed) + head.length_bytes
+        self._disk.truncate(fd, stop)  # who makes room counts it
+        source.read(0, FileSpan(self._disk, fd, start, stop, told))
         if self._seal:
-            packed = replace(head, sums=sums_of(self._seal, data)).packed(self._seal)
-        memory[: len(packed)] = packed
+            packed = replace(head, sums=sums_of(self._seal, fd, start, head.length_bytes)).packed(self._seal)
+        self._disk.write_at(fd, packed, 0)
 
     def _open(self, path: Path, key: str) -> "Extent | SealedExtent":
         return SealedExtent(path, key, self._seal) if self._seal else attach_extent(path, key)

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...formats.tensor import TensorSpan
+from ..disk import Out
 from ..errors import BadInput, Fenced, NoRoom
+from ..progress import BytesTold, nobody_told
 from .tier import Held, Resident
 
 if TYPE_CHECKING:
@@ -59,12 +61,11 @@ class OnDevice:
     def length_bytes(self) -> int:
         return len(self.memory)
 
-    def read(self, at: int, out: memoryview) -> None:
+    def read(self, at: int, out: Out) -> None:
         """Fill `out` with the bytes from `at` on."""
-        import torch
-
-        if len(out):
-            torch.frombuffer(out, dtype=torch.uint8).copy_(self.memory[at : at + len(out)])
+        for start in range(0, len(out), BOUNCE_BYTES):
+            stop = min(start + BOUNCE_BYTES, len(out))
+            out[start:stop] = self.memory[at + start : at + stop].cpu().numpy().data
 
 
 class DeviceTier:
@@ -131,12 +132,12 @@ class DeviceTier:
         finally:
             coming.release()
 
-    def fill(self, key: str, source: Held, until_s: float = 0.0) -> OnDevice:
+    def fill(self, key: str, source: Held, until_s: float = 0.0, told: BytesTold = nobody_told) -> OnDevice:
         from torch.multiprocessing.reductions import StorageWeakRef
 
         if held := self.hold(key, until_s):
             return held
-        memory = upload(source, self.device)
+        memory = upload(source, self.device, told)
         alive = StorageWeakRef(memory.untyped_storage())  # type: ignore[no-untyped-call]
         with self._guard:
             if held := self.hold(key, until_s):
@@ -193,7 +194,7 @@ def _is_viewed(memory: "torch.Tensor") -> bool:
     return uses(memory) > uses(torch.empty(1, dtype=torch.uint8))
 
 
-def upload(source: Held, device: str) -> "torch.Tensor":
+def upload(source: Held, device: str, told: BytesTold = nobody_told) -> "torch.Tensor":
     """Return an object's bytes in the memory of a device, as uint8; what reading it raises comes through.
 
     Raises NoRoom if the device is full after all.
@@ -220,6 +221,7 @@ def upload(source: Held, device: str) -> "torch.Tensor":
                 busy[turn % BOUNCES].synchronize()  # its last copy is still on its way up
             source.read(at, part.numpy().data)
             busy[turn % BOUNCES] = _copy(part, memory[at : at + len(part)], stream)
+            told(len(part))
     finally:  # where it failed too: others get this memory then, and no copy may still be on its way into it
         if stream is not None:
             stream.synchronize()

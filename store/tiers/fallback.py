@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 
 from ..errors import Corrupt, NotFound, StorageFailed, StoreError, without_frames
+from ..progress import BytesTold, nobody_told
 from .tier import Held, Source, Tier
 
 
@@ -15,7 +16,9 @@ class Sources:
         self._near, self._truth = near, truth
         self.failed = failed or {}  # near tiers that were not there or gave something bad: the first error of each
 
-    def bring(self, key: str, target: Tier, until_s: float = 0.0, *, wait: bool) -> tuple[Held, str]:
+    def bring(
+        self, key: str, target: Tier, until_s: float = 0.0, *, wait: bool, told: BytesTold = nobody_told
+    ) -> tuple[Held, str]:
         """See that an object is in a tier; return it, held in place, and where it came from: `target`, if it was there.
 
         Raises Fenced if another process is bringing it, unless `wait`; NotFound if no tier has it, else what the store
@@ -27,7 +30,7 @@ class Sources:
             for source in self._near:
                 try:
                     if held := source.hold(key):
-                        return target.fill(key, held, until_s), source.tier
+                        return target.fill(key, held, until_s, told), source.tier
                 except (StorageFailed, NotFound, Corrupt) as error:
                     held = None
                     self.failed.setdefault(source.tier, without_frames(error))
@@ -36,4 +39,4 @@ class Sources:
                             source.remove(key)
             if (held := self._truth.hold(key)) is None:
                 raise NotFound(key[:16], f"is not in {self._truth.tier} (any more)")
-            return target.fill(key, held, until_s), self._truth.tier
+            return target.fill(key, held, until_s, told), self._truth.tier

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from ...formats.tensor import TensorSpan, data_bytes
 from ..artifact import Artifact
+from ..disk import FileSpan, Out
 from ..errors import NotFound
 from ..prefix import Prefix, Run
 from ..tensors import aligned
 
-_Read = Callable[[int, memoryview], None]
+_Read = Callable[[int, Out], None]
 _CLEAR_BYTES = 1 << 20
 
 
@@ -62,13 +63,13 @@ def stored_artifact(artifact: Artifact) -> Stored:
     ranges, spans = artifact.side_by_side()
     blank = _between(spans)
 
-    def read(at: int, out: memoryview) -> None:
+    def read(at: int, out: Out) -> None:
         pieces = []
         for (file, start, stop), to in ranges.items():
             first, last = max(to, at), min(to + stop - start, at + len(out))
             if first < last:
                 pieces.append(((file, start + first - to, start + last - to), out[first - at : last - at]))
-        artifact.fill(pieces)
+        artifact.fill(pieces, cold=True)
         _clear(blank, at, out)
 
     return Stored(name, spans, read)
@@ -101,7 +102,11 @@ def stored_prefix(prefix: Prefix, name: str) -> Stored:
     last_is_short = count % (prefix.page_tokens or 1) != 0
     blank = [(0, data_bytes(spans))] if last_is_short else _between(spans)
 
-    def read(at: int, out: memoryview) -> None:
+    def read(at: int, out: Out) -> None:
+        if isinstance(out, FileSpan):  # KV is turned into its layout there
+            read(at, out.mapped())
+            out.told(len(out))
+            return
         if at == 0 and len(out) >= data_bytes(spans):
             _clear(blank, at, out)
             prefix.load([Run(0, count, 0)], None, range, None, None, into=out)
@@ -119,8 +124,10 @@ def _between(spans: Sequence[TensorSpan]) -> list[tuple[int, int]]:
     return [(stop, aligned(stop)) for stop in sorted(stops) if aligned(stop) > stop]
 
 
-def _clear(blank: Sequence[tuple[int, int]], at: int, out: memoryview) -> None:
+def _clear(blank: Sequence[tuple[int, int]], at: int, out: Out) -> None:
     """Make bytes zero that are nobody's, in `out`, which begins at `at`: what was in that memory stays here."""
+    if isinstance(out, FileSpan):  # of a new file, which has nothing else there
+        return
     for first, last in ((max(first, at), min(last, at + len(out))) for first, last in blank):
         for start in range(first, last, _CLEAR_BYTES):
             stop = min(start + _CLEAR_BYTES, last)

@@ -20,7 +20,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ...formats.tensor import TensorSpan
-from ..disk import Disk, make_buffer
+from ..disk import Disk, Out, make_buffer
 from .arena import Arena
 from .device import parse_device, upload
 from .extent import Extent
@@ -116,11 +116,14 @@ def _probe_arena(arena: Arena, fd: int, now: str) -> Speed:
     sealed = {length: key.encrypt(_NONCE, bytes(length - _TAG_BYTES), None) for length in (_PAGE, _STEP)}
 
     def stage(number: int, length: int) -> None:
-        def read(at: int, out: memoryview) -> None:
-            os.preadv(fd, [_own_buffer(buffers)[:length]], number * _STEP)
-            key.decrypt_into(_NONCE, sealed[length], None, out)  # as long as opening what was read
-
         plain = length - _TAG_BYTES
+
+        def read(at: int, out: Out) -> None:
+            own = _own_buffer(buffers)[:length]
+            os.preadv(fd, [own], number * _STEP)
+            key.decrypt_into(_NONCE, sealed[length], None, own[:plain])  # as long as opening what was read
+            out[:] = own[:plain]
+
         id_ = f"{number:064x}"
         arena.fill(id_, Stored("probe", (TensorSpan("probe", "U8", (plain,), 0, plain),), read))
         arena.remove(id_)

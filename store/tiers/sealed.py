@@ -14,7 +14,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from ...formats.tensor import TensorSpan
-from ..disk import disk_errors
+from ..disk import Out, disk_errors, make_buffer
 from ..errors import Corrupt
 from ..fetch import workers_count
 from .extent import open_held, read_head
@@ -28,14 +28,17 @@ def blank_sums(length_bytes: int) -> tuple[str, ...]:
     return (_UNKNOWN,) * -(-length_bytes // SUM_BYTES)
 
 
-def sums_of(seal: bytes, data: memoryview) -> tuple[str, ...]:
-    """Return the sums of data, on every core."""
+def sums_of(seal: bytes, fd: int, start: int, length_bytes: int) -> tuple[str, ...]:
+    """Return the sums of data that lies in a file from `start` on, on every core."""
 
     def sum_at(at: int) -> str:
-        return _sum(seal, data[at : at + SUM_BYTES])
+        data = memoryview(make_buffer(SUM_BYTES))[: min(SUM_BYTES, length_bytes - at)]
+        with disk_errors("extent"):
+            got = os.preadv(fd, [data], start + at)
+        return _sum(seal, data[:got])
 
     with ThreadPoolExecutor(workers_count()) as pool:
-        return tuple(pool.map(sum_at, range(0, len(data), SUM_BYTES)))
+        return tuple(pool.map(sum_at, range(0, length_bytes, SUM_BYTES)))
 
 
 class SealedExtent:
@@ -62,7 +65,7 @@ class SealedExtent:
     def length_bytes(self) -> int:
         return self._head.length_bytes
 
-    def read(self, at: int, out: memoryview) -> None:
+    def read(self, at: int, out: Out) -> None:
         """Fill `out` with the bytes from `at` on, on every core; raise Corrupt where a sum differs."""
         with ThreadPoolExecutor(workers_count()) as pool:
             for _ in pool.map(self._read, _pieces(at, out)):
@@ -71,13 +74,14 @@ class SealedExtent:
     def _read(self, piece: "_Piece") -> None:
         first = piece.number * SUM_BYTES
         whole = min(SUM_BYTES, self.length_bytes - first)
-        copy = piece.out if len(piece.out) == whole else memoryview(bytearray(whole))
+        out = piece.out
+        copy = out if isinstance(out, memoryview) and len(out) == whole else memoryview(make_buffer(whole))[:whole]
         with disk_errors(self._path):
             got = os.preadv(self._file.fileno(), [copy], self._start + first)
         if got != whole or _sum(self._seal, copy) != self._head.sums[piece.number]:
             raise Corrupt(f"{self._head.name}: {self._path}", f"differs from its sum at byte {first}")
-        if copy is not piece.out:
-            piece.out[:] = copy[piece.skip : piece.skip + len(piece.out)]
+        if copy is not out:
+            out[:] = copy[piece.skip : piece.skip + len(out)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +90,10 @@ class _Piece:
 
     number: int
     skip: int
-    out: memoryview
+    out: Out
 
 
-def _pieces(at: int, out: memoryview) -> Iterator[_Piece]:
+def _pieces(at: int, out: Out) -> Iterator[_Piece]:
     done = 0
     while done < len(out):
         number, skip = divmod(at + done, SUM_BYTES)

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...formats.tensor import TensorSpan
+from ..disk import Out
+from ..progress import BytesTold, nobody_told
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Held(Protocol):
     @property
     def length_bytes(self) -> int: ...
 
-    def read(self, at: int, out: memoryview) -> None:
+    def read(self, at: int, out: Out) -> None:
         """Fill `out` with the bytes from `at` on, verified; raise Corrupt or StorageFailed, and then `out` is noise."""
         ...
 
@@ -91,8 +93,8 @@ class Tier(Source, Protocol):
         """Be the one who brings this key while the body runs; raise Fenced if another does, unless `wait`."""
         ...
 
-    def fill(self, key: str, source: Held, until_s: float = 0.0) -> Held:
-        """Bring an object in; return it, held in place. What `source` raises comes through.
+    def fill(self, key: str, source: Held, until_s: float = 0.0, told: BytesTold = nobody_told) -> Held:
+        """Bring an object in; return it, held in place. What `source` raises comes through; `told` hears of its bytes.
 
         Room was made for it, or a plan has room for it: the capacity is not asked again. Raises NoRoom where there is
         no memory after all.

@@ -1,0 +1,123 @@
+"""Stage an artifact in the host tier again and again, in turns with what the machine can do at most.
+
+The task is a JSON object: `store`, `name`, `paths` (the segment files), `room` (bytes of memory to have at hand before
+each measurement), `rounds`. The answer: `bytes`, and the seconds of each round: `copy`, two threads copying as many
+bytes into fresh huge pages; `warm`, staging from the page cache; `direct`, the segment files read past it; `cold`,
+staging with nothing of them in it.
+"""
+
+import contextlib
+import json
+import mmap
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from benchmark.processes import warm
+from benchmark.programs.memory import back, touched
+
+_BLOCK = 4 << 20
+
+T = TypeVar("T")
+
+
+def shared_out(tasks: Sequence[T], threads: int, work: Callable[[T, memoryview], None]) -> float:
+    """Do every task, shared out between threads with a buffer each; return the seconds that it took."""
+    queue, guard = iter(tasks), threading.Lock()
+
+    def run(buffer: memoryview) -> None:
+        while True:
+            with guard:
+                task = next(queue, None)
+            if task is None:
+                return
+            work(task, buffer)
+
+    workers = [threading.Thread(target=run, args=(memoryview(touched(_BLOCK)),)) for _ in range(threads)]
+    began = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return time.perf_counter() - began
+
+
+def copy(source_memory: mmap.mmap) -> float:
+    """Copy memory into fresh memory in huge pages."""
+    import numpy as np
+
+    length = len(source_memory)
+    memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    target, source = np.frombuffer(memory, np.uint8), np.frombuffer(source_memory, np.uint8)
+
+    def copy_block(at: int, _: memoryview) -> None:
+        np.copyto(target[at : at + _BLOCK], source[at : at + _BLOCK])
+
+    return shared_out(range(0, length, _BLOCK), 2, copy_block)
+
+
+def direct(paths: list[Path]) -> float:
+    """Read the files past the page cache, by two threads and by four; return the seconds of the faster."""
+    with contextlib.ExitStack() as opened:
+        blocks: list[tuple[int, int, int]] = []
+        for path in paths:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+            opened.callback(os.close, fd)
+            size = os.fstat(fd).st_size
+            blocks += [(fd, at, min(_BLOCK, size - at)) for at in range(0, size, _BLOCK)]
+
+        def read(block: tuple[int, int, int], buffer: memoryview) -> None:
+            fd, at, length = block
+            if os.preadv(fd, [buffer[:length]], at) != length:
+                raise SystemExit("a read came back short")
+
+        return min(shared_out(blocks, threads, read) for threads in (2, 4))
+
+
+def drop(paths: list[Path]) -> None:
+    """Have the page cache forget files that nobody maps."""
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+def measure(task: dict[str, Any]) -> dict[str, object]:
+    import arstore
+
+    paths = [Path(path) for path in task["paths"]]
+    found: dict[str, list[float]] = {"copy": [], "warm": [], "direct": [], "cold": []}
+    total = 0
+
+    def stage() -> float:
+        nonlocal total
+        with arstore.open_store(task["store"]) as store:  # a new one, that maps nothing yet
+            back(task["room"])
+            began = time.perf_counter()
+            stage = store.prefetch([task["name"]])
+            seconds = time.perf_counter() - began
+            total = stage.staging.staged[0].length_bytes
+            stage.release()
+        return seconds
+
+    stage()
+    source = touched(total)
+    for _ in range(task["rounds"]):
+        back(task["room"])
+        found["copy"].append(copy(source))
+        warm(paths)
+        found["warm"].append(stage())
+        drop(paths)
+        found["direct"].append(direct(paths))
+        found["cold"].append(stage())
+    return {"bytes": total, **found}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(json.loads(sys.argv[1]))))
