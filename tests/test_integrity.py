@@ -43,7 +43,7 @@ from arstore.store.scrub import Scrubbed
 from arstore.store.segments import staging_buffer
 from arstore.store.select import Selection
 from arstore.store.store import Store
-from arstore.store.tiers.local import stored_artifact
+from arstore.store.tiers.local import Stored, stored_artifact
 from arstore.store.unlock import Secrets
 from tests.command import arstore
 
@@ -846,9 +846,8 @@ def reading(monkeypatch: pytest.MonkeyPatch, *, cold: bool) -> Iterator[list[int
         yield lengths
 
 
-def staged(store: Store) -> bytes:
-    """Return the bytes of the large tensors as they are staged."""
-    held = stored_artifact(store.get("big"))
+def staged(held: Stored) -> bytes:
+    """Return the bytes of an artifact as they are staged."""
     held.read(0, memoryview(buffer := bytearray(held.length_bytes)))
     return bytes(buffer)
 
@@ -857,7 +856,7 @@ def tensors(world: World) -> bytes | Corrupt:
     """Return the bytes of the large tensors, or the refusal."""
     with world.open() as store:
         try:
-            return staged(store)
+            return staged(stored_artifact(store.get("big")))
         except Corrupt as error:
             return error
 
@@ -939,22 +938,24 @@ def test_a_disk_that_fails_under_a_cold_read_is_said_and_marks_nothing(
 def test_a_file_that_changes_while_it_is_mapped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     spot = max((spot for spot in world.spots() if spot.artifact == "big" and spot.is_blob), key=lambda one: one.end)
     with reading(monkeypatch, cold=True) as lengths, world.open() as store:
-        first = staged(store)
+        big = stored_artifact(store.get("big"))
+        first = staged(big)
         if not lengths:
             pytest.skip("this file system reads nothing past the page cache")
         count = len(os.listdir("/proc/self/fd"))
-        assert all(staged(store) == first for _ in range(20))
+        assert all(staged(big) == first for _ in range(20))
         assert len(os.listdir("/proc/self/fd")) == count
         held = spot.path.read_bytes()
         os.truncate(spot.path, spot.end - ALIGN_BYTES - 1)
         with pytest.raises(Corrupt, match="cut short"):
-            staged(store)
+            staged(big)
         spot.path.write_bytes(held)
     assert world.verify().corrupt == ()
     with reading(monkeypatch, cold=True), world.open() as store:
-        assert staged(store) == first
+        big = stored_artifact(store.get("big"))
+        assert staged(big) == first
         spot.path.unlink()  # as a collection does; the map has it still
-        assert staged(store) == first
+        assert staged(big) == first
 
 
 # --- manifests that were made to do harm
