@@ -1,6 +1,7 @@
 """`arstore prefetch`: what a run reads, in place before it starts."""
 
 import json
+import signal
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,10 +84,12 @@ def prefetch(
         session_of(context), names, to, parse_size(budget) if budget is not None else None,
         parse_duration(ttl if ttl is not None else "0s" if command else _TTL), from_, wait, command, timeline,
     )  # fmt: skip
-    if to is not None:
-        _own_part(to, command)
+    if command:  # a process of it that dies must not end this one, at the next word to it
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    write_timeline(timeline)
     with asked.session.open() as store:
         plan = _plan_in(asked, store)
+        _check_target(to or (plan.job.tiers[0].name if plan else "host"), command)
         code = _run_planned(asked, store, plan) if plan is not None and command else _stage(asked, store, plan)
     if command:
         raise SystemExit(code)  # a typer.Exit of 130 would be our own interruption
@@ -98,11 +101,13 @@ def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:
     """Stage all that is asked for, then run the command if there is one; return the exit code."""
     command, tiers = asked.command, store.tiers
     to = asked.to or (plan.job.tiers[0].name if plan else "host")
-    stop = _own_part(to, command)
     with asked.session.progress_of_tiers() as progress:
         how = How(asked.ttl_s, asked.from_, asked.wait, progress)
-        stage = tiers.prefetch_plan(plan, how) if plan else tiers.prefetch(asked.names, stop, asked.budget_bytes, how)
-    slowest = min((one.bytes_per_s for one in tiers.speeds().values()), default=None)
+        if plan is not None:
+            stage = tiers.prefetch_plan(plan, how)
+        else:
+            stage = tiers.prefetch(asked.names, to, asked.budget_bytes, how, host_only=bool(command))
+    slowest = min((s.bytes_per_s for tier, s in tiers.speeds().items() if tier in ("local", to)), default=None)
     with stage:
         staging = stage.staging
         predicted_s = staging.moved_bytes / slowest if slowest else None
@@ -116,7 +121,7 @@ def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:
 
         directory = tiers.host().directory
         store.close()  # the command may run for long, and needs nothing of it
-        return run_staged(stage, directory, command, to, Disk())
+        return run_staged(stage, directory, command, to, Disk(), budget_bytes=asked.budget_bytes)
 
 
 def _run_planned(asked: Asked, store: Store, plan: "Plan") -> int:
@@ -143,6 +148,8 @@ def _plan_in(asked: Asked, store: Store) -> "Plan | None":
     from ..store.planfile import read_plan
 
     path = Path(asked.names[0])
+    if asked.command and asked.ttl_s:
+        raise BadInput("--ttl", "what is staged for the requests of a command does not stay")
     if (plan := read_plan(path)) is None:
         return store.tiers.plan(path, to=asked.to, budget_bytes=asked.budget_bytes)
     if asked.to is not None and asked.to.partition(":")[0] != plan.job.tiers[0].name:
@@ -150,17 +157,15 @@ def _plan_in(asked: Asked, store: Store) -> "Plan | None":
     return plan if asked.budget_bytes is None else plan.within(asked.budget_bytes)
 
 
-def _own_part(to: str, command: list[str]) -> str:
-    """Return the tier that this process stages to: what a command wants on a device it brings up there itself."""
+def _check_target(to: str, command: list[str]) -> None:
+    """Raise BadInput for a tier that can't be staged to: of a device's memory only a command's processes have use."""
     if to == "shared" and command:
         raise BadInput("--to shared", "a command reads what is in the host tier", hint="leave out --to")
-    if to in ("host", "shared"):
-        return to
-    parse_device(to)
-    if not command:
-        hint = "add '-- CMD': its attach() brings everything up there"
-        raise BadInput(f"--to {to}", "device memory is a process's own", hint=hint)
-    return "host"
+    if to not in ("host", "shared"):
+        parse_device(to)
+        if not command:
+            hint = "add '-- CMD': its attach() has everything there"
+            raise BadInput(f"--to {to}", "device memory is a process's own", hint=hint)
 
 
 def _is_file(name: str, store: Store) -> bool:

@@ -43,9 +43,9 @@ def report(session: Session, staging: Staging, predicted_s: float | None, *, to_
     lines += [f"not staged: {name}: {error}" for name, error in staging.failed]
     moved, seconds = staging.moved_bytes, session.seconds
     lines.append(f"{size(moved)} moved in {seconds:.2f} s{rate(moved, seconds)}")
-    if to_stderr:
+    if to_stderr and not session.quiet:
         print(json.dumps(values) if session.json else "\n".join(f"arstore: {line}" for line in lines), file=sys.stderr)
-    else:
+    elif not to_stderr:
         session.emit(values, lambda: "\n".join(lines))
 
 
@@ -62,9 +62,11 @@ def _lines(staging: Staging) -> Iterator[str]:
         yield f"staged {len(each)} objects from {source} in {staging.staged[0].tier}, {size(sum(each))}"
 
 
-def write_timeline(path: Path | None, timed: Callable[[], "Timed"]) -> None:
-    """Write what happened to a file, if one is asked for."""
-    if path is not None:
+def write_timeline(path: Path | None, timed: Callable[[], "Timed"] | None = None) -> None:
+    """Write what happened to a file, if one is asked for; before it has, nothing, to see that it can be written."""
+    if path is not None and timed is None:
+        Disk().replace_file(path.absolute(), b"", 0o644)
+    elif path is not None and timed is not None:
         from ..store.timeline import trace
 
         Disk().replace_file(path.absolute(), json.dumps(trace(timed())).encode(), 0o644)

@@ -21,7 +21,7 @@ def unstage(
     """Wipe staged copies and give their memory back. Exits 4 if one is in use and stays, or a tier is gone."""
     session = session_of(context)
     if bool(names) == all_:
-        raise BadInput("unstage", "wanted names or --all")
+        raise BadInput("names", "wanted some, or --all")
     with session.open() as store:
         done = store.tiers.unstage(names or ())
     values: dict[str, object] = {

@@ -1,17 +1,20 @@
 """Attach: what `arstore prefetch … -- CMD` staged, as tensors in CMD, with no copy, no key and no store to open."""
 
+import atexit
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadInput, Corrupt, NotFound, StorageFailed
+from .disk import allow_files
+from .errors import BadInput, Corrupt, NotFound, StorageFailed, fresh
 from .staged import StagedTensors
 from .tiers.device import DeviceTier, parse_device
-from .tiers.extent import attach_extent
+from .tiers.extent import KEY, attach_extent, extent_path
+from .tiers.ipc import Handle, open_shared
 from .tiers.tier import Held
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ class Session:
     to: str
     artifacts: tuple[tuple[str, str], ...]
     keys: tuple[str, ...] = ()
+    shared: Mapping[str, Handle] = field(default_factory=dict)  # of what is on an accelerator already, by key
+    budget_bytes: int | None = None  # of the device
 
     @property
     def plan_path(self) -> Path:
@@ -42,7 +47,7 @@ class Session:
     def packed(self) -> bytes:
         artifacts = [{"name": name, "key": key} for name, key in self.artifacts]
         value = {"format": SESSION_FORMAT, "to": self.to, "artifacts": artifacts, "keys": self.keys}
-        return json.dumps(value).encode()
+        return json.dumps(value | {"shared": self.shared, "budget": self.budget_bytes}).encode()
 
 
 class Staged(Mapping[str, StagedTensors]):
@@ -61,18 +66,19 @@ class Staged(Mapping[str, StagedTensors]):
         return len(self._held)
 
     def requests(self) -> "Iterator[Ready]":
-        """Yield each request of the plan when what it needs is in place; see `Requests`.
+        """Yield each request of the plan when what it needs is in place; see `requests_of`.
 
-        Processes of one run share them: each request is given to one. Raises BadInput if nothing was planned.
+        In the host tier the processes of a run share them: each request is given to one. On a device one process works
+        through all. Raises BadInput if nothing was planned.
         """
         if self._run is not None:
             return iter(self._run)
         if not self._session.keys:
             raise BadInput("requests", "none were planned", hint="prefetch a JOB or a PLAN")
         from .feed import Fed
-        from .requests import Requests
+        from .requests import requests_of
 
-        return iter(Requests(_read_plan(self._session), Fed(self._session.socket_path)))
+        return requests_of(_read_plan(self._session), Fed(self._session.socket_path))
 
 
 def attach(path: str | Path | None = None, *, to: str | None = None) -> Staged:
@@ -80,22 +86,34 @@ def attach(path: str | Path | None = None, *, to: str | None = None) -> Staged:
 
     In the host tier nothing is copied. Tensors are writable: writes go to private copies. Everything stays in place
     while one of them is alive, whatever becomes of the stager. Where the run was staged `to` a device, everything is
-    brought up to it now. Raises BadInput where nothing is staged, NotFound if it was released already, NoRoom.
+    brought up to it now. Raises BadInput where nothing is staged, or planned for another tier; NotFound if it was
+    released already, NoRoom; Fenced if another process carries out the plan on the device.
     """
     given = path or os.environ.get("ARSTORE_STAGED")
     if not given:
         raise BadInput("ARSTORE_STAGED", "is not set", hint="run this by 'arstore prefetch NAMES -- CMD'")
     session = read_session(Path(given))
     target = to or session.to
+    if session.keys and target.partition(":")[0] != session.to.partition(":")[0]:
+        raise BadInput(f"to {target}", f"the plan is for {session.to}", hint="plan for that tier")
+    allow_files(len(session.keys) + len(session.artifacts))
     if target == "host":
         return Staged({name: _extent(session, key) for name, key in session.artifacts}, session)
     device = parse_device(target)
     if session.keys:
         return _attach_run(session, device)
     staged = {key: _extent(session, key) for _, key in session.artifacts}
-    tier = DeviceTier(device)
+    return Staged(_on_device(session, device, staged), session)
+
+
+def _on_device(session: Session, device: str, staged: Mapping[str, Held]) -> dict[str, Held]:
+    """Return what is staged in the memory of a device: opened, where the stager has it there, else brought there."""
+    if session.shared.keys() >= staged.keys() and device == parse_device(session.to):
+        with suppress(StorageFailed):  # it can't be opened here: in a container of its own, perhaps
+            return {name: open_shared(session.shared[key], staged[key]) for name, key in session.artifacts}
+    tier = DeviceTier(device, session.budget_bytes)
     tier.make_room(sum(one.length_bytes for one in staged.values()), frozenset())
-    return Staged({name: tier.fill(key, staged[key]) for name, key in session.artifacts}, session)
+    return {name: tier.fill(key, staged[key]) for name, key in session.artifacts}
 
 
 def _attach_run(session: Session, device: str) -> Staged:
@@ -105,15 +123,20 @@ def _attach_run(session: Session, device: str) -> Staged:
 
     plan = _read_plan(session)
     tier = DeviceTier(device, plan.job.tiers[0].capacity_bytes)
-    run = Run(plan, [tier], session.keys, [None], below=Fed(session.socket_path)).__enter__()
+    run = Run(plan, [tier], session.keys, [None], below=Fed(session.socket_path, alone=True))
+    atexit.register(run.close)  # its threads are at work in torch, and must not be when the interpreter goes
+    run.__enter__()
     run.wait_until_placed()
     numbers = {key: number for number, key in enumerate(session.keys)}
     held = run.lanes[0].placed()
+    for _, key in session.artifacts:
+        if error := run.lanes[0].failed.get(numbers[key]):
+            raise fresh(error)
     return Staged({name: held[numbers[key]] for name, key in session.artifacts}, session, run)
 
 
 def _extent(session: Session, key: str) -> Held:
-    return attach_extent(session.path.parent / f"{key}.extent", key)
+    return attach_extent(extent_path(session.path.parent, key), key)
 
 
 def _read_plan(session: Session) -> Any:
@@ -130,9 +153,13 @@ def read_session(path: Path) -> Session:
         artifacts = tuple((str(one["name"]), str(one["key"])) for one in value["artifacts"])
         keys = tuple(map(str, value.get("keys", ())))
         named = (*(key for _, key in artifacts), *keys)
-        if value["format"] != SESSION_FORMAT or not all(re.fullmatch(r"[0-9a-f]{64}", key) for key in named):
+        if value["format"] != SESSION_FORMAT or not all(map(KEY.fullmatch, named)):
             raise ValueError("its format is not known")
-        return Session(path, str(value.get("to", "host")), artifacts, keys)
+        budget = value.get("budget")
+        shared = {str(key): list(handle) for key, handle in value.get("shared", {}).items()}
+        return Session(
+            path, str(value.get("to", "host")), artifacts, keys, shared, None if budget is None else int(budget)
+        )
     except FileNotFoundError:
         raise NotFound(str(path), "what was staged is released") from None
     except OSError as error:

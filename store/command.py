@@ -1,5 +1,6 @@
 """Command: a program that runs while what it reads is held in place for it, wiped after, whatever is killed."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -10,26 +11,54 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from .attach import Session
-from .disk import Disk
-from .errors import NotFound, StorageFailed
+from .disk import Disk, try_lock
+from .errors import NotFound, StorageFailed, fresh
 from .feed import serving
 from .prefetch import Stage, StagedOne, Staging, Wanted
 from .requests import labels_of
 from .run import Run
 from .staging import BLOCK
+from .tiers.device import DeviceTier, parse_device
+from .tiers.ipc import Handle, share
+from .tiers.tier import Held
 
 
-def run_staged(stage: Stage, directory: Path, command: Sequence[str], to: str, disk: Disk) -> int:
+def run_staged(
+    stage: Stage, directory: Path, command: Sequence[str], to: str, disk: Disk, *, budget_bytes: int | None = None
+) -> int:  # fmt: skip
     """Run a command that finds what is staged in the host tier by `arstore.attach()`; return its exit code.
 
-    What the stage moved is held meanwhile and wiped after. Signals of the terminal reach the command itself.
+    What the stage moved is held meanwhile and wiped after. Signals of the terminal reach the command itself. What is
+    to be on an accelerator is brought there once, for all processes of the command.
     """
     with Janitor(directory, disk) as janitor:
         janitor.will_stage(one.wanted.key for one in stage.staging.staged if one.fresh)
         try:
-            return janitor.run(command, Session(janitor.path, to, tuple(stage.key_of.items())))
+            shared, kept = _on_accelerator(stage, to, budget_bytes)
+            artifacts = tuple(stage.key_of.items())
+            code = janitor.run(command, Session(janitor.path, to, artifacts, (), shared, budget_bytes))
+            kept.clear()
+            return code
         finally:
             stage.hand_over()
+
+
+def _on_accelerator(
+    stage: Stage, to: str, budget_bytes: int | None
+) -> tuple[dict[str, Handle], list[Held]]:  # fmt: skip
+    """Bring what is staged to an accelerator, if that is what it is for and its memory can be shared between processes;
+    return a handle for each object, and what is to be kept meanwhile.
+    """
+    if to == "host" or (device := parse_device(to)) == "cpu":
+        return {}, []
+    tier, handles, kept = DeviceTier(device, budget_bytes), dict[str, Handle](), list[Held]()
+    for key, held in stage.held().items():
+        on_device = tier.fill(key, held)
+        if (handle := share(on_device)) is None:
+            return {}, []
+        handles[key] = handle
+        kept.append(on_device)
+    return handles, kept
 
 
 def run_planned(
@@ -49,15 +78,18 @@ def run_planned(
         janitor.will_stage(keys)
         with run:
             run.wait_until_placed()
-            kept = names if run.whole else plan.job.held
-            for number in kept:
-                if error := run.lanes[0].failed.get(number):
-                    raise error
+            failed = run.lanes[0].failed
+            for number in plan.job.held:
+                if number in failed:
+                    raise fresh(failed[number])
+            kept = [number for number in (names if run.whole else plan.job.held) if number not in failed]
             session = Session(janitor.path, to, tuple((names[number], keys[number]) for number in kept), tuple(keys))
             placed()
             disk.replace_file(session.plan_path, json.dumps(plan.fields()).encode())
             with serving(run.lanes[0], keys, session.socket_path, disk):
-                return janitor.run(command, session)
+                code = janitor.run(command, session)
+            run.lanes[0].ready(0)  # or it broke, which CMD was told, but not why
+            return code
 
 
 def staging_of(run: Run, keys: Sequence[str]) -> Staging:
@@ -87,11 +119,14 @@ class Janitor:
     def __init__(self, directory: Path, disk: Disk) -> None:
         """Take the directory of the host tier's extents; raise StorageFailed if no process can be started."""
         self.path, self._disk = directory / f"session-{secrets.token_hex(8)}.json", disk
+        self._lock = disk.open(self.path.with_suffix(".lock"), create=True)  # until the last of the two is gone
+        try_lock(self._lock)
         try:
             # -P: what lies in the working directory is no module of ours.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", f"{__package__}.janitor", str(self.path)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+                pass_fds=[self._lock],
             )  # fmt: skip
         except OSError as error:
             raise StorageFailed("janitor", f"can't be started: {(error.strerror or str(error)).lower()}") from None
@@ -99,8 +134,11 @@ class Janitor:
     def will_stage(self, keys: Iterable[str]) -> None:
         """Say what is, or is going to be, staged for this run alone: before it is there, so that nothing stays."""
         assert self._process.stdin
-        self._process.stdin.writelines(f"{key}\n".encode() for key in keys)
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.writelines(f"{key}\n".encode() for key in keys)
+            self._process.stdin.flush()
+        except OSError:
+            raise StorageFailed("janitor", "has died: nobody would wipe what is staged") from None
 
     def run(self, command: Sequence[str], session: Session) -> int:
         """Run a command that finds this session; return its exit code as a shell does."""
@@ -113,8 +151,10 @@ class Janitor:
     def __exit__(self, *failure: object) -> None:
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.close()
+        with contextlib.suppress(OSError):  # it has died: whoever sweeps the tier next does its work
+            self._process.stdin.close()
         self._process.stdout.read()  # to its end: what nobody else uses is wiped
+        os.close(self._lock)
 
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

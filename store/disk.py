@@ -11,6 +11,7 @@ import fcntl
 import functools
 import mmap
 import os
+import resource
 import secrets
 import shutil
 import struct
@@ -22,6 +23,7 @@ from .errors import NoRoom, StorageFailed
 from .progress import BytesTold, nobody_told
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
+_SPARE_FILES = 100  # that any process may take to have left
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -214,6 +216,14 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def allow_files(count: int) -> None:
+    """Let this process have so many more files open, as far as its hard limit goes: each object in place is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(soft + count, hard) if hard != resource.RLIM_INFINITY else soft + count
+    if count > _SPARE_FILES and wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def make_buffer(length: int) -> mmap.mmap:

@@ -68,3 +68,8 @@ def without_frames(error: StoreError) -> StoreError:
     """Return an error, to be kept, without the calls that it came through: what they met would stay in use."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
+
+
+def fresh(error: StoreError) -> StoreError:
+    """Return an error that is kept as one that can be raised: each raising adds calls, and what they met, to it."""
+    return type(error)(error.where, error.why, hint=error.hint)

@@ -1,26 +1,93 @@
 """Feed: the steps of a running lane, served to other processes of this user at a socket in the lane's directory.
 
-One line of JSON each way: ["next"] is answered with a step or null, ["take", STEP] with what it needs once that is in
-place, {"held": {number: key}, "failed": {number: [kind, where, why]}}, or null when the run has ended; ["over", STEP]
-with nothing. What a connection took is over when it closes, so a process that is killed keeps nothing up.
+One line of JSON each way:
+    ["next"]        a step, or null after the last
+    ["take", STEP]  what it needs, once that is in place, or null when the run has ended:
+                    {"held": {number: key}, "failed": {number: [kind, where, why]}}
+    ["over", STEP]  no answer
+    ["own", NAME]   whether all steps from here on are this client's alone
+What a connection was given is over when it closes, so a process that is killed keeps nothing up.
 """
 
 import contextlib
 import json
 import os
+import secrets
 import socket
 import threading
+import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .disk import Disk, disk_errors
-from .errors import NotFound, StorageFailed, StoreError
+from .errors import Fenced, StorageFailed, StoreError
 from .lane import Steps, Taken
-from .tiers.extent import attach_extent
+from .tiers.extent import attach_extent, extent_path
 
 _ASK_MAX_BYTES = 256
 _ANSWER_MAX_BYTES = 1 << 28
+_RETRY_S = 0.05
+
+
+class _Server:
+    """Answers connections, a thread each."""
+
+    def __init__(self, steps: Steps, keys: Sequence[str], listener: socket.socket) -> None:
+        self._steps, self._keys, self._listener = steps, keys, listener
+        self._open = set[socket.socket]()
+        self._owner: str | None = None
+        self._closed = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._closed = True
+        for one in (self._listener, *self._open):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                connection = self._listener.accept()[0]
+            except OSError:  # it is closed, or there are too many open files just now
+                time.sleep(_RETRY_S)
+                continue
+            self._open.add(connection)
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        owed = set[int]()  # steps that this connection has been given and not said to be over
+        bad = (OSError, ValueError, TypeError, IndexError)  # of a client that is gone, or that asks for nonsense
+        with connection, connection.makefile("rwb") as stream, contextlib.suppress(*bad):
+            try:
+                while (line := stream.readline(_ASK_MAX_BYTES)).endswith(b"\n"):
+                    word, *rest = json.loads(line)
+                    if word == "over":
+                        owed.discard(rest[0])
+                        self._steps.over(rest[0])
+                        continue
+                    stream.write(json.dumps(self._answer(word, rest, owed)).encode() + b"\n")
+                    stream.flush()
+            finally:
+                self._open.discard(connection)
+                for step in owed:
+                    self._steps.over(step)
+
+    def _answer(self, word: str, rest: list[Any], owed: set[int]) -> object:
+        if word == "own":
+            self._owner = self._owner or str(rest[0])
+            return self._owner == rest[0]
+        if word == "next":
+            step = self._steps.next()
+            owed |= {step} if step is not None else set()
+            return step
+        owed.add(rest[0])
+        with contextlib.suppress(StorageFailed):
+            return _told(self._steps.take(rest[0]), self._keys)
+        return None
 
 
 @contextlib.contextmanager
@@ -29,50 +96,13 @@ def serving(steps: Steps, keys: Sequence[str], path: Path, disk: Disk) -> Iterat
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with _short(path) as name, disk_errors(path):
         listener.bind(name)
-    listener.listen()
-    opened: list[socket.socket] = []
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):  # when it is shut down
-            while True:
-                opened.append(listener.accept()[0])
-                threading.Thread(target=_serve, args=(steps, keys, opened[-1]), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
+        listener.listen()
+    server = _Server(steps, keys, listener)
     try:
         yield
     finally:
-        for one in (listener, *opened):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        listener.close()
+        server.close()
         disk.remove(path)
-
-
-def _serve(steps: Steps, keys: Sequence[str], connection: socket.socket) -> None:
-    owed = set[int]()  # steps that this connection has been given and not said to be over
-    bad = (OSError, ValueError, TypeError, IndexError, KeyError)  # of a client that is gone, or that asks for nonsense
-    with connection, connection.makefile("rwb") as stream, contextlib.suppress(*bad):
-        try:
-            while (line := stream.readline(_ASK_MAX_BYTES)).endswith(b"\n"):
-                word, *number = json.loads(line)
-                if word == "over":
-                    owed.remove(number[0])
-                    steps.over(number[0])
-                    continue
-                answer: object = None
-                if word == "next":
-                    answer = step = steps.next()
-                    owed |= {step} if step is not None else set()
-                elif word == "take":
-                    with contextlib.suppress(StorageFailed):
-                        answer = _told(steps.take(number[0]), keys)
-                        owed.add(number[0])
-                stream.write(json.dumps(answer).encode() + b"\n")
-                stream.flush()
-        finally:
-            for step in owed:
-                steps.over(step)
 
 
 def _told(taken: Taken, keys: Sequence[str]) -> dict[str, Any]:
@@ -85,9 +115,13 @@ class Fed:
 
     tier = "host"
 
-    def __init__(self, path: Path) -> None:
-        """Take the socket."""
+    def __init__(self, path: Path, *, alone: bool = False) -> None:
+        """Take the socket; `alone`: its steps make sense to one process only. Raises Fenced if another one has them."""
         self._path, self._local = path, threading.local()
+        self._connections = weakref.WeakSet[socket.socket]()
+        if alone and not self._ask(["own", secrets.token_hex(8)]):
+            why = "another process of this run works on them already"
+            raise Fenced("requests", why, hint="on a device one process works through the requests of a run")
 
     def next(self) -> int | None:
         step = self._ask(["next"])
@@ -98,7 +132,7 @@ class Fed:
         if answer is None:
             raise StorageFailed("run", "has ended")
         held = {
-            int(number): attach_extent(self._path.parent / f"{key}.extent", key)
+            int(number): attach_extent(extent_path(self._path.parent, key), key)
             for number, key in answer["held"].items()
         }
         return Taken(dict(held), {int(number): _error(*told) for number, told in answer["failed"].items()})
@@ -107,25 +141,34 @@ class Fed:
         with contextlib.suppress(StorageFailed):  # then everything is over
             self._ask(["over", step], answered=False)
 
+    def stop(self) -> None:
+        for one in list(self._connections):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
     def _ask(self, words: list[object], *, answered: bool = True) -> Any:
         """Ask on this thread's own connection, so that no thread waits for another's step."""
         try:
             if not hasattr(self._local, "stream"):
-                connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                with _short(self._path) as name:
-                    connection.connect(name)
-                self._local.stream = connection.makefile("rwb")
-                connection.close()  # when the stream is, which the thread's end closes
+                self._local.stream = self._connect()
             self._local.stream.write(json.dumps(words).encode() + b"\n")
             self._local.stream.flush()
             if not answered:
                 return None
             line = self._local.stream.readline(_ANSWER_MAX_BYTES)
-            return json.loads(line) if line else None
-        except FileNotFoundError:
-            raise NotFound(str(self._path), "the run has ended") from None
-        except OSError as error:
-            raise StorageFailed("run", f"has ended ({(error.strerror or str(error)).lower()})") from None
+            return json.loads(line)
+        except (OSError, ValueError) as error:  # ValueError: an answer that was cut off
+            why = str(getattr(error, "strerror", None) or "the connection closed").lower()
+            raise StorageFailed("run", f"has ended ({why})") from None
+
+    def _connect(self) -> Any:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with _short(self._path) as name:
+            connection.connect(name)
+        self._connections.add(connection)
+        stream = connection.makefile("rwb")
+        connection.close()  # in truth when the stream is, which the end of its thread closes
+        return stream
 
 
 def _error(kind: str, where: str, why: str) -> StoreError:

@@ -4,32 +4,42 @@
 
 Its standard input is a pipe that its starter holds open, and says keys on, a line each: the end of it is the end of the
 run. Its standard output ends when all is wiped that nobody uses; what somebody still uses by then is waited for; what
-somebody else has asked to keep longer stays.
+somebody else has asked to keep longer stays. Beside a session lies its lock, which starter and janitor hold together:
+where nobody holds it both were killed, and whoever sweeps the tier removes what is left of the session.
 """
 
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from .disk import Disk
 from .errors import StoreError
-from .tiers.extent import remove_extent
+from .tiers.extent import extent_path, forget_session, remove_extent
+
+_WAIT_S, _WAIT_MAX_S = 0.05, 5.0
 
 
-def clean_up(session: Path, keys: Sequence[str], disk: Disk, *, wait: bool) -> None:
-    """Remove a session, and wipe the extents it had staged; with `wait` also those that are in use first."""
-    with contextlib.suppress(StoreError):
-        for path in (session, session.with_suffix(".plan"), session.with_suffix(".socket")):
-            disk.remove(path)
-    for path in (session.parent / f"{key}.extent" for key in keys):
+def wipe_free(directory: Path, keys: Iterable[str], disk: Disk) -> list[str]:
+    """Wipe extents whose time is over and that nobody uses; return the keys of those that somebody does."""
+    used = []
+    for key in keys:
+        path = extent_path(directory, key)
         with contextlib.suppress(StoreError, OSError):
-            remove_extent(path, disk, wait=wait, over=True)
+            if path.stat().st_mtime <= time.time() and not remove_extent(path, disk, over=True):
+                used.append(key)
+    return used
 
 
 if __name__ == "__main__":
+    session, disk = Path(sys.argv[1]), Disk()
     given = sys.stdin.read().split()
-    clean_up(Path(sys.argv[1]), given, Disk(), wait=False)
+    with contextlib.suppress(StoreError):
+        forget_session(session, disk)
+    left, wait_s = wipe_free(session.parent, given, disk), _WAIT_S
     os.close(sys.stdout.fileno())  # the starter waits for no others
-    clean_up(Path(sys.argv[1]), given, Disk(), wait=True)
+    while left:
+        time.sleep(wait_s)
+        left, wait_s = wipe_free(session.parent, left, disk), min(2 * wait_s, _WAIT_MAX_S)

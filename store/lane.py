@@ -5,12 +5,14 @@ holds more than the plan says. What somebody still uses when it is to go stays u
 A move that fails fails those steps that need its object, and no other.
 """
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .errors import Corrupt, NotFound, StorageFailed, StoreError, without_frames
+from .errors import Corrupt, Fenced, NotFound, StorageFailed, StoreError, fresh, without_frames
 from .progress import BytesTold
 from .staging import Move
 from .tiers.fallback import Sources
@@ -18,6 +20,8 @@ from .tiers.tier import Held, Tier
 
 # Kind ("move", "evict" or "step"), number of the object or step, the tier it came from, when it began; it ends now.
 Told = Callable[[str, int, str, float], None]
+
+_RETRY_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,10 @@ class Steps(Protocol):
         """Say that a step is over: what it took may go."""
         ...
 
+    def stop(self) -> None:
+        """Make no further move; whoever waits in `take` is told that the run has ended."""
+        ...
+
 
 class Lane:
     """One lane of a running plan. Start it, take the steps in their order, say when each is over, and close it."""
@@ -74,9 +82,9 @@ class Lane:
         self._started = 0  # moves that have been begun, in order
         self._ends, self._ended = set[int](), 0  # moves that are made, and how many from the first on
         self._overs, self._over = set[int](), -1  # steps that are over, and the last up to which all are
-        self._taken = Taken()
+        self._there = Taken()  # what is in place now, or should be
         self.failed: dict[int, StoreError] = {}  # every object that a move did not bring, and why
-        self._leaving: list[str] = []
+        self._leaving = set[str]()
         self._fresh = set[str]()
         self._closed = False
         self._broken: Exception | None = None  # what ended it before its time
@@ -93,14 +101,15 @@ class Lane:
             thread.start()
 
     def ready(self, moves: int) -> None:
-        """Wait until so many moves have been made, from the first on."""
+        """Wait until so many moves have been made, from the first on. Raises StorageFailed if the run has ended."""
         with self._changed:
             self._changed.wait_for(lambda: self._ended >= moves or self._closed)
+            self._check()
 
     def placed(self) -> dict[int, Held]:
         """Return what is in place now."""
         with self._changed:
-            return dict(self._taken.held)
+            return dict(self._there.held)
 
     def next(self) -> int | None:
         with self._changed:
@@ -112,9 +121,8 @@ class Lane:
     def take(self, step: int) -> Taken:
         with self._changed:
             self._changed.wait_for(lambda: self._ended >= self._until[step] or self._closed)
-            if self._closed:
-                raise StorageFailed("run", "has ended") from self._broken
-            held, failed = self._taken.held, self._taken.failed
+            self._check()
+            held, failed = self._there.held, self._there.failed
             needed = (*self._needs[step], *self._always)
             self._began[step] = self._clock()
             return Taken({n: held[n] for n in needed if n in held}, {n: failed[n] for n in needed if n in failed})
@@ -123,27 +131,41 @@ class Lane:
         with self._changed:
             began = self._began.pop(step, None)
             self._overs.add(step)
-            while self._over + 1 in self._overs:
-                self._over += 1
-                self._overs.remove(self._over)
-            self._changed.notify_all()
+            self._advance()
         if began is not None:
             self._told("step", step, "", began)
 
-    def close(self) -> None:
-        """Make no further move, let go of what is held, and remove what was moved here, unless it is to stay longer.
-
-        Waits for moves that are being made.
-        """
+    def stop(self) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        if self._below is not None:
+            self._below.stop()
+
+    def close(self) -> None:
+        """Stop, let go of what is held, and remove what was moved here, unless it is to stay longer.
+
+        Waits for moves that are being made.
+        """
+        self.stop()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
-        self._taken = Taken()
-        for key in self._fresh:
-            self._tier.remove(key, over=True)
+        self._there = Taken()
+        self._let_go(self._fresh, over=True)
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise StorageFailed("run", f"has ended: {self._broken}") from self._broken
+        if self._closed:
+            raise StorageFailed("run", "has ended")
+
+    def _advance(self) -> None:
+        """Count on over steps that are over; one whose objects have not come yet is not: they would never go again."""
+        while self._over + 1 in self._overs and self._ended >= self._until[self._over + 1]:
+            self._over += 1
+            self._overs.remove(self._over)
+        self._changed.notify_all()
 
     def _work(self) -> None:
         try:
@@ -165,7 +187,7 @@ class Lane:
                 while self._ended in self._ends:
                     self._ends.remove(self._ended)
                     self._ended += 1
-                self._changed.notify_all()
+                self._advance()
 
     def _begin(self) -> int | None:
         """Return the next move when it may begin and what it evicts is gone; None if there is none."""
@@ -186,14 +208,15 @@ class Lane:
         began = self._clock()
         try:
             held, source = bring()
-        except StoreError as error:
+        except (StoreError, OSError) as error:
+            why = error if isinstance(error, StoreError) else StorageFailed(self.tier, str(error).lower())
             with self._changed:
-                self._taken.failed[number] = self.failed[number] = without_frames(error)
+                self._there.failed[number] = self.failed[number] = without_frames(why)
             return
         with self._changed:
-            self._taken.held[number] = held
-            self._taken.failed.pop(number, None)
-            self._leaving = [key for key in self._leaving if key != self._keys[number]]
+            self._there.held[number] = held
+            self._there.failed.pop(number, None)
+            self._leaving.discard(self._keys[number])
             if source != self.tier:
                 self._fresh.add(self._keys[number])
         if source != self.tier:
@@ -205,42 +228,55 @@ class Lane:
         key = self._keys[move.object]
         if self._below is None:
             return self._from_sources(key)
-        taken = self._below.take(number)
+        why: StoreError = NotFound(key[:16], f"is not in {self._below.tier} (any more)")
+        taken = Taken()
         try:
+            taken = self._below.take(number)
             if held := taken.held.get(move.object):
                 with self._tier.filling(key, wait=True):
                     return self._tier.hold(key) or self._tier.fill(key, held, told=self._coming), self._below.tier
+            why = taken.failed.get(move.object, why)
         except (Corrupt, StorageFailed, NotFound) as error:
-            taken.failed[move.object] = without_frames(error)
+            why = without_frames(error)
         finally:
             taken.held.clear()
             held = None
             self._below.over(number)
         if self._sources is None:
-            raise taken.failed[move.object]
+            raise fresh(why)
         return self._from_sources(key)
 
     def _from_sources(self, key: str) -> tuple[Held, str]:
         if self._sources is None:
             raise NotFound(key[:16], f"is not in {self.tier} (any more)")
-        return self._sources.bring(key, self._tier, wait=True, told=self._coming)
+        while True:  # not waiting in a lock, so that a run can be ended
+            try:
+                return self._sources.bring(key, self._tier, wait=False, told=self._coming)
+            except Fenced:
+                if self._closed:
+                    raise
+                time.sleep(_RETRY_S)
 
     def _evict(self, number: int) -> None:
         with self._changed:
-            self._taken.failed.pop(number, None)
-            if self._taken.held.pop(number, None) is None:
+            self._there.failed.pop(number, None)
+            if self._there.held.pop(number, None) is None:
                 return
-            self._leaving.append(self._keys[number])
+            self._leaving.add(self._keys[number])
+            leaving = set(self._leaving)
         self._told("evict", number, "", self._clock())
-        self._let_go()
+        gone = self._let_go(leaving)
+        with self._changed:
+            self._leaving -= gone
 
-    def _let_go(self) -> None:
-        """Remove what is to go and nobody uses any more."""
-        with self._changed:
-            leaving, self._leaving = self._leaving, []
-        stay = [key for key in leaving if not self._tier.remove(key)]
-        with self._changed:
-            self._leaving += stay
+    def _let_go(self, keys: set[str], *, over: bool = False) -> set[str]:
+        """Remove objects that nobody uses any more; return which are gone. A tier that fails keeps them."""
+        gone = set[str]()
+        for key in keys:
+            with contextlib.suppress(StoreError):
+                if self._tier.remove(key, over=over):
+                    gone.add(key)
+        return gone
 
 
 def _counts(moves: Sequence[Move], steps: int) -> list[int]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .errors import Fenced, StoreError
+from .errors import Fenced, StoreError, fresh, without_frames
 from .names import Names
 from .progress import TierProgress, tell_nobody
 from .refs import label_artifacts
@@ -133,14 +133,14 @@ def stage(tier: Tier, sources: Sources, wanted: Sequence[Wanted], how: How, now_
                 if one.key not in held:
                     held[one.key], source = sources.bring(one.key, tier, until_s, wait=how.wait, told=told)
             except StoreError as error:
-                failed.append((one.text, error))
+                failed.append((one.text, without_frames(error)))
                 continue
             staged.append(StagedOne(one, tier.tier, source, start - began, time.monotonic() - start))
     except BaseException:  # interrupted: nobody will release it
         _release(tier, held, missing)
         raise
     if len(wanted) == 1 and failed:
-        raise failed[0][1]
+        raise fresh(failed[0][1])
     return Stage(tier, Staging(tuple(staged), tuple(failed), sources.failed), held)
 
 
@@ -176,6 +176,10 @@ class Stage(Mapping[str, StagedTensors]):
 
     def __exit__(self, *failure: object) -> None:
         self.release()
+
+    def held(self) -> dict[str, Held]:
+        """Return what is held, by key."""
+        return dict(self._held)
 
     def hand_over(self) -> None:
         """Let go without wiping: somebody else does that."""

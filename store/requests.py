@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from .errors import StoreError
+from .errors import StoreError, fresh
 from .lane import Steps, Taken
 from .planfile import Plan
 from .refs import label_artifacts
@@ -11,11 +11,12 @@ from .staging import BLOCK, RequestId
 
 
 class Ready(Mapping[str, StagedTensors]):
-    """One request whose objects are in place until it is released: artifacts by name, as `attach` names them."""
+    """One request whose objects are in place until it is over: artifacts by name, as `attach` names them."""
 
     def __init__(self, id_: RequestId, taken: Taken, labels: Mapping[int, str], blocks: Sequence[int]) -> None:
         self.id = id_
-        self._taken, self._labels, self._blocks = taken, labels, blocks
+        self._taken, self._blocks = taken, blocks
+        self._numbers = {labels[number]: number for number in taken.held if number not in blocks}
         # What could not be staged, by its name, with the error that says why.
         self.failed: dict[str, StoreError] = {labels[number]: error for number, error in taken.failed.items()}
 
@@ -31,44 +32,39 @@ class Ready(Mapping[str, StagedTensors]):
 
     def __getitem__(self, name: str) -> StagedTensors:
         if error := self.failed.get(name):
-            raise error
-        for number, held in self._taken.held.items():
-            if self._labels[number] == name:
-                return StagedTensors(held)
-        raise KeyError(name)
+            raise fresh(error)
+        return StagedTensors(self._taken.held[self._numbers[name]])
 
     def __iter__(self) -> Iterator[str]:
-        return (self._labels[number] for number in self._taken.held if number not in self._blocks)
+        return iter(self._numbers)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self._numbers)
 
     def release(self) -> None:
         """Let go of what it used; tensors of it that are still referenced keep their memory in use."""
+        self._numbers.clear()
         self._taken.held.clear()
 
 
-class Requests:
-    """The requests of a running plan in its order. Several threads, or processes, that iterate share them."""
+def requests_of(plan: Plan, steps: Steps) -> Iterator[Ready]:
+    """Yield the requests of a running plan, each when it is ready; several that iterate share them.
 
-    def __init__(self, plan: Plan, steps: Steps) -> None:
-        self._plan, self._steps = plan, steps
-        self._labels = labels_of(plan)
-
-    def __iter__(self) -> Iterator[Ready]:
-        """Yield each request when it is ready; it is over, and its objects may go, when the next one is asked for.
-
-        Raises StorageFailed if the run has ended.
-        """
-        job, blocks = self._plan.job, {n for n, o in enumerate(self._plan.job.objects) if o.id.startswith(BLOCK)}
-        while (step := self._steps.next()) is not None:
-            request = job.requests[self._plan.order[step]]
-            ready = Ready(request.id, self._steps.take(step), self._labels, [n for n in request.objects if n in blocks])
+    One is over, and its objects may go, when the next one is asked for. Raises StorageFailed if the run has ended.
+    """
+    labels = labels_of(plan)
+    blocks = {number for number, one in enumerate(plan.job.objects) if one.id.startswith(BLOCK)}
+    while (step := steps.next()) is not None:
+        request = plan.job.requests[plan.order[step]]
+        try:
+            own = [number for number in request.objects if number in blocks]
+            ready = Ready(request.id, steps.take(step), labels, own)
             try:
                 yield ready
             finally:
                 ready.release()
-                self._steps.over(step)
+        finally:
+            steps.over(step)
 
 
 def labels_of(plan: Plan) -> dict[int, str]:

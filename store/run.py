@@ -4,11 +4,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
-from .errors import BadInput, StoreError
+from .disk import allow_files
+from .errors import BadInput, StorageFailed, StoreError, without_frames
 from .lane import Lane, Steps, Told
 from .planfile import Plan
 from .progress import BytesTold, TierProgress, tell_nobody
-from .requests import Ready, Requests
+from .requests import Ready, requests_of
 from .staging import NEVER, steps_below
 from .tiers.fallback import Sources
 from .tiers.tier import Tier
@@ -31,43 +32,66 @@ class Run:
         """
         self.plan, self._keys, self._sources = plan, keys, sources
         self._events: list[Event] = []
-        self._tiers, self._progress = tiers, progress
+        self._tiers, self._progress, self._first, self._below = list(tiers), progress, first, below
         self._began = time.monotonic()
-        self._first, self._entered = first, False
+        self._lost: dict[str, StoreError] = {}
         self.lanes: list[Lane] = []
-        for number, tier in reversed(list(enumerate(tiers))):
-            place = first + number
-            needs = steps_below(plan.lanes[place - 1]) if place else plan.job.needs(plan.order)
-            below = Lane(
-                tier, plan.lanes[place], needs, keys, always=() if place else plan.job.held,
-                found=plan.job.found(place), below=below, sources=sources[number], told=self._telling(place, tier),
-                coming=self._counting(place, tier), clock=self._clock,
-            )  # fmt: skip
-            self.lanes.insert(0, below)
 
     def __enter__(self) -> "Run":
-        """Make room in every tier, or raise NoRoom with nothing moved; then begin to move."""
-        for place, tier in enumerate(self._tiers, self._first):
-            there = self.plan.job.found(place)
-            found_bytes = sum(self.plan.job.objects[number].length_bytes for number in there)
-            tier.sweep()
-            tier.make_room(self.plan.peak_bytes[place] - found_bytes, frozenset(self._keys[n] for n in there))
+        """Make room in every tier, or raise NoRoom with nothing moved; then begin to move.
+
+        A shared tier that is gone is left out.
+        """
+        allow_files(len(self._keys))
+        self._began = time.monotonic()
+        below = self._below
+        for number, tier in reversed(list(enumerate(self._tiers))):
+            place = self._first + number
+            try:
+                self._make_room(tier, place)
+            except StorageFailed as error:
+                if tier.tier != "shared":
+                    raise
+                self._lost[tier.tier] = without_frames(error)
+                continue
+            below = self._lane(tier, place, self._sources[number], below)
+            self.lanes.insert(0, below)
         with ExitStack() as undo:
-            undo.callback(self.__exit__)
+            undo.callback(self.close)
             for lane in reversed(self.lanes):
                 lane.start()
             undo.pop_all()
-        self._entered = True
         return self
 
     def __exit__(self, *failure: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop moving, and remove what was moved for this run, unless it is to stay longer."""
+        for lane in self.lanes:
+            lane.stop()
         for lane in self.lanes:
             lane.close()
 
     def __iter__(self) -> Iterator[Ready]:
-        if not self._entered:
+        if not self.lanes:
             raise BadInput("run", "has not begun", hint="use it in a with block")
-        return iter(Requests(self.plan, self.lanes[0]))
+        return requests_of(self.plan, self.lanes[0])
+
+    def _make_room(self, tier: Tier, place: int) -> None:
+        tier.sweep()
+        there = [number for number in self.plan.job.found(place) if tier.find(self._keys[number])]
+        there_bytes = sum(self.plan.job.objects[number].length_bytes for number in there)
+        tier.make_room(self.plan.peak_bytes[place] - there_bytes, frozenset(self._keys[n] for n in there))
+
+    def _lane(self, tier: Tier, place: int, sources: Sources | None, below: Steps | None) -> Lane:
+        plan = self.plan
+        needs = steps_below(plan.lanes[place - 1]) if place else plan.job.needs(plan.order)
+        return Lane(
+            tier, plan.lanes[place], needs, self._keys, always=() if place else plan.job.held,
+            found=plan.job.found(place), below=below, sources=sources, told=self._telling(place, tier),
+            coming=self._counting(place, tier), clock=self._clock,
+        )  # fmt: skip
 
     @property
     def whole(self) -> bool:
@@ -86,7 +110,12 @@ class Run:
 
     @property
     def degraded(self) -> Mapping[str, StoreError]:
-        return {tier: error for one in self._sources if one for tier, error in one.failed.items()}
+        """Tiers on the way that were not there, or failed, and why."""
+        found = self._lost | {tier: error for one in self._sources if one for tier, error in one.failed.items()}
+        for lane in self.lanes[1:]:
+            if lane.tier == "shared" and lane.failed:
+                found[lane.tier] = next(iter(lane.failed.values()))
+        return found
 
     def timeline(self) -> Timed:
         """Return what has happened so far."""

@@ -22,7 +22,7 @@ from .tiers.arena import Arena
 from .tiers.device import DeviceTier, parse_device
 from .tiers.fallback import Sources
 from .tiers.host import host_directory, open_host
-from .tiers.local import Local
+from .tiers.local import Local, stored_artifact
 from .tiers.probe import Speed, Speeds, probe, read_speeds
 from .tiers.shared import open_shared, shared_parent
 from .tiers.tier import Tier
@@ -103,11 +103,14 @@ class Tiers:
             self.target("shared")
         return Sources(near, local, failed)
 
-    def prefetch(self, names: Sequence[str], to: str, budget_bytes: int | None, how: How) -> Stage:
+    def prefetch(
+        self, names: Sequence[str], to: str, budget_bytes: int | None, how: How, *, host_only: bool = False
+    ) -> Stage:  # fmt: skip
         """Stage artifacts up to a tier, each byte verified, and hold them.
 
-        In host and shared tier they stay for any process, on a device for this one. Raises NoRoom before anything
-        moves. Of several, `staging.failed` says which could not be staged.
+        In host and shared tier they stay for any process, on a device for this one. With `host_only` what is meant for
+        a device goes as far as the host tier: its processes bring it further. Raises NoRoom before anything moves. Of
+        several, `staging.failed` says which could not be staged.
         """
         versions = {(one.summary.name, one.summary.version): one for one in map(self.get, dict.fromkeys(names))}
         found = {one.summary.id: one for one in versions.values()}  # of the same bytes by two names there is one
@@ -115,6 +118,10 @@ class Tiers:
         wanted = [
             Wanted(one.summary.id, *version, local.length_bytes(one.summary.id)) for version, one in versions.items()
         ]
+        if host_only and to != "host":
+            lengths = {one.key: one.length_bytes for one in wanted}
+            self.target(to, budget_bytes).make_room(sum(lengths.values()), frozenset())
+            to, budget_bytes = "host", None
         return self._stage(wanted, local, to, budget_bytes, how)
 
     def prefetch_plan(self, plan: "Plan", how: How) -> Stage:
@@ -191,7 +198,11 @@ class Tiers:
         found = [
             TierState("device", "", None, 0, speeds.get("device"), "ready" if "device" in speeds else "not probed")
         ]
-        for tier, open_, parent in (("host", self.host, None), ("shared", self.shared, shared_parent())):
+        places = (
+            ("host", self.host, host_directory(self.store_id, self.tenant.id)),
+            ("shared", self.shared, shared_parent()),
+        )
+        for tier, open_, parent in places:
             try:
                 if arena := open_():
                     with contextlib.suppress(StorageFailed):  # one that can only be read is there all the same
@@ -247,10 +258,14 @@ class Tiers:
         tiers, sources = list[Tier](), list[Sources]()
         lower = [tier for tier in job.tiers if not (host_only and tier.name == "device")]
         for tier in lower:
-            with contextlib.suppress(StorageFailed):  # a shared tier that is gone: then its lane is left out
-                name = to if to is not None and tier.name == "device" else tier.name
+            name = to if to is not None and tier.name == "device" else tier.name
+            try:
                 tiers.append(self.target(name, tier.capacity_bytes))
-                sources.append(self.sources(local, tier.name, from_ if tier is lower[-1] else None))
+            except StorageFailed:
+                if name != "shared":
+                    raise
+                break  # it is gone, and the last: its lane is left out, and the sources of the one above say so
+            sources.append(self.sources(local, tier.name, from_ if tier is lower[-1] else None))
         return Run(plan, tiers, self.keys(plan), sources, first=len(job.tiers) - len(lower), progress=progress)
 
     def _local(self, plan: "Plan") -> Local:
@@ -258,13 +273,16 @@ class Tiers:
         return Local(self.get, self.kv.blocks_of(identity) if identity else lambda key: None)
 
     def keys(self, plan: "Plan") -> list[str]:
-        """Return the key of each object of a plan; raise BadInput for blocks that no store holds."""
+        """Return the key of each object of a plan; raise BadInput for what is not stored as it was planned."""
         from .staging import BLOCK
 
         keys = []
         for one in plan.job.objects:
             if not one.id.startswith(BLOCK):
-                keys.append(self.get(one.id).summary.id)
+                artifact = self.get(one.id)
+                if stored_artifact(artifact).length_bytes != one.length_bytes:
+                    raise BadInput(f"object {one.id}", "has another size than planned", hint="plan again")
+                keys.append(artifact.summary.id)
             elif plan.job.identity:
                 keys.append(one.id.removeprefix(BLOCK))
             else:

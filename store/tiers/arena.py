@@ -6,7 +6,6 @@ that on, so it goes from nobody's use to somebody's, never through a moment in w
 
 import contextlib
 import os
-import re
 import stat
 import time
 from collections.abc import Iterator
@@ -16,11 +15,9 @@ from pathlib import Path
 from ..disk import Disk, FileSpan, disk_errors, locked, try_lock, wait_lock
 from ..errors import Corrupt, Fenced, NoRoom, NotFound, StorageFailed
 from ..progress import BytesTold, nobody_told
-from .extent import Extent, Head, attach_extent, read_name, remove_extent, wipe
+from .extent import KEY, Extent, Head, attach_extent, extent_path, forget_session, read_name, remove_extent, wipe
 from .sealed import SealedExtent, blank_sums, sums_of
 from .tier import Held, Resident
-
-_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class Arena:
@@ -42,7 +39,7 @@ class Arena:
         """Return what is staged whole, by key; what turns out to be no extent, too, so that it can be removed."""
         found = []
         for path in sorted(self.directory.glob("*.extent")):
-            if _NAME.fullmatch(path.stem):
+            if KEY.fullmatch(path.stem):
                 with contextlib.suppress(FileNotFoundError):
                     found.append(Resident(path.stem, *read_name(path, self._seal), path.stat().st_mtime))
         return found
@@ -133,7 +130,8 @@ class Arena:
         remove_extent(partial, self._disk)  # left by a stager that was killed
         fd = self._disk.open(partial, create=True)
         try:
-            self._write(fd, head, source, told)
+            with self._room_errors():
+                self._write(fd, head, source, told)
             self._disk.set_time(partial, until_s)
             extent = self._open(partial, key)
             self._disk.rename(partial, self._path(key))
@@ -144,6 +142,15 @@ class Arena:
         finally:
             os.close(fd)
         return extent
+
+    @contextlib.contextmanager
+    def _room_errors(self) -> Iterator[None]:
+        """Say of which file system there is no room left, and what helps."""
+        try:
+            yield
+        except NoRoom as error:
+            hint = "raise what the file system may hold, stage less, or 'arstore unstage'"
+            raise NoRoom(f"{self.tier} tier: {self.directory}", error.why, hint=hint) from None
 
     def _write(self, fd: int, head: Head, source: Held, told: BytesTold) -> None:
         packed = head.packed(self._seal)
@@ -168,6 +175,20 @@ class Arena:
         for key in self.partials():
             with contextlib.suppress(Fenced), self.filling(key, wait=False):
                 remove_extent(self.directory / f".{key}.partial", self._disk)
+        for lock in (*self.directory.glob("session-*.lock"), *self.directory.glob(".*.lock")):
+            self._sweep_lock(lock)
+
+    def _sweep_lock(self, lock: Path) -> None:
+        """Remove a lock that nobody holds, and what belongs to it: everybody who did was killed."""
+        with contextlib.suppress(StorageFailed):
+            fd = self._disk.open(lock)
+            try:
+                if try_lock(fd) and os.fstat(fd).st_nlink:
+                    if lock.name.startswith("session-"):
+                        forget_session(lock.with_suffix(".json"), self._disk)
+                    self._disk.remove(lock)
+            finally:
+                os.close(fd)
 
     def partials(self) -> list[str]:
         """Return the keys of what is being staged, or was by a stager that was killed."""
@@ -191,8 +212,7 @@ class Arena:
         return False
 
     def _path(self, key: str) -> Path:
-        assert _NAME.fullmatch(key)
-        return self.directory / f"{key}.extent"
+        return extent_path(self.directory, key)
 
 
 def make_own(path: Path, disk: Disk) -> None:

@@ -18,6 +18,7 @@ import contextlib
 import json
 import mmap
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ _PAGE_BYTES = 4096
 _MAGIC = b"ARHOST1\0"
 _HEAD_BYTES = 48
 _TABLE_MAX_BYTES = 1 << 30
+KEY = re.compile(r"[0-9a-f]{64}")
 _WIPE_BYTES = 1 << 20  # stays in a core's cache
 
 
@@ -76,10 +78,23 @@ class Head:
         return head.ljust(_data_start(len(table)), b"\0")
 
 
-def remove_extent(path: Path, disk: Disk, *, wait: bool = False, over: bool = False) -> bool:
-    """Wipe an extent and give its memory back; with `over` only if its time is. Return False if it stays.
+def extent_path(directory: Path, key: str) -> Path:
+    """Return where the extent of a key is in an arena's directory."""
+    assert KEY.fullmatch(key)
+    return directory / f"{key}.extent"
 
-    It stays while somebody uses it, which `wait` waits for.
+
+def forget_session(session: Path, disk: Disk) -> None:
+    """Remove what a run has written beside the extents: for its command, and while it wrote that."""
+    for path in (session, *(session.with_suffix(end) for end in (".plan", ".socket", ".lock"))):
+        disk.remove(path)
+    for path in session.parent.glob(f".{session.stem}.*"):
+        disk.remove(path)
+
+
+def remove_extent(path: Path, disk: Disk, *, over: bool = False) -> bool:
+    """Wipe an extent and give its memory back; with `over` only if its time is. Return False if it is used and stays,
+    or is to stay longer.
     """
     try:
         fd = disk.open(path)
@@ -88,9 +103,7 @@ def remove_extent(path: Path, disk: Disk, *, wait: bool = False, over: bool = Fa
             raise
         return True
     try:
-        if wait:
-            wait_lock(fd)
-        elif not try_lock(fd):
+        if not try_lock(fd):
             return False
         found = os.fstat(fd)
         if over and found.st_mtime > time.time():
