@@ -91,9 +91,10 @@ def on_demand(store: arstore.Store, plan: Plan) -> tuple[float, float]:
         for number in request.objects:
             if number not in there:
                 while used + job.objects[number].length_bytes > (job.tiers[0].capacity_bytes or 0):
-                    old, _ = there.popitem(last=False)
+                    old = there.popitem(last=False)[0]  # which lets go of it
                     used -= job.objects[old].length_bytes
-                    tier.remove(keys[old])
+                    if not tier.remove(keys[old]):
+                        raise SystemExit("what was evicted is still in use")
                 there[number] = sources.bring(keys[number], tier, wait=True)
                 used += job.objects[number].length_bytes
         fetching += time.perf_counter() - start
