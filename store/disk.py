@@ -16,7 +16,7 @@ import secrets
 import shutil
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import NoRoom, StorageFailed
@@ -264,7 +264,7 @@ class FileSpan:
 
     def __getitem__(self, part: slice) -> "FileSpan":
         first, stop, _ = part.indices(len(self))
-        return replace(self, start=self.start + first, stop=self.start + max(first, stop))
+        return FileSpan(self.disk, self.fd, self.start + first, self.start + max(first, stop), self.told)
 
     def __setitem__(self, part: slice, source: bytes | memoryview) -> None:
         """Write all of a part; raise NoRoom, StorageFailed."""

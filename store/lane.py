@@ -16,6 +16,7 @@ from .errors import Corrupt, Fenced, NotFound, StorageFailed, StoreError, fresh,
 from .progress import BytesTold
 from .staging import Move
 from .tiers.fallback import Sources
+from .tiers.probe import WORKERS_COUNT
 from .tiers.tier import Held, Tier
 
 # Kind ("move", "evict" or "step"), number of the object or step, the tier it came from, when it began; it ends now.
@@ -64,7 +65,7 @@ class Lane:
     def __init__(
         self, tier: Tier, moves: Sequence[Move], needs: Sequence[Sequence[int]], keys: Sequence[str], *,
         always: Sequence[int], found: Sequence[int], below: Steps | None, sources: Sources | None, told: Told,
-        coming: BytesTold, clock: Callable[[], float], workers: int = 2,
+        coming: BytesTold, clock: Callable[[], float], workers: int = WORKERS_COUNT,
     ) -> None:  # fmt: skip
         """Take the tier, its moves, what each step needs and what `always` all do, and the keys of all objects.
 

@@ -127,6 +127,7 @@ class OpenRecord:
         end = self._frame_start(stop) if stop < self.header.binding.frames_count else self.header.used_bytes
         self._read, self._read_start = self._read_cold("frames", start, end) if cold else None, start
         if self._read is None:
+            self._cold = False  # it is cached, and so is the rest of it: the map is faster
             self._segments.will_need(self.place.segment, self.place.offset + start, end - start)
 
     def _frame_start(self, index: int) -> int:

@@ -133,7 +133,7 @@ class Arena:
             with self._room_errors():
                 self._write(fd, head, source, told)
             self._disk.set_time(partial, until_s)
-            extent = self._open(partial, key)
+            extent = self._open(partial, key, head)
             self._disk.rename(partial, self._path(key))
         except BaseException:
             if partial.exists():
@@ -161,8 +161,8 @@ class Arena:
             packed = replace(head, sums=sums_of(self._seal, fd, start, head.length_bytes)).packed(self._seal)
         self._disk.write_at(fd, packed, 0)
 
-    def _open(self, path: Path, key: str) -> "Extent | SealedExtent":
-        return SealedExtent(path, key, self._seal) if self._seal else attach_extent(path, key)
+    def _open(self, path: Path, key: str, known: Head | None = None) -> "Extent | SealedExtent":
+        return SealedExtent(path, key, self._seal) if self._seal else attach_extent(path, key, known)
 
     def remove(self, key: str, *, over: bool = False) -> bool:
         """Wipe an extent and give its memory back, see `remove_extent`."""

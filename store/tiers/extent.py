@@ -123,8 +123,9 @@ def wipe(fd: int, path: Path, disk: Disk) -> None:
         disk.write_at(fd, zeros[: length - at], at)
 
 
-def attach_extent(path: Path, key: str) -> Extent:
-    """Map an extent, uncopied, held in place until its last tensor is gone.
+def attach_extent(path: Path, key: str, known: Head | None = None) -> Extent:
+    """Map an extent, uncopied, held in place until its last tensor is gone; `known` is its head, if this very process
+    has written it.
 
     Raises NotFound if it is gone, Corrupt if it is not the extent of this key.
     """
@@ -138,7 +139,7 @@ def attach_extent(path: Path, key: str) -> Extent:
             view = memoryview(mmap.mmap(fd, length, access=mmap.ACCESS_COPY))
     finally:
         os.close(fd)
-    head, start = parse_head(path, view, length)
+    head, start = (known, length - known.length_bytes) if known else parse_head(path, view, length)
     if head.key != key:
         raise Corrupt(str(path), "is the extent of another key")
     return Extent(head.name, head.spans, view[start:])

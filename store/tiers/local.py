@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+from ...formats.kv_shape import KvShape
 from ...formats.tensor import TensorSpan, data_bytes
 from ..artifact import Artifact
 from ..disk import FileSpan, Out
@@ -81,16 +83,22 @@ def stored_block(block: Prefix, name: str) -> Stored:
     So nothing is converted: a tensor of another layout than HND is strided. Layouts that no strides give are converted.
     """
     assert block.shape
-    tokens, spans = block.tokens_count, list[TensorSpan]()
     if block.layout not in ("NHD", "HND"):
         return stored_prefix(block, name)
-    for layer, side, heads, dim, at in block.shape.places(tokens):
-        shape, stride = (heads, tokens, dim), None
-        if block.layout == "NHD":
-            shape, stride = (tokens, heads, dim), (dim, tokens * dim, 1)
-        length = heads * tokens * dim * block.shape.element_bytes
-        spans.append(TensorSpan(f"layers.{layer}.{side}", block.shape.dtype, shape, at, length, stride))
-    return Stored(name, tuple(spans), block.fill)
+    return Stored(name, _block_spans(block.shape, block.tokens_count, block.layout), block.fill)
+
+
+@lru_cache(maxsize=64)
+def _block_spans(shape: KvShape, tokens: int, layout: str) -> tuple[TensorSpan, ...]:
+    """Return where in a stored block each tensor lies, which is the same of every block."""
+    spans = []
+    for layer, side, heads, dim, at in shape.places(tokens):
+        extents, stride = (heads, tokens, dim), None
+        if layout == "NHD":
+            extents, stride = (tokens, heads, dim), (dim, tokens * dim, 1)
+        length = heads * tokens * dim * shape.element_bytes
+        spans.append(TensorSpan(f"layers.{layer}.{side}", shape.dtype, extents, at, length, stride))
+    return tuple(spans)
 
 
 def stored_prefix(prefix: Prefix, name: str) -> Stored:

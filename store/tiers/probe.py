@@ -1,12 +1,13 @@
 """Probe: how fast a tier is, measured, and kept for the planner.
 
 local   reads of 4 MiB past the page cache by two threads, of a file written for it; latency: single reads of 4 KiB
-host    objects of 4 MiB staged as a run does it, by two threads: read so, opened, put in place, and removed again;
+host    objects of 4 MiB staged as a run does it, by as many threads: read so, opened, put in place, and removed again;
         latency: what an object of nearly nothing takes. The same of shared
 device  bytes from this process's memory up to it, as staging does it
 Each is the median of several rounds, so that one hiccup does not become a plan.
 """
 
+import itertools
 import json
 import os
 import threading
@@ -27,7 +28,9 @@ from .extent import Extent
 from .local import Stored
 
 PROBE_NAME = "tiers.json"
-_BYTES, _STEP, _PAGE, _ROUNDS, _LATENCIES = 128 << 20, 4 << 20, 4096, 5, 64
+_BYTES, _STEP, _FRAME, _PAGE, _ROUNDS, _LATENCIES = 128 << 20, 4 << 20, 1 << 20, 4096, 5, 64
+WORKERS_COUNT = 3  # that a lane moves objects with: while one waits for the disk two open what they have read
+_KEPT = 16  # objects that are in place meanwhile, so that no page is still in a cache when it is used again
 _NONCE, _TAG_BYTES = bytes(12), 16
 _SIZE_MAX = 1 << 16
 
@@ -111,35 +114,49 @@ def _probe_device(now: str) -> Speed:
 
 
 def _probe_arena(arena: Arena, fd: int, now: str) -> Speed:
-    """Measure staging into an arena; what it stages there is removed."""
+    """Measure staging into an arena, where each object comes when an old one goes; in the end all of them have gone."""
     buffers, key = threading.local(), AESGCM(os.urandom(32))
-    sealed = {length: key.encrypt(_NONCE, bytes(length - _TAG_BYTES), None) for length in (_PAGE, _STEP)}
+    sealed = {length: key.encrypt(_NONCE, bytes(length - _TAG_BYTES), None) for length in (_PAGE, _FRAME)}
+    numbers = itertools.count()
 
-    def stage(number: int, length: int) -> None:
-        plain = length - _TAG_BYTES
+    def stage(length: int) -> None:
+        number, frame = next(numbers), min(length, _FRAME)
+        plain = frame - _TAG_BYTES
 
         def read(at: int, out: Out) -> None:
-            own = _own_buffer(buffers)[:length]
-            os.preadv(fd, [own], number * _STEP)
-            key.decrypt_into(_NONCE, sealed[length], None, own[:plain])  # as long as opening what was read
-            out[:] = own[:plain]
+            own = _own_buffer(buffers)
+            os.preadv(fd, [own[:length]], number * _STEP % _BYTES)
+            for start in range(0, length, frame):  # as long as opening what was read
+                key.decrypt_into(_NONCE, sealed[frame], None, own[:plain])
+                out[start : start + plain] = own[:plain]
 
-        id_ = f"{number:064x}"
-        arena.fill(id_, Stored("probe", (TensorSpan("probe", "U8", (plain,), 0, plain),), read))
-        arena.remove(id_)
+        source = Stored("probe", (TensorSpan("probe", "U8", (length,), 0, length),), read)
+        with arena.filling(_key(number), wait=False):
+            arena.fill(_key(number), source)
+        if number >= _KEPT:
+            arena.remove(_key(number - _KEPT))
 
     def each(length: int) -> float:
         count = _BYTES // _STEP
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(WORKERS_COUNT) as pool:
 
             def work() -> None:
-                list(pool.map(stage, range(count), [length] * count))
+                list(pool.map(stage, [length] * count))
 
             work()
             return _median(_seconds(work) for _ in range(_ROUNDS)) / count
 
-    latency = each(_PAGE)
-    return Speed(_STEP / max(each(_STEP) - latency, 1e-9), latency, now)
+    try:
+        latency = each(_PAGE)
+        return Speed(_STEP / max(each(_STEP) - latency, 1e-9), latency, now)
+    finally:
+        last = next(numbers)
+        for number in range(max(last - 2 * _KEPT, 0), last):
+            arena.remove(_key(number))
+
+
+def _key(number: int) -> str:
+    return f"{number:064x}"
 
 
 def _own_buffer(buffers: threading.local) -> memoryview:

@@ -23,6 +23,8 @@ _IDENTITY = {"model": "llama", "revision": "r1", "precision": "bf16", "block_tok
 _BLOCK_TOKENS, _HEADS, _DIM = 64, 8, 128
 _SYSTEMS, _SYSTEM_BLOCKS, _TURNS, _TURN_BLOCKS = 4, 3, 4, 2
 _BUSY = 0.9  # seconds of computing for each second that LRU on demand fetches
+_LIGHT = 0.3  # of that, where the prediction is looked at once more
+_ORDERS = {"exact": "given", "sorted": "prefix"}
 
 
 def conversations(sessions: int) -> list[list[int]]:
@@ -120,23 +122,31 @@ def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, object]:
     store.tiers.probe()
     unique = _SYSTEMS * _SYSTEM_BLOCKS + task["sessions"] * _TURNS * _TURN_BLOCKS
     budget = unique // 8 * block_bytes
+
+    def plan_for(budget_bytes: int, compute_s: float, order: str) -> Plan:
+        return store.tiers.plan(write_job(folder, prompts, budget_bytes, compute_s), order=order)
+
     drop_cache(root)
-    _, fetching = on_demand(store, store.tiers.plan(write_job(folder, prompts, budget, 0.0)))
+    _, fetching = on_demand(store, plan_for(budget, 0.0, "given"))
     compute_s = _BUSY * fetching / len(prompts)
     times: dict[str, list[float]] = {"lru": [], "exact": [], "sorted": []}
     errors: list[float] = []
+    refetches: dict[str, int] = {}
     predicted: dict[str, list[float]] = {"exact": [], "sorted": []}
     for _ in range(task["rounds"]):
-        store.tiers.probe()
-        job = write_job(folder, prompts, budget, compute_s)
-        plans = {name: store.tiers.plan(job, order=order) for name, order in (("exact", "given"), ("sorted", "prefix"))}
-        for name, seconds in times.items():
-            drop_cache(root)
-            seconds.append(on_demand(store, plans["exact"])[0] if name == "lru" else planned(store, plans[name]))
-        for name, plan in plans.items():
-            predicted[name].append(plan.predicted_s)
-            errors.append(plan.predicted_s / times[name][-1] - 1)
-    refetches = {name: plan.refetches for name, plan in plans.items()}
+        drop_cache(root)
+        times["lru"].append(on_demand(store, plan_for(budget, compute_s, "given"))[0])
+        for share in (1.0, _LIGHT):  # the second: where moving takes longer than computing
+            for name, order in _ORDERS.items():
+                store.tiers.probe()
+                drop_cache(root)
+                plan = plan_for(budget, share * compute_s, order)
+                seconds = planned(store, plan)
+                errors.append(plan.predicted_s / seconds - 1)
+                if share == 1.0:
+                    times[name].append(seconds)
+                    predicted[name].append(plan.predicted_s)
+                    refetches[name] = plan.refetches
     return {
         "times": times, "predicted": predicted, "errors": errors, "compute_s": compute_s * len(prompts),
         "requests": len(prompts), "blocks": unique, "budget_blocks": unique // 8, "refetches": refetches,

@@ -102,7 +102,7 @@ def measure(task: dict[str, Any]) -> dict[str, object]:
             began = time.perf_counter()
             stage = store.prefetch([task["name"]])
             seconds = time.perf_counter() - began
-            total = stage.staging.staged[0].length_bytes
+            total = stage.staging.bytes
             stage.release()
         return seconds
 
