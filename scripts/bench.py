@@ -44,7 +44,8 @@ def main() -> int:
         machine = describe_machine(Path(folder))
         _check_room(options, machine, Path(folder))
         place = Workplace(
-            Path(folder).resolve(), options.size, options.rounds, peers_python, no_peers, options.trace
+            Path(folder).resolve(), options.size, options.rounds, peers_python, no_peers, options.trace,
+            options.memory,
         )  # fmt: skip
         say(f"making a checkpoint of about {options.size / GIB:.2f} GiB in {folder}")
         machine["checkpoint"] = (
@@ -73,6 +74,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each thing; the median counts")
     parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where to work: decides the disk")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results for machines, too")
+    parser.add_argument("--memory", type=Path, default=Path("/dev/shm"), help="the memory file system to stage to")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="requests to plan, JSON lines with hash_ids")
     parser.add_argument("--peers", action="store_true", help="install tensorizer and cryptotensors in .venv/peers")
     parser.add_argument("--peers-python", type=Path, metavar="PATH", help="an interpreter that has them already")

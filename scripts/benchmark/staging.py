@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from .processes import Failed, run_arstore, warm
@@ -16,8 +15,7 @@ _TENSORS = 300
 def stage_rows(place: Workplace) -> list[Row]:
     """Compare staging with a copy of as many bytes, and with the disk; and say how soon what is staged is attached."""
     warm([*place.shards, *place.segments])
-    with TemporaryDirectory(prefix="arstore-bench-", dir="/dev/shm") as host:
-        place.env["ARSTORE_HOST_DIR"] = host
+    with place.host_tier():
         return [*_filled(place), _attached(place)]
 
 

@@ -30,6 +30,7 @@ class Workplace:
     peers_python: Path | None
     no_peers: str  # why there is none
     trace: Path | None  # of requests, as JSON lines with hash_ids
+    memory: Path  # the memory file system that is staged to
     env: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,7 +90,7 @@ class Workplace:
     @contextmanager
     def host_tier(self) -> Iterator[None]:
         """Have programs stage into a directory of shared memory of their own; delete it."""
-        with TemporaryDirectory(prefix="arstore-bench-", dir="/dev/shm") as folder:
+        with TemporaryDirectory(prefix="arstore-bench-", dir=self.memory) as folder:
             self.env["ARSTORE_HOST_DIR"] = folder
             yield
 
