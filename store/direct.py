@@ -7,6 +7,7 @@ none (before Linux 6.5, on file systems that can't), costs time only.
 
 import ctypes
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ..formats.record import ALIGN_BYTES, padded
@@ -17,8 +18,10 @@ _CACHESTAT = 451  # its number on every machine
 _SAMPLE_BYTES = 256 << 10
 
 
-def read_cold(path: Path, offset: int, length: int, scratch: memoryview) -> memoryview | None:
-    """Return a range of a file, read into `scratch`; None where it is cached, or can't be read like that.
+def read_cold(
+    path: Path, offset: int, length: int, scratch: memoryview, turn: AbstractContextManager[object]
+) -> memoryview | None:
+    """Return a range of a file, read into `scratch` when it is its turn; None where it is cached, or can't be read so.
 
     `scratch` starts at a page and is at least `scratch_bytes` long. Raises Corrupt if the file ends before the range,
     StorageFailed if the disk fails.
@@ -31,7 +34,7 @@ def read_cold(path: Path, offset: int, length: int, scratch: memoryview) -> memo
     try:
         if _is_cached(fd, first, stop):
             return None
-        with disk_errors(path):
+        with turn, disk_errors(path):
             got = _read(fd, scratch[: stop - first], first)
     finally:
         os.close(fd)

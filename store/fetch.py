@@ -18,8 +18,7 @@ from .errors import Corrupt
 from .records import OpenRecord, TenantKeys, corrupt, reused
 from .segments import SegmentReader
 
-_TASK_BYTES = 8 << 20
-_WAITING_COUNT = 4  # threads that may wait for the disk while every core decrypts
+_TASK_BYTES, _COLD_TASK_BYTES = 8 << 20, 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +59,14 @@ def fetch(segments: SegmentReader, keys: TenantKeys, wants: Iterable[Want], *, c
 
     Raises BadBlob at the first record that fails: then buffers may hold verified bytes of others, never wrong ones.
     """
-    tasks = list(_tasks(wants))
+    tasks = list(_tasks(wants, _COLD_TASK_BYTES if cold else _TASK_BYTES))
 
     def perform(task: list[_Run]) -> int:
         return sum(_read_run(segments, keys, run, cold=cold) for run in task)
 
     if len(tasks) <= 1:
         return sum(map(perform, tasks))
-    pool = ThreadPoolExecutor(workers_count() + _WAITING_COUNT)
+    pool = ThreadPoolExecutor(workers_count())
     try:
         return sum(pool.map(perform, tasks))
     finally:
@@ -76,25 +75,25 @@ def fetch(segments: SegmentReader, keys: TenantKeys, wants: Iterable[Want], *, c
 
 def read_want(segments: SegmentReader, keys: TenantKeys, want: Want) -> int:
     """Fill one want on this thread; return the sealed bytes read. Raises BadBlob."""
-    return sum(_read_run(segments, keys, run, cold=False) for run in _runs(want))
+    return sum(_read_run(segments, keys, run, cold=False) for run in _runs(want, _TASK_BYTES))
 
 
-def _runs(want: Want) -> Iterator[_Run]:
+def _runs(want: Want, task_bytes: int) -> Iterator[_Run]:
     frame_bytes = want.place.frame_bytes
-    step = max(_TASK_BYTES // frame_bytes, 1)
+    step = max(task_bytes // frame_bytes, 1)
     first, last = want.start // frame_bytes, (want.stop - 1) // frame_bytes
     for frame in range(first, last + 1, step):
         yield _Run(want, frame, min(frame + step, last + 1))
 
 
-def _tasks(wants: Iterable[Want]) -> Iterator[list[_Run]]:
+def _tasks(wants: Iterable[Want], task_bytes: int) -> Iterator[list[_Run]]:
     task: list[_Run] = []
     size = 0
     for want in wants:
-        for run in _runs(want) if want.stop > want.start else ():
+        for run in _runs(want, task_bytes) if want.stop > want.start else ():
             task.append(run)
             size += (run.stop - run.first) * min(want.place.frame_bytes, want.place.plain_bytes)
-            if size >= _TASK_BYTES:
+            if size >= task_bytes:
                 yield task
                 task, size = [], 0
     if task:

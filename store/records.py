@@ -220,6 +220,7 @@ class OpenRecord:
 # Scratch memory is reused because fresh memory costs more to touch than a frame costs to decrypt; one a thread,
 # because threads decrypt at the same time.
 _local = threading.local()
+_HUGE_BYTES = 2 << 20
 
 
 def _scratch(length: int) -> memoryview:
@@ -233,7 +234,8 @@ def _plain(length: int) -> memoryview:
 def reused(name: str, length: int) -> memoryview:
     held: mmap | None = getattr(_local, name, None)
     if held is None or len(held) < length:
-        held = make_buffer(max(length, 1 << 20))
+        # Whole huge pages: into others the disk delivers at half the speed.
+        held = make_buffer(-(-length // _HUGE_BYTES) * _HUGE_BYTES)
         setattr(_local, name, held)
     return memoryview(held)[:length]
 

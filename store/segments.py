@@ -35,6 +35,8 @@ class SegmentReader:
         self._directory, self._store_id = directory, store_id
         self._maps: dict[int, mmap] = {}
         self._guard = threading.Lock()
+        # Of two threads one reads while the other decrypts: a disk gives less to several that read at once.
+        self._turn = threading.Semaphore(max(len(os.sched_getaffinity(0)) // 2, 1))
 
     def view(self, segment: int, offset: int, length: int) -> memoryview:
         """Return `length` bytes of a segment without copying; raise Corrupt if the file does not reach so far."""
@@ -54,7 +56,7 @@ class SegmentReader:
 
     def read_cold(self, segment: int, offset: int, length: int, scratch: memoryview) -> memoryview | None:
         """Return a range that was viewed before, read into `scratch`; None where it is cached, see `read_cold`."""
-        return read_cold(segment_path(self._directory, segment), offset, length, scratch)
+        return read_cold(segment_path(self._directory, segment), offset, length, scratch, self._turn)
 
     def will_need(self, segment: int, offset: int, length: int) -> None:
         """Ask the kernel to start reading a range."""

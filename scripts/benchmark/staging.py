@@ -33,7 +33,7 @@ def _filled(place: Workplace) -> list[Row]:
         ),
         compared(
             "arstore prefetch to the host tier, page cache dropped", cold,
-            "O_DIRECT reads of 4 MiB of the same segments, two or four threads", direct, length=length, target=0.9,
+            "O_DIRECT reads of 4 MiB of the same segments, two threads", direct, length=length, target=0.9,
             otherwise="where the bytes need neither decrypting nor checking",
         ),
     ]  # fmt: skip
