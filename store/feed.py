@@ -61,7 +61,7 @@ class _Server:
     def _serve(self, connection: socket.socket) -> None:
         owed = set[int]()  # steps that this connection has been given and not said to be over
         bad = (OSError, ValueError, TypeError, IndexError)  # of a client that is gone, or that asks for nonsense
-        with connection, connection.makefile("rwb") as stream, contextlib.suppress(*bad):
+        with contextlib.suppress(*bad), connection, connection.makefile("rwb") as stream:
             try:
                 while (line := stream.readline(_ASK_MAX_BYTES)).endswith(b"\n"):
                     word, *rest = json.loads(line)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from arstore import BadInput, Corrupt, NoRoom, Store, create_store, open_store
 from arstore.formats.record import HEADER_BYTES
 from arstore.store.config import default_store
 from arstore.store.errors import StorageFailed
-from arstore.store.planfile import Plan
+from arstore.store.planfile import Plan, settle_plan
+from arstore.store.requests import Ready
 from arstore.store.tiers.arena import Arena
 from arstore.store.timeline import Timed, occupancy, parse_trace
 from tests.command import arstore, cli, ended, start
@@ -406,3 +408,140 @@ def test_nonsense_at_the_socket_harms_nobody(store: Store, tmp_path: Path) -> No
     assert ran.code == 0, ran.err
     assert len(worked(ran.out)) == 24
     assert "Traceback" not in ran.err
+
+
+# ---- what went wrong once
+
+
+def test_a_step_that_is_over_before_its_objects_came_does_not_go_early(store: Store, tmp_path: Path) -> None:
+    plan = store.tiers.plan(tight(tmp_path, room=2))
+    with store.tiers.run(plan) as run:
+        lane = run.lanes[0]
+        for step in (0, 1, 2):  # given away and given up before it was taken
+            assert lane.next() == step
+            lane.over(step)
+        for request in run:
+            assert {name: value_of(request[name]["w"]) for name in request} == {n: NAMES.index(n) for n in request}
+            assert len(lane.placed()) <= 2
+    assert run.failed == {}
+
+
+def test_an_error_that_is_raised_again_keeps_nothing(store: Store, tmp_path: Path, host: Path) -> None:
+    damage(store, "w")
+
+    def use(request: Ready) -> None:
+        tensors = [request[name]["w"] for name in request]
+        for name in request.failed:
+            request[name]
+        assert tensors
+
+    with store.tiers.run(store.tiers.plan(tight(tmp_path, room=2))) as run:
+        for request in run:
+            with contextlib.suppress(Corrupt):
+                use(request)
+            assert staged_bytes(host) <= 3 * SIZE
+    store.tiers.sweep()
+    assert left(host) == []
+
+
+def test_a_plan_of_other_sizes_is_refused(store: Store, tmp_path: Path) -> None:
+    plan = store.tiers.plan(tight(tmp_path))
+    smaller = replace(plan.job, objects=tuple(replace(one, length_bytes=8) for one in plan.job.objects))
+    (tmp_path / "PLAN").write_text(json.dumps(settle_plan(smaller, plan.order, plan.lanes).fields()))
+    for command in ([], ["--", "true"]):
+        ran = arstore("prefetch", tmp_path / "PLAN", *command)
+        assert ran.code == 2
+        assert "another size" in ran.err
+
+
+def test_a_timeline_that_cannot_be_written_is_said_before_the_command(store: Store, tmp_path: Path) -> None:
+    ran = arstore("prefetch", tight(tmp_path), "--timeline", tmp_path / "no/T", "--", "touch", tmp_path / "ran")
+    assert ran.code == 1
+    assert not (tmp_path / "ran").exists()
+    assert arstore("prefetch", tight(tmp_path), "--ttl", "1h", "--", "true").code == 2
+
+
+def test_what_could_not_be_staged_is_no_reason_not_to_run(store: Store, tmp_path: Path) -> None:
+    damage(store, "w")
+    path = job(tmp_path, [{"id": n, "artifacts": [name]} for n, name in enumerate("uvw")])  # and all of it fits
+    ran = arstore("prefetch", path, "--", sys.executable, "-c", WORK)
+    assert ran.code == 4
+    assert ran.out.splitlines()[0] == "['u', 'v']"
+    assert "2 {} ['w']" in ran.out
+
+
+def test_a_worker_that_dies_while_it_waits_ends_nothing(store: Store, tmp_path: Path) -> None:
+    wait = (
+        "import arstore, os, signal, subprocess, sys, time\n"
+        "first = next(requests := arstore.attach().requests())\n"  # what the other waits for evicts what this has
+        "other = subprocess.Popen([sys.executable, '-c', 'import arstore; next(arstore.attach().requests())'])\n"
+        "time.sleep(1.5)\nother.kill()\nother.wait()\n"
+        "print(first.id, sorted(first), *[one.id for one in requests])\nsys.exit(5)\n"
+    )
+    ran = arstore("prefetch", tight(tmp_path, room=2), "--", sys.executable, "-c", wait)
+    assert ran.code == 5, ran.err
+    assert ran.out.split()[3:] == [str(n) for n in range(2, 24)]
+
+
+def test_on_a_device_one_process_works_and_may_leave_early(store: Store, tmp_path: Path) -> None:
+    early = (
+        "import arstore, subprocess, sys\nstaged = arstore.attach()\n"
+        "again = 'import arstore, sys\\ntry: arstore.attach()\\nexcept arstore.Fenced: sys.exit(8)'\n"
+        "for number, request in enumerate(staged.requests()):\n"
+        "    if number == 4: break\n"
+        "for to, kind in (('host', arstore.BadInput), (None, arstore.Fenced)):\n"
+        "    try: arstore.attach(to=to)\n"
+        "    except kind: print(kind.__name__)\n"
+        "sys.exit(subprocess.call([sys.executable, '-c', again]))\n"
+    )
+    for _ in range(3):
+        ran = arstore("prefetch", tight(tmp_path, "device"), "--", sys.executable, "-c", early)
+        assert (ran.code, ran.out.split()) == (8, ["BadInput", "Fenced"]), ran.err
+
+
+@pytest.mark.parametrize("to", ["host", "device"])
+def test_what_is_to_be_computed_comes_between_what_is_fetched(store: Store, tmp_path: Path, to: str) -> None:
+    torch.manual_seed(0)
+    kv = {f"layers.{n}.{side}": torch.randn(512, 2, 16).bfloat16() for n in range(2) for side in ("key", "value")}
+    requests = []
+    for number in range(6):
+        tokens = list(range(number * 10_000, number * 10_000 + 1024))
+        store.kv.put(kv, name=f"kv/{number}", tokens=tokens[:512], identity=IDENTITY)
+        requests.append({"id": number, "tokens": tokens})
+    more = f"{IDENTITY_TABLE}[recompute]\ntokens_per_second = 1000\n[budget]\n{to} = {5 * BLOCK}\n"
+    show = "import arstore\nfor r in arstore.attach().requests(): print(r.id, len(r.blocks), sorted(r.failed))"
+    ran = arstore("prefetch", job(tmp_path, requests, more, to=to), "--", sys.executable, "-c", show)
+    assert ran.code == 0, ran.err
+    assert ran.out.splitlines() == [f"{number} 2 []" for number in range(6)]
+
+
+def test_when_all_are_killed_the_next_to_come_by_wipes_what_is_left(store: Store, tmp_path: Path, host: Path) -> None:
+    up = tmp_path / "up"
+    wait = "import arstore, pathlib, time\nnext(arstore.attach().requests())\n"
+    wait += f"pathlib.Path({str(up)!r}).touch()\ntime.sleep(60)"
+    process = start("prefetch", str(tight(tmp_path)), "--", sys.executable, "-c", wait)
+    until = time.monotonic() + 20
+    while not up.exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2  # the command and the janitor
+    for pid in (*map(int, children), process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    assert any("session" in name for name in left(host))
+    while left(host):
+        assert time.monotonic() < until + 20, left(host)
+        assert cli("tiers").code == 0
+        time.sleep(0.05)
+
+
+def test_weights_that_do_not_come_to_the_device_are_said(store: Store, tmp_path: Path) -> None:
+    path = job(tmp_path, [{"id": 1, "artifacts": ["v"]}], to="device", weights=["u"])
+    full = (
+        "import arstore, sys\nfrom arstore.store.tiers import device\n"
+        "def full(*_): raise arstore.NoRoom('device', 'is full')\n"
+        "device.upload = full\n"
+        "try: arstore.attach()\nexcept arstore.NoRoom: sys.exit(6)\n"
+    )
+    assert arstore("prefetch", path, "--", sys.executable, "-c", full).code == 6
