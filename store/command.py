@@ -119,14 +119,13 @@ class Janitor:
     def __init__(self, directory: Path, disk: Disk) -> None:
         """Take the directory of the host tier's extents; raise StorageFailed if no process can be started."""
         self.path, self._disk = directory / f"session-{secrets.token_hex(8)}.json", disk
-        self._lock = disk.open(self.path.with_suffix(".lock"), create=True)  # until the last of the two is gone
+        self._lock = disk.open(self.path.with_suffix(".lock"), create=True)
         try_lock(self._lock)
         try:
             # -P: what lies in the working directory is no module of ours.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", f"{__package__}.janitor", str(self.path)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
-                pass_fds=[self._lock],
             )  # fmt: skip
         except OSError as error:
             raise StorageFailed("janitor", f"can't be started: {(error.strerror or str(error)).lower()}") from None

@@ -4,8 +4,8 @@
 
 Its standard input is a pipe that its starter holds open, and says keys on, a line each: the end of it is the end of the
 run. Its standard output ends when all is wiped that nobody uses; what somebody still uses by then is waited for; what
-somebody else has asked to keep longer stays. Beside a session lies its lock, which starter and janitor hold together:
-where nobody holds it both were killed, and whoever sweeps the tier removes what is left of the session.
+somebody else has asked to keep longer stays. Beside a session lies its lock, which the starter holds: where nobody does
+and the janitor was killed as well, whoever sweeps the tier removes what is left of the session.
 """
 
 import contextlib

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..formats.keypage import Tenant
 from .artifact import Artifact
 from .disk import Disk
-from .errors import BadInput, StorageFailed, StoreError
+from .errors import BadInput, NoRoom, StorageFailed, StoreError
 from .heal import heal
 from .kv import Kv
 from .names import Names
@@ -132,7 +132,11 @@ class Tiers:
             for number, key in enumerate(self.keys(plan))
             if objects[number].stored
         ]
-        return self._stage(wanted, self._local(plan), target.name, target.capacity_bytes, how)
+        try:
+            return self._stage(wanted, self._local(plan), target.name, target.capacity_bytes, how)
+        except NoRoom as error:
+            hint = "raise the budget, or add '-- CMD': then it comes as the requests of CMD need it"
+            raise NoRoom(error.where, error.why, hint=hint) from None
 
     def _stage(self, wanted: Sequence[Wanted], local: Local, to: str, budget_bytes: int | None, how: How) -> Stage:
         sources = self.sources(local, to, how.from_)
