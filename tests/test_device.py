@@ -13,7 +13,7 @@ from arstore.store.disk import Out
 from arstore.store.tiers import device as device_tier
 from arstore.store.tiers.device import parse_device, upload
 from arstore.store.tiers.local import Stored
-from tests.command import arstore
+from tests.command import arstore, cli
 
 DEVICES = ["device:cpu", pytest.param("device:cuda:0", marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no accelerator here"))]  # fmt: skip
@@ -104,7 +104,7 @@ def test_an_upload_asks_for_every_byte_once_and_in_order(monkeypatch: pytest.Mon
 def test_tiers_that_are_not_here_are_refused(store: Store, tier: str) -> None:
     with pytest.raises(BadInput):
         parse_device(tier)
-    assert arstore("prefetch", "w", "--to", tier, "--", "true").code == 2
+    assert cli("prefetch", "w", "--to", tier, "--", "true").code == 2
 
 
 def test_a_command_gets_its_tensors_on_the_device(store: Store) -> None:
@@ -115,4 +115,4 @@ def test_a_command_gets_its_tensors_on_the_device(store: Store) -> None:
     )
     name = parse_device("device")
     assert arstore("prefetch", "w", "--to", "device", "--", sys.executable, "-c", program, name).code == 0
-    assert arstore("prefetch", "w", "--to", "device").code == 2
+    assert cli("prefetch", "w", "--to", "device").code == 2

@@ -663,7 +663,7 @@ def test_a_bad_blob_is_quarantined_and_never_mapped(store: Store, tmp_path: Path
     assert "quarantine" in ran.json["failed"][0]["why"]
     assert [one["name"] for one in ran.json["staged"]] == ["b"]
     assert len(extents(host)) == 1
-    ran = arstore("prefetch", "a", "b", "--", "touch", tmp_path / "ran")
+    ran = cli("prefetch", "a", "b", "--", "touch", tmp_path / "ran")
     assert ran.code == 4
     assert not (tmp_path / "ran").exists()
     store.put(tensors=weights(0), name="a")  # heals it

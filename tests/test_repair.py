@@ -78,9 +78,20 @@ def fill(tmp_path: Path, *init: str) -> Path:
     return tmp_path / "store"
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("filled")
+
+
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return fill(tmp_path)
+def root(tmp_path: Path, filled: Path) -> Path:
+    """A store that is filled, the same for every test: made once, then copied with its keys."""
+    if not (filled / "store").exists():
+        fill(tmp_path)
+        shutil.copytree(tmp_path, filled, dirs_exist_ok=True)
+    else:
+        shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "store"
 
 
 def overwrite(path: Path, content: bytes, at: int = 0) -> None:

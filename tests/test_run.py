@@ -377,7 +377,7 @@ def test_failures_come_back(store: Store, tmp_path: Path) -> None:
     assert ran.code == 4
     assert [one["name"] for one in json.loads(ran.err)["failed"]] == ["w@1"]
     assert sum("['w']" in line for line in ran.out.splitlines()) == 8
-    ran = arstore("prefetch", job(tmp_path, [{"artifacts": ["u"]}], weights=["w"]), "--", "touch", tmp_path / "ran")
+    ran = cli("prefetch", job(tmp_path, [{"artifacts": ["u"]}], weights=["w"]), "--", "touch", tmp_path / "ran")
     assert ran.code == 13  # what is needed all the time is missing
     assert not (tmp_path / "ran").exists()
     assert arstore("prefetch", tight(tmp_path), "--", "sh", "-c", "exit 7").code == 7
@@ -471,10 +471,10 @@ def test_a_plan_of_other_sizes_is_refused(store: Store, tmp_path: Path) -> None:
 
 
 def test_a_timeline_that_cannot_be_written_is_said_before_the_command(store: Store, tmp_path: Path) -> None:
-    ran = arstore("prefetch", tight(tmp_path), "--timeline", tmp_path / "no/T", "--", "touch", tmp_path / "ran")
+    ran = cli("prefetch", tight(tmp_path), "--timeline", tmp_path / "no/T", "--", "touch", tmp_path / "ran")
     assert ran.code == 1
     assert not (tmp_path / "ran").exists()
-    assert arstore("prefetch", tight(tmp_path), "--ttl", "1h", "--", "true").code == 2
+    assert cli("prefetch", tight(tmp_path), "--ttl", "1h", "--", "true").code == 2
 
 
 def test_what_could_not_be_staged_is_no_reason_not_to_run(store: Store, tmp_path: Path) -> None:
