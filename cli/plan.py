@@ -58,7 +58,7 @@ def plan(
 def _text(made: "Plan") -> str:
     lines = [
         f"requests   {len(made.order)}",
-        f"moves      {sum(map(len, made.lanes))}, {made.refetches} of them of what was there before",
+        f"moves      {sum(map(len, made.lanes))}, {made.refetches} of them of what was evicted before",
         *(
             f"peak       {size(peak)} in {tier.name}"
             for tier, peak in zip(made.job.tiers, made.peak_bytes, strict=True)

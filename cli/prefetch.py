@@ -15,13 +15,12 @@ from ..store.prefetch import How
 from ..store.quantities import parse_duration, parse_size
 from ..store.store import Store
 from ..store.tiers.device import parse_device
-from .session import Session, session_of
-from .staged import report, write_timeline
+from .report import report, write_timeline
+from .session import PARTIAL, Session, session_of
 
 if TYPE_CHECKING:
     from ..store.planfile import Plan
 
-PARTIAL = 4
 _TTL = "1h"
 
 
@@ -66,7 +65,7 @@ def prefetch(
         str | None, typer.Option(metavar="TIME", help="How long it stays [default: 1h; with CMD, no longer]")
     ] = None,
     from_: Annotated[
-        str | None, typer.Option("--from", metavar="TIER", help="Take it from there: local or shared, not the nearest.")
+        str | None, typer.Option("--from", metavar="TIER", help="Take it from there first: local or shared.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for another process that stages the same.")] = False,
     timeline: Annotated[
@@ -77,7 +76,8 @@ def prefetch(
     """Stage artifacts up, verified. With `-- CMD …`, hold them while CMD runs and exit with its code.
 
     CMD finds them by `arstore.attach()`, uncopied. What a JOB or PLAN needs beyond its budget comes while CMD works
-    through `attach().requests()`. Exits 4 if some of several could not be staged.
+    through `attach().requests()`. CMD has stdout: what was staged, also as JSON, goes to stderr then. Exits 4 if some
+    of several could not be staged.
     """
     command = _command(run) if run is not None else []
     asked = Asked(
@@ -86,7 +86,8 @@ def prefetch(
     )  # fmt: skip
     if command:  # a process of it that dies must not end this one, at the next word to it
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    write_timeline(timeline)
+    if timeline is not None:
+        Disk().check_replaceable(timeline.absolute())
     with asked.session.open() as store:
         plan = _plan_in(asked, store)
         _check_target(to or (plan.job.tiers[0].name if plan else "host"), command)
@@ -107,10 +108,9 @@ def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:
             stage = tiers.prefetch_plan(plan, how)
         else:
             stage = tiers.prefetch(asked.names, to, asked.budget_bytes, how, host_only=bool(command))
-    slowest = min((s.bytes_per_s for tier, s in tiers.speeds().items() if tier in ("local", to)), default=None)
     with stage:
         staging = stage.staging
-        predicted_s = staging.moved_bytes / slowest if slowest else None
+        predicted_s = tiers.predict_s(to, staging.moved_bytes)
         report(asked.session, staging, predicted_s, to_stderr=bool(command) and not staging.failed)
         write_timeline(asked.timeline, staging.timeline)
         if staging.failed:
@@ -121,21 +121,21 @@ def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:
 
         directory = tiers.host().directory
         store.close()  # the command may run for long, and needs nothing of it
-        return run_staged(stage, directory, command, to, Disk(), budget_bytes=asked.budget_bytes)
+        return run_staged(stage, directory, command, to, tiers.disk, budget_bytes=asked.budget_bytes)
 
 
 def _run_planned(asked: Asked, store: Store, plan: "Plan") -> int:
     """Run the command while the plan is carried out; return the exit code."""
     from ..store.command import run_planned, staging_of
 
-    tiers, keys = store.tiers, store.tiers.keys(plan)
+    tiers = store.tiers
     to = asked.to or plan.job.tiers[0].name
     directory = tiers.host().directory
     with ExitStack() as shown:
         progress = shown.enter_context(asked.session.progress_of_tiers())
         run = tiers.run(plan, from_=asked.from_, host_only=True, progress=progress)
-        code = run_planned(run, keys, directory, asked.command, to, Disk(), placed=shown.close)
-    staging = staging_of(run, keys)
+        code = run_planned(run, directory, asked.command, to, tiers.disk, placed=shown.close)
+    staging = staging_of(run)
     report(asked.session, staging, plan.predicted_s, to_stderr=True)
     write_timeline(asked.timeline, run.timeline)
     return code or (PARTIAL if staging.failed else 0)

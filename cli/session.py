@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
+PARTIAL = 4  # the exit code where some of several could not be done
+
+
 class Reported(Exception):
     """An error that comes with a result: text went out already, JSON is to hold both."""
 

@@ -24,7 +24,7 @@ def tiers(
             store.tiers.probe()
         stats = store.stats()
         found = store.tiers.states(stats.disk_bytes, stats.free_bytes)
-    titles = ("TIER", "PATH", "USED", "SPEED", "STATE")
+    titles = ("TIER", "STATE", "USED", "SPEED", "LATENCY", "PATH")
     session.emit({"tiers": [_values(one) for one in found]}, lambda: table(titles, [_row(one) for one in found]))
 
 
@@ -44,4 +44,5 @@ def _values(one: TierState) -> dict[str, object]:
 def _row(one: TierState) -> tuple[str, ...]:
     used = "" if one.capacity_bytes is None else f"{size(one.used_bytes)} of {size(one.capacity_bytes)}"
     speed = f"{size(one.speed.bytes_per_s)}/s" if one.speed else "not measured: --probe"
-    return one.tier, one.path, used, speed, one.state
+    latency = f"{one.speed.latency_s * 1e3:.3f} ms" if one.speed else ""
+    return one.tier, one.state, used, speed, latency, one.path

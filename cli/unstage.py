@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from ..store.errors import BadInput
-from .prefetch import PARTIAL
-from .session import degraded_values, session_of
+from .session import PARTIAL, degraded_values, session_of
 
 
 def register(app: typer.Typer) -> None:
@@ -33,6 +32,6 @@ def unstage(
     lines = [f"released {o.what.name} from {o.arena.tier}" for o in done.gone]
     lines += [f"in use: {o.what.name}" for o in done.in_use]
     session.warn_degraded(done.degraded)
-    session.emit(values, lambda: "\n".join(lines))
+    session.emit(values, lambda: "\n".join(lines or ["nothing of that was staged"]))
     if done.in_use or done.degraded:
         raise typer.Exit(PARTIAL)

@@ -65,6 +65,9 @@ class Staged(Mapping[str, StagedTensors]):
     def __len__(self) -> int:
         return len(self._held)
 
+    def __repr__(self) -> str:
+        return f"Staged({', '.join(self)})"
+
     def requests(self) -> "Iterator[Ready]":
         """Yield each request of the plan when what it needs is in place; see `requests_of`.
 

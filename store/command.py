@@ -36,7 +36,7 @@ def run_staged(
         try:
             shared, kept = _on_accelerator(stage, to, budget_bytes)
             artifacts = tuple(stage.key_of.items())
-            code = janitor.run(command, Session(janitor.path, to, artifacts, (), shared, budget_bytes))
+            code = _run(command, Session(janitor.path, to, artifacts, (), shared, budget_bytes), disk)
             kept.clear()
             return code
         finally:
@@ -62,8 +62,7 @@ def _on_accelerator(
 
 
 def run_planned(
-    run: Run, keys: Sequence[str], directory: Path, command: Sequence[str], to: str, disk: Disk, *,
-    placed: Callable[[], object],
+    run: Run, directory: Path, command: Sequence[str], to: str, disk: Disk, *, placed: Callable[[], object]
 ) -> int:  # fmt: skip
     """Run a command while a plan is carried out for it, down from the host tier; return its exit code.
 
@@ -72,7 +71,7 @@ def run_planned(
     beside what is in use, and what kept an object away that is needed all the time, before it starts. Just before that
     `placed` is called.
     """
-    plan = run.plan
+    plan, keys = run.plan, run.keys
     names = {number: name for number, name in labels_of(plan).items() if not name.startswith(BLOCK)}
     with Janitor(directory, disk) as janitor:
         janitor.will_stage(keys)
@@ -87,18 +86,19 @@ def run_planned(
             placed()
             disk.replace_file(session.plan_path, json.dumps(plan.fields()).encode())
             with serving(run.lanes[0], keys, session.socket_path, disk):
-                code = janitor.run(command, session)
+                code = _run(command, session, disk)
             run.lanes[0].ready(0)  # or it broke, which CMD was told, but not why
             return code
 
 
-def staging_of(run: Run, keys: Sequence[str]) -> Staging:
+def staging_of(run: Run) -> Staging:
     """Return what a run found in the tier that it serves, every move into that, and what went wrong."""
     plan, tier = run.plan, run.lanes[0].tier
     numbers = {one.id: number for number, one in enumerate(plan.job.objects)}
 
     def staged(number: int, source: str, start_s: float, end_s: float) -> StagedOne:
-        wanted = Wanted(keys[number], *plan.named(number), plan.job.objects[number].length_bytes)
+        one = plan.job.objects[number]
+        wanted = Wanted(run.keys[number], one.id, one.length_bytes)
         return StagedOne(wanted, tier, source, start_s, end_s - start_s)
 
     found = [number for number, one in enumerate(plan.job.objects) if tier in one.found]
@@ -118,7 +118,7 @@ class Janitor:
 
     def __init__(self, directory: Path, disk: Disk) -> None:
         """Take the directory of the host tier's extents; raise StorageFailed if no process can be started."""
-        self.path, self._disk = directory / f"session-{secrets.token_hex(8)}.json", disk
+        self.path = directory / f"session-{secrets.token_hex(8)}.json"
         self._lock = disk.open(self.path.with_suffix(".lock"), create=True)
         try_lock(self._lock)
         try:
@@ -139,11 +139,6 @@ class Janitor:
         except OSError:
             raise StorageFailed("janitor", "has died: nobody would wipe what is staged") from None
 
-    def run(self, command: Sequence[str], session: Session) -> int:
-        """Run a command that finds this session; return its exit code as a shell does."""
-        self._disk.replace_file(self.path, session.packed())
-        return _run(command, {**os.environ, "ARSTORE_STAGED": str(self.path)})
-
     def __enter__(self) -> "Janitor":
         return self
 
@@ -160,8 +155,9 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _SENT_TO_ALL = (signal.SIGINT, signal.SIGQUIT)  # by the terminal: the command has it already
 
 
-def _run(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Run a command to its end, whatever signals come; return its exit code as a shell does."""
+def _run(command: Sequence[str], session: Session, disk: Disk) -> int:
+    """Run a command that finds this session to its end, whatever signals come; return its exit code as a shell does."""
+    disk.replace_file(session.path, session.packed())
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []
 
@@ -176,7 +172,7 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> int:
     before = {number: signal.signal(number, passed_on) for number in caught}
     try:
         try:
-            process = subprocess.Popen(command, env=environment)
+            process = subprocess.Popen(command, env={**os.environ, "ARSTORE_STAGED": str(session.path)})
         except OSError as error:
             raise NotFound(command[0], f"can't be run: {(error.strerror or str(error)).lower()}") from None
         for number in early:

@@ -15,6 +15,7 @@ import resource
 import secrets
 import shutil
 import struct
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,13 @@ class Disk:
             finally:
                 os.close(fd)
             self.sync_dir(path.parent)
+
+    def check_replaceable(self, path: Path) -> None:
+        """Raise StorageFailed unless a file could be put there in one step; one that is there stays as it is."""
+        with disk_errors(path):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            tempfile.TemporaryFile(dir=path.parent).close()
 
     def write_file_at(self, path: Path, source: bytes | memoryview, offset: int) -> None:
         """Write all of `source` at `offset` of a file, made if it is not there; not durable."""

@@ -75,14 +75,15 @@ def read_job(path: Path) -> JobFile:
     try:
         value = tomllib.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        raise BadInput(str(path), f"not valid TOML ({str(error).lower()})") from None
+        hint = "a PLAN goes to 'arstore prefetch'" if text.lstrip().startswith(b"{") else ""
+        raise BadInput(str(path), f"not valid TOML ({str(error).lower()})", hint=hint) from None
     tables = Fields(value, str(path), _TABLES)
     job = Fields(tables.get("job"), f"{path}: [job]", _JOB)
     budget = Fields(tables.get("budget") if "budget" in tables else {}, f"{path}: [budget]", BUDGETS)
     rate = Fields(
         tables.get("recompute") if "recompute" in tables else {}, f"{path}: [recompute]", ("tokens_per_second",)
     )
-    to = job.text("to")
+    to = job.text("to") if "to" in job else "host"
     if to not in TARGETS:
         job.refuse("to", to, " or ".join(TARGETS))
     weights = job.texts("weights", most=WEIGHTS_MAX_COUNT) if "weights" in job else ()

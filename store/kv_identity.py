@@ -25,7 +25,11 @@ def make_kv_identity(fields: Mapping[str, object]) -> Identity:
     identity = take_identity(fields)
     missing = [name for name in REQUIRED if name not in dict(identity)]
     if missing:
-        raise BadInput("identity", f"lacks {', '.join(missing)}, which KV always depends on", hint="see --identity")
+        raise BadInput(
+            "identity",
+            f"lacks {', '.join(missing)}, which KV always depends on",
+            hint="say them by --identity, or in a JOB by [identity]",
+        )
     return identity
 
 

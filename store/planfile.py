@@ -78,11 +78,6 @@ class Plan:
             raise NoRoom("plan", why, hint="plan again with that budget")
         return replace(self, job=replace(self.job, tiers=(replace(target, capacity_bytes=budget_bytes), *lower)))
 
-    def named(self, number: int) -> tuple[str, int]:
-        """Return the name and the version of an object; a prefix block is the first of its id."""
-        name, _, version = self.job.objects[number].id.rpartition("@")
-        return (name, int(version)) if name else (version, 1)
-
     def sums(self) -> dict[str, Any]:
         """Return what follows from the moves, as JSON has it."""
         peaks = {tier.name: peak for tier, peak in zip(self.job.tiers, self.peak_bytes, strict=True)}

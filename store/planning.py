@@ -84,4 +84,8 @@ def _prefix_blocks(
         length = shape.block_bytes(tokens) if shape else job.block_bytes or 0
         stored = named is not None
         objects.append(Object(BLOCK + key, length, tokens, stored, found(key) if stored else ()))
+    missing = sum(one.tokens for one in objects if not one.stored)
+    if missing and job.tokens_per_s is None:
+        why = f"{missing} of its {len(request.tokens)} tokens are not stored, and how fast they are computed is unknown"
+        raise BadInput(f"request {request.id}", why, hint="say tokens_per_second under [recompute]")
     return objects

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 from .errors import Fenced, StoreError, fresh, without_frames
 from .names import Names
 from .progress import TierProgress, tell_nobody
-from .refs import label_artifacts
+from .refs import label_objects
 from .staged import StagedTensors
-from .staging import BLOCK
 from .tiers.arena import Arena
 from .tiers.fallback import Sources
 from .tiers.tier import Held, Resident, Tier
@@ -25,17 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One stored object that is to be staged: a version, or a prefix block."""
+    """One stored object that is to be staged; its id is NAME@N, or that of a prefix block."""
 
     key: str
-    name: str
-    version: int
+    id: str
     length_bytes: int
-
-    @property
-    def text(self) -> str:
-        """What people read: name and version, or a prefix block's name, which has no others."""
-        return self.name if self.name.startswith(BLOCK) else f"{self.name}@{self.version}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +74,22 @@ class Staging:
     def moved_bytes(self) -> int:
         return sum(one.wanted.length_bytes for one in self.staged if one.fresh)
 
+    @property
+    def moving_s(self) -> float:
+        """How many seconds something moved, of which a run may have had many without."""
+        total = until = 0.0
+        for start, end in sorted((one.start_s, one.start_s + one.seconds) for one in self.staged if one.fresh):
+            total += max(end - max(start, until), 0.0)
+            until = max(until, end)
+        return total
+
     def timeline(self) -> "Timed":
         """Return what moved when."""
         from .timeline import Event, Timed  # with the planner, which few commands need
 
         events, found = list[Event](), dict[str, int]()
         for one in self.staged:
-            what, length = one.wanted.text, one.wanted.length_bytes
+            what, length = one.wanted.id, one.wanted.length_bytes
             found[one.tier] = found.get(one.tier, 0) + (0 if one.fresh else length)
             if one.fresh:
                 end = one.start_s + one.seconds
@@ -133,7 +135,7 @@ def stage(tier: Tier, sources: Sources, wanted: Sequence[Wanted], how: How, now_
                 if one.key not in held:
                     held[one.key], source = sources.bring(one.key, tier, until_s, wait=how.wait, told=told)
             except StoreError as error:
-                failed.append((one.text, without_frames(error)))
+                failed.append((one.id, without_frames(error)))
                 continue
             staged.append(StagedOne(one, tier.tier, source, start - began, time.monotonic() - start))
     except BaseException:  # interrupted: nobody will release it
@@ -158,9 +160,9 @@ class Stage(Mapping[str, StagedTensors]):
 
     def __init__(self, tier: Tier, staging: Staging, held: dict[str, Held]) -> None:
         self.staging, self._tier, self._held = staging, tier, held
-        staged = [one.wanted for one in staging.staged]
-        labels = label_artifacts((one.name, one.version, one.key) for one in staged)
-        self.key_of = {label: key for key, label in labels.items()}
+        staged = {one.wanted.id: one.wanted.key for one in staging.staged}
+        labels = label_objects(staged)
+        self.key_of = {labels[id_]: key for id_, key in staged.items()}
 
     def __getitem__(self, name: str) -> StagedTensors:
         return StagedTensors(self._held[self.key_of[name]])

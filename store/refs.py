@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from .errors import BadInput
@@ -45,8 +45,13 @@ def parse_new_ref(text: str) -> Ref:
     return ref
 
 
-def label_artifacts(found: Iterable[tuple[str, int, str]]) -> dict[str, str]:
-    """Return how each key is called, given names, versions and keys: by its name, or NAME@N where versions share it."""
-    every = list(found)
-    counts = Counter(name for name, _, _ in every)
-    return {key: name if counts[name] == 1 else f"{name}@{version}" for name, version, key in every}
+def split_object(id_: str) -> tuple[str, int | None]:
+    """Return the name and the version in the id NAME@N of an object; a prefix block has its id alone."""
+    name, _, version = id_.rpartition("@")
+    return (name, int(version)) if name else (id_, None)
+
+
+def label_objects(ids: Collection[str]) -> dict[str, str]:
+    """Return what users call objects: a version by its name alone where it is the only one of it here."""
+    counts = Counter(split_object(one)[0] for one in set(ids))
+    return {one: name if counts[name := split_object(one)[0]] == 1 else one for one in ids}

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from .errors import StoreError, fresh
 from .lane import Steps, Taken
 from .planfile import Plan
-from .refs import label_artifacts
+from .refs import label_objects
 from .staged import StagedTensors
 from .staging import BLOCK, RequestId
 
@@ -16,7 +16,8 @@ class Ready(Mapping[str, StagedTensors]):
     def __init__(self, id_: RequestId, taken: Taken, labels: Mapping[int, str], blocks: Sequence[int]) -> None:
         self.id = id_
         self._taken, self._blocks = taken, blocks
-        self._numbers = {labels[number]: number for number in taken.held if number not in blocks}
+        own = set(blocks)
+        self._numbers = {labels[number]: number for number in taken.held if number not in own}
         # What could not be staged, by its name, with the error that says why.
         self.failed: dict[str, StoreError] = {labels[number]: error for number, error in taken.failed.items()}
 
@@ -68,6 +69,5 @@ def requests_of(plan: Plan, steps: Steps) -> Iterator[Ready]:
 
 
 def labels_of(plan: Plan) -> dict[int, str]:
-    """Return what users call the objects of a plan: a version by its name alone where it is the only one of it."""
-    labels = label_artifacts((*plan.named(number), one.id) for number, one in enumerate(plan.job.objects))
-    return {number: labels[one.id] for number, one in enumerate(plan.job.objects)}
+    """Return what users call the objects of a plan, by number; see `label_objects`."""
+    return dict(enumerate(label_objects([one.id for one in plan.job.objects]).values()))

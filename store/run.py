@@ -30,7 +30,7 @@ class Run:
 
         They are the plan's from number `first` on; `below` serves those that follow, where they run elsewhere.
         """
-        self.plan, self._keys, self._sources = plan, keys, sources
+        self.plan, self.keys, self._sources = plan, keys, sources
         self._events: list[Event] = []
         self._tiers, self._progress, self._first, self._below = list(tiers), progress, first, below
         self._began = time.monotonic()
@@ -42,7 +42,7 @@ class Run:
 
         A shared tier that is gone is left out.
         """
-        allow_files(len(self._keys))
+        allow_files(len(self.keys))
         self._began = time.monotonic()
         below = self._below
         for number, tier in reversed(list(enumerate(self._tiers))):
@@ -69,8 +69,6 @@ class Run:
     def close(self) -> None:
         """Stop moving, and remove what was moved for this run, unless it is to stay longer."""
         for lane in self.lanes:
-            lane.stop()
-        for lane in self.lanes:
             lane.close()
 
     def __iter__(self) -> Iterator[Ready]:
@@ -80,15 +78,15 @@ class Run:
 
     def _make_room(self, tier: Tier, place: int) -> None:
         tier.sweep()
-        there = [number for number in self.plan.job.found(place) if tier.find(self._keys[number])]
+        there = [number for number in self.plan.job.found(place) if tier.find(self.keys[number])]
         there_bytes = sum(self.plan.job.objects[number].length_bytes for number in there)
-        tier.make_room(self.plan.peak_bytes[place] - there_bytes, frozenset(self._keys[n] for n in there))
+        tier.make_room(self.plan.peak_bytes[place] - there_bytes, frozenset(self.keys[n] for n in there))
 
     def _lane(self, tier: Tier, place: int, sources: Sources | None, below: Steps | None) -> Lane:
         plan = self.plan
         needs = steps_below(plan.lanes[place - 1]) if place else plan.job.needs(plan.order)
         return Lane(
-            tier, plan.lanes[place], needs, self._keys, always=() if place else plan.job.held,
+            tier, plan.lanes[place], needs, self.keys, always=() if place else plan.job.held,
             found=plan.job.found(place), below=below, sources=sources, told=self._telling(place, tier),
             coming=self._counting(place, tier), clock=self._clock,
         )  # fmt: skip

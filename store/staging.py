@@ -175,7 +175,7 @@ def _check_room(job: Job) -> None:
             if length > tier.capacity_bytes:
                 beside = " with what is held" if held and place == 0 and what.startswith("request") else ""
                 why = f"needs {length} bytes{beside}, the budget of {tier.name} is {tier.capacity_bytes}"
-                raise NoRoom(what, why, hint=f"raise {tier.name} under [budget], or stage less to {target}")
+                raise NoRoom(what, why, hint=f"raise the budget of {tier.name}, or stage less to {target}")
 
 
 def replay(job: Job, order: Sequence[int], lanes: Lanes) -> list[int]:

@@ -18,6 +18,7 @@ from .prefetch import How, Placed, Stage, Wanted, forget_staged, stage, unstage
 from .progress import TierProgress, tell_nobody
 from .put import PutParts
 from .scrub import Scrubbed
+from .staging import BLOCK
 from .tiers.arena import Arena
 from .tiers.device import DeviceTier, parse_device
 from .tiers.fallback import Sources
@@ -112,12 +113,10 @@ class Tiers:
         a device goes as far as the host tier: its processes bring it further. Raises NoRoom before anything moves. Of
         several, `staging.failed` says which could not be staged.
         """
-        versions = {(one.summary.name, one.summary.version): one for one in map(self.get, dict.fromkeys(names))}
+        versions = {f"{one.summary.name}@{one.summary.version}": one for one in map(self.get, dict.fromkeys(names))}
         found = {one.summary.id: one for one in versions.values()}  # of the same bytes by two names there is one
-        local = Local(lambda key: found[key] if key in found else self.get(key), lambda key: None)
-        wanted = [
-            Wanted(one.summary.id, *version, local.length_bytes(one.summary.id)) for version, one in versions.items()
-        ]
+        local = Local(found.__getitem__, lambda key: None)
+        wanted = [Wanted(one.summary.id, id_, local.length_bytes(one.summary.id)) for id_, one in versions.items()]
         if host_only and to != "host":
             lengths = {one.key: one.length_bytes for one in wanted}
             self.target(to, budget_bytes).make_room(sum(lengths.values()), frozenset())
@@ -128,9 +127,9 @@ class Tiers:
         """Stage all that a plan moves into its target, as `prefetch` does; raise NoRoom if it can't all be there."""
         target, objects = plan.job.tiers[0], plan.job.objects
         wanted = [
-            Wanted(key, *plan.named(number), objects[number].length_bytes)
-            for number, key in enumerate(self.keys(plan))
-            if objects[number].stored
+            Wanted(key, one.id, one.length_bytes)
+            for one, key in zip(objects, self.keys(plan), strict=True)
+            if one.stored
         ]
         try:
             return self._stage(wanted, self._local(plan), target.name, target.capacity_bytes, how)
@@ -187,6 +186,14 @@ class Tiers:
                 failed[tier] = error
         return found, failed
 
+    def predict_s(self, to: str, moved_bytes: int) -> float | None:
+        """Return how long so many bytes take from the store up to a tier; None where that was never measured."""
+        speeds = self.speeds()
+        way = ("local", *(("host",) if to.startswith("device") else ()), to.partition(":")[0])
+        if not speeds.keys() >= set(way):
+            return None
+        return moved_bytes / min(speeds[tier].bytes_per_s for tier in way)
+
     def speeds(self) -> Speeds:
         """Return what was measured of the tiers last; empty where nothing was."""
         return read_speeds(self.root)
@@ -223,7 +230,7 @@ class Tiers:
         ]
 
     def plan(
-        self, path: Path, *, order: str = "given", to: str | None = None, budget_bytes: int | None = None
+        self, path: str | Path, *, order: str = "given", to: str | None = None, budget_bytes: int | None = None
     ) -> "Plan":  # fmt: skip
         """Return the staging plan of a JOB file; nothing moves. Tiers that were never measured are measured first.
 
@@ -232,7 +239,7 @@ class Tiers:
         from .job import read_job  # loaded where it is used, so that other commands start faster
         from .planning import plan_job
 
-        job = read_job(path)
+        job = read_job(Path(path))
         to = to or job.to
         target = to.partition(":")[0]
         if target not in ("host", "device"):
@@ -278,8 +285,6 @@ class Tiers:
 
     def keys(self, plan: "Plan") -> list[str]:
         """Return the key of each object of a plan; raise BadInput for what is not stored as it was planned."""
-        from .staging import BLOCK
-
         keys = []
         for one in plan.job.objects:
             if not one.id.startswith(BLOCK):

@@ -99,7 +99,7 @@ A = '{"id": "a", "hash_ids": [1]}\n'
     [
         ("to =\n", None, "JOB.toml: not valid TOML (invalid value (at line 1, column 5))"),
         ("", None, "JOB.toml: job is missing"),
-        ("[job]\n", None, "JOB.toml: [job]: to is missing"),
+        ("[job]\n", None, "JOB.toml: [job]: neither weights nor requests: nothing to stage"),
         ('[job]\nto = "local"\n', None, "JOB.toml: [job]: to is 'local', wanted device or host"),
         ('[job]\nto = "host"\n', None, "JOB.toml: [job]: neither weights nor requests: nothing to stage"),
         (JOB.replace("weights", "wieghts"), LINES, "JOB.toml: [job]: 'wieghts' is not known"),

@@ -77,6 +77,11 @@ def test_a_plan_says_what_the_contract_promises(store: Store, tmp_path: Path, ho
     assert arstore("--json", "plan", path).out == ran.out  # the same to the byte in another process
     assert not list(host.glob("*/*.extent"))
     assert "predicted  0.160 s" in cli("plan", path).out
+    path.write_text(path.read_text().replace('to = "host"\n', ""))  # which is the default
+    assert cli("--json", "plan", path).out == ran.out
+    assert store.tiers.plan(str(path)).predicted_s == ran.json["predicted_seconds"]
+    assert cli("plan", path, "--out", tmp_path / "PLAN").code == 0
+    assert "a PLAN goes to 'arstore prefetch'" in cli("plan", tmp_path / "PLAN").err
 
 
 def test_a_budget_makes_it_evict(store: Store, tmp_path: Path) -> None:
@@ -134,6 +139,12 @@ def test_of_tokens_what_is_stored_is_fetched_and_the_rest_computed(store: Store,
     assert [move["recompute"] for move in plan["moves"]] == [False, False, True]
     assert plan["peak_bytes"] == {"host": 2 * BLOCK + BLOCK // 2}
     assert plan["predicted_seconds"] == pytest.approx(2 * BLOCK / 1e6 + 128 / 100)
+    ran = cli("plan", job(tmp_path, [{"id": "a", "tokens": tokens}], IDENTITY_TABLE))
+    assert ran.code == 2
+    assert "request a: 128 of its 640 tokens are not stored" in ran.err
+    ran = cli("plan", job(tmp_path, [{"id": "a", "tokens": tokens}]))
+    assert ran.code == 2
+    assert "[identity]" in ran.err
     # Under another identity nothing of it is stored, and nobody knows how large it is.
     other = more.replace('"m"', '"n"')
     ran = cli("plan", job(tmp_path, [{"id": "a", "tokens": tokens}], other))
@@ -243,3 +254,13 @@ def test_tiers_are_shown_and_measured(store: Store, tmp_path: Path, host: Path) 
     assert not [name for name in names if "probe" in name]
     (default_store() / "tiers.json").write_text("[]")  # what can't be read was never measured
     assert cli("--json", "tiers").json["tiers"][0]["bytes_per_second"] is None
+
+
+def test_what_is_on_the_way_up_bounds_the_prediction(store: Store) -> None:
+    speeds = {"local": 4e6, "host": 1e6, "device": 2e6}
+    rows = {
+        tier: {"bytes_per_s": s, "latency_s": 0.0, "measured": "2026-01-01T00:00:00Z"} for tier, s in speeds.items()
+    }
+    (default_store() / "tiers.json").write_text(json.dumps(rows))
+    assert store.tiers.predict_s("host", 10**6) == store.tiers.predict_s("device:cpu", 10**6) == 1.0
+    assert store.tiers.predict_s("shared", 10**6) is None  # never measured

@@ -220,6 +220,19 @@ def test_an_artifact_goes_before_a_file_of_its_name(
     assert cli("--json", "prefetch", "n.toml").json["staged"][0]["name"] == "m.safetensors"
 
 
+def test_what_has_two_names_or_versions_is_staged_once_and_found_by_each(store: Store, host: Path) -> None:
+    for name in ("m", "n", "n"):
+        store.put(tensors=weights(), name=name)
+    with in_host(store, ["m", "n@1", "n@2"]) as staged:
+        assert set(staged) == {"m", "n@1", "n@2"}
+        assert len(extents(host)) == 1
+        assert staged.staging.moved_bytes == extents(host)[0].stat().st_size - 4096
+    names = "import arstore; print(*arstore.attach())"
+    ran = arstore("prefetch", "m", "n@1", "n@2", "--", sys.executable, "-c", names)
+    assert ran.out.split() == ["m", "n@1", "n@2"], ran.err
+    assert left(host) == []
+
+
 # ---- held for a command
 
 
@@ -663,7 +676,7 @@ def test_a_bad_blob_is_quarantined_and_never_mapped(store: Store, tmp_path: Path
     assert "quarantine" in ran.json["failed"][0]["why"]
     assert [one["name"] for one in ran.json["staged"]] == ["b"]
     assert len(extents(host)) == 1
-    ran = cli("prefetch", "a", "b", "--", "touch", tmp_path / "ran")
+    ran = arstore("prefetch", "a", "b", "--", "touch", tmp_path / "ran")
     assert ran.code == 4
     assert not (tmp_path / "ran").exists()
     store.put(tensors=weights(0), name="a")  # heals it

@@ -473,6 +473,10 @@ def test_a_plan_of_other_sizes_is_refused(store: Store, tmp_path: Path) -> None:
 def test_a_timeline_that_cannot_be_written_is_said_before_the_command(store: Store, tmp_path: Path) -> None:
     ran = cli("prefetch", tight(tmp_path), "--timeline", tmp_path / "no/T", "--", "touch", tmp_path / "ran")
     assert ran.code == 1
+    assert cli("prefetch", "u", "--timeline", tmp_path).code == 1  # a directory
+    (tmp_path / "T").write_text("an older one")
+    assert cli("prefetch", "nothing", "--timeline", tmp_path / "T", "--", "touch", tmp_path / "ran").code == 3
+    assert (tmp_path / "T").read_text() == "an older one"
     assert not (tmp_path / "ran").exists()
     assert cli("prefetch", tight(tmp_path), "--ttl", "1h", "--", "true").code == 2
 

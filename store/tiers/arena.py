@@ -7,7 +7,6 @@ that on, so it goes from nobody's use to somebody's, never through a moment in w
 import contextlib
 import os
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -90,15 +89,11 @@ class Arena:
                 os.close(fd)
 
     def make_room(self, length_bytes: int, keep: frozenset[str]) -> None:
-        """Remove what is over time, then what would be so first, until so many bytes fit; never what is in use.
+        """Remove what is over time first, until so many bytes fit; never what is in use.
 
-        Raises NoRoom, with nothing removed that was not over time, if they can't.
+        Raises NoRoom, with nothing removed, if they can't.
         """
         with locked(self.directory):  # or two that do this would take each other for users
-            now = time.time()
-            for one in self.residents():
-                if one.expires_s <= now and one.key not in keep:
-                    self.remove(one.key)
             there = self.residents()
             free = [one for one in there if one.key not in keep and not self._is_used(one.key)]
             used = sum(one.length_bytes for one in there) + self._filling_bytes(keep)

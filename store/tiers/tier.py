@@ -83,9 +83,9 @@ class Tier(Source, Protocol):
         ...
 
     def make_room(self, length_bytes: int, keep: frozenset[str]) -> None:
-        """Remove what is over time, then what would be so first, until so many bytes fit; never what is in use.
+        """Remove what is over time first, until so many bytes fit; never what is in use.
 
-        Raises NoRoom, with nothing removed that was not over time, if they can't.
+        Raises NoRoom, with nothing removed, if they can't.
         """
         ...
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..store.disk import Disk
-from ..store.prefetch import Staging
+from ..store.prefetch import StagedOne, Staging
+from ..store.refs import split_object
+from ..store.staging import BLOCK
 from .render import rate, size
 from .session import Session, degraded_values
 
@@ -15,22 +17,13 @@ if TYPE_CHECKING:
     from ..store.timeline import Timed
 
 _LINES_MAX = 20
+_DIGITS = 12
 
 
 def report(session: Session, staging: Staging, predicted_s: float | None, *, to_stderr: bool) -> None:
     """Print what is staged; where a command has stdout, this goes to stderr."""
     values: dict[str, object] = {
-        "staged": [
-            {
-                "name": o.wanted.name,
-                "version": o.wanted.version,
-                "tier": o.tier,
-                "from": o.source,
-                "bytes": o.wanted.length_bytes,
-                "seconds": round(o.seconds, 3),
-            }
-            for o in staging.staged
-        ],
+        "staged": [_values(one) for one in staging.staged],
         "failed": [{"name": name, "why": str(error)} for name, error in staging.failed],
         "degraded": degraded_values(staging.degraded),
         "bytes": staging.bytes,
@@ -40,8 +33,8 @@ def report(session: Session, staging: Staging, predicted_s: float | None, *, to_
     }
     session.warn_degraded(staging.degraded)
     lines = [*_lines(staging)]
-    lines += [f"not staged: {name}: {error}" for name, error in staging.failed]
-    moved, seconds = staging.moved_bytes, session.seconds
+    lines += [f"not staged: {_short(name)}: {error}" for name, error in staging.failed]
+    moved, seconds = staging.moved_bytes, staging.moving_s
     lines.append(f"{size(moved)} moved in {seconds:.2f} s{rate(moved, seconds)}")
     if to_stderr and not session.quiet:
         print(json.dumps(values) if session.json else "\n".join(f"arstore: {line}" for line in lines), file=sys.stderr)
@@ -49,11 +42,23 @@ def report(session: Session, staging: Staging, predicted_s: float | None, *, to_
         session.emit(values, lambda: "\n".join(lines))
 
 
+def _values(one: StagedOne) -> dict[str, object]:
+    name, version = split_object(one.wanted.id)
+    return {
+        "name": name,
+        "version": version,
+        "tier": one.tier,
+        "from": one.source,
+        "bytes": one.wanted.length_bytes,
+        "seconds": round(one.seconds, 3),
+    }
+
+
 def _lines(staging: Staging) -> Iterator[str]:
     """Yield a line for each object or, where they are many, for each tier that they came from."""
     if len(staging.staged) <= _LINES_MAX:
         for one in staging.staged:
-            yield f"staged {one.wanted.text} in {one.tier}, {size(one.wanted.length_bytes)}"
+            yield f"staged {_short(one.wanted.id)} in {one.tier}, {size(one.wanted.length_bytes)}"
         return
     lengths: dict[str, list[int]] = {}
     for one in staging.staged:
@@ -62,11 +67,14 @@ def _lines(staging: Staging) -> Iterator[str]:
         yield f"staged {len(each)} objects from {source} in {staging.staged[0].tier}, {size(sum(each))}"
 
 
-def write_timeline(path: Path | None, timed: Callable[[], "Timed"] | None = None) -> None:
-    """Write what happened to a file, if one is asked for; before it has, nothing, to see that it can be written."""
-    if path is not None and timed is None:
-        Disk().replace_file(path.absolute(), b"", 0o644)
-    elif path is not None and timed is not None:
+def _short(id_: str) -> str:
+    """Return an object's id as people read it: of a prefix block's digest as much as tells it from others."""
+    return id_[: len(BLOCK) + _DIGITS] if id_.startswith(BLOCK) else id_
+
+
+def write_timeline(path: Path | None, timed: Callable[[], "Timed"]) -> None:
+    """Write what happened to a file, durably, if one is asked for."""
+    if path is not None:
         from ..store.timeline import trace
 
         Disk().replace_file(path.absolute(), json.dumps(trace(timed())).encode(), 0o644)
