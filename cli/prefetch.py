@@ -14,7 +14,7 @@ from ..store.errors import BadInput, NotFound
 from ..store.prefetch import How
 from ..store.quantities import parse_duration, parse_size
 from ..store.store import Store
-from ..store.tiers.device import parse_device
+from ..store.tiers.device import kind_of, parse_device
 from .report import report, write_timeline
 from .session import PARTIAL, Session, session_of
 
@@ -145,14 +145,15 @@ def _plan_in(asked: Asked, store: Store) -> "Plan | None":
     """Return the plan of the one JOB or PLAN file that is asked for; None where artifacts are."""
     if len(asked.names) > 1 or not _is_file(asked.names[0], store):
         return None
-    from ..store.planfile import read_plan
+    from ..store.planfile import holds_plan, read_plan
 
     path = Path(asked.names[0])
     if asked.command and asked.ttl_s:
         raise BadInput("--ttl", "what is staged for the requests of a command does not stay")
-    if (plan := read_plan(path)) is None:
+    if not holds_plan(path):
         return store.tiers.plan(path, to=asked.to, budget_bytes=asked.budget_bytes)
-    if asked.to is not None and asked.to.partition(":")[0] != plan.job.tiers[0].name:
+    plan = read_plan(path)
+    if asked.to is not None and kind_of(asked.to) != plan.job.tiers[0].name:
         raise BadInput(f"--to {asked.to}", f"the plan is to {plan.job.tiers[0].name}", hint="plan again")
     return plan if asked.budget_bytes is None else plan.within(asked.budget_bytes)
 

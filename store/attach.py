@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .disk import allow_files
 from .errors import BadInput, Corrupt, NotFound, StorageFailed, fresh
 from .staged import StagedTensors
-from .tiers.device import DeviceTier, parse_device
+from .tiers.device import DeviceTier, kind_of, parse_device
 from .tiers.extent import KEY, attach_extent, extent_path
-from .tiers.ipc import Handle, open_shared
+from .tiers.ipc import Handle, open_handle
 from .tiers.tier import Held
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Session:
     to: str
     artifacts: tuple[tuple[str, str], ...]
     keys: tuple[str, ...] = ()
-    shared: Mapping[str, Handle] = field(default_factory=dict)  # of what is on an accelerator already, by key
+    handles: Mapping[str, Handle] = field(default_factory=dict)  # of what is on an accelerator already, by key
     budget_bytes: int | None = None  # of the device
 
     @property
@@ -47,7 +47,7 @@ class Session:
     def packed(self) -> bytes:
         artifacts = [{"name": name, "key": key} for name, key in self.artifacts]
         value = {"format": SESSION_FORMAT, "to": self.to, "artifacts": artifacts, "keys": self.keys}
-        return json.dumps(value | {"shared": self.shared, "budget": self.budget_bytes}).encode()
+        return json.dumps(value | {"handles": self.handles, "budget": self.budget_bytes}).encode()
 
 
 class Staged(Mapping[str, StagedTensors]):
@@ -79,9 +79,10 @@ class Staged(Mapping[str, StagedTensors]):
         if not self._session.keys:
             raise BadInput("requests", "none were planned", hint="prefetch a JOB or a PLAN")
         from .feed import Fed
+        from .planfile import read_plan
         from .requests import requests_of
 
-        return requests_of(_read_plan(self._session), Fed(self._session.socket_path))
+        return requests_of(read_plan(self._session.plan_path), Fed(self._session.socket_path))
 
 
 def attach(path: str | Path | None = None, *, to: str | None = None) -> Staged:
@@ -97,7 +98,7 @@ def attach(path: str | Path | None = None, *, to: str | None = None) -> Staged:
         raise BadInput("ARSTORE_STAGED", "is not set", hint="run this by 'arstore prefetch NAMES -- CMD'")
     session = read_session(Path(given))
     target = to or session.to
-    if session.keys and target.partition(":")[0] != session.to.partition(":")[0]:
+    if session.keys and kind_of(target) != kind_of(session.to):
         raise BadInput(f"to {target}", f"the plan is for {session.to}", hint="plan for that tier")
     allow_files(len(session.keys) + len(session.artifacts))
     if target == "host":
@@ -111,9 +112,9 @@ def attach(path: str | Path | None = None, *, to: str | None = None) -> Staged:
 
 def _on_device(session: Session, device: str, staged: Mapping[str, Held]) -> dict[str, Held]:
     """Return what is staged in the memory of a device: opened, where the stager has it there, else brought there."""
-    if session.shared.keys() >= staged.keys() and device == parse_device(session.to):
+    if session.handles.keys() >= staged.keys() and device == parse_device(session.to):
         with suppress(StorageFailed):  # it can't be opened here: in a container of its own, perhaps
-            return {name: open_shared(session.shared[key], staged[key]) for name, key in session.artifacts}
+            return {name: open_handle(session.handles[key], staged[key]) for name, key in session.artifacts}
     tier = DeviceTier(device, session.budget_bytes)
     tier.make_room(sum(one.length_bytes for one in staged.values()), frozenset())
     return {name: tier.fill(key, staged[key]) for name, key in session.artifacts}
@@ -122,9 +123,10 @@ def _on_device(session: Session, device: str, staged: Mapping[str, Held]) -> dic
 def _attach_run(session: Session, device: str) -> Staged:
     """Carry out the last lane of a plan in this process: from the host tier up to its device."""
     from .feed import Fed
+    from .planfile import read_plan
     from .run import Run
 
-    plan = _read_plan(session)
+    plan = read_plan(session.plan_path)
     tier = DeviceTier(device, plan.job.tiers[0].capacity_bytes)
     run = Run(plan, [tier], session.keys, [None], below=Fed(session.socket_path, alone=True))
     atexit.register(run.close)  # its threads are at work in torch, and must not be when the interpreter goes
@@ -142,12 +144,6 @@ def _extent(session: Session, key: str) -> Held:
     return attach_extent(extent_path(session.path.parent, key), key)
 
 
-def _read_plan(session: Session) -> Any:
-    from .planfile import read_plan
-
-    return read_plan(session.plan_path)
-
-
 def read_session(path: Path) -> Session:
     """Return what a session says; raise NotFound if what was staged is released."""
     try:
@@ -159,9 +155,9 @@ def read_session(path: Path) -> Session:
         if value["format"] != SESSION_FORMAT or not all(map(KEY.fullmatch, named)):
             raise ValueError("its format is not known")
         budget = value.get("budget")
-        shared = {str(key): list(handle) for key, handle in value.get("shared", {}).items()}
+        handles = {str(key): list(handle) for key, handle in value.get("handles", {}).items()}
         return Session(
-            path, str(value.get("to", "host")), artifacts, keys, shared, None if budget is None else int(budget)
+            path, str(value.get("to", "host")), artifacts, keys, handles, None if budget is None else int(budget)
         )
     except FileNotFoundError:
         raise NotFound(str(path), "what was staged is released") from None

@@ -34,9 +34,9 @@ def run_staged(
     with Janitor(directory, disk) as janitor:
         janitor.will_stage(one.wanted.key for one in stage.staging.staged if one.fresh)
         try:
-            shared, kept = _on_accelerator(stage, to, budget_bytes)
+            handles, kept = _on_accelerator(stage, to, budget_bytes)
             artifacts = tuple(stage.key_of.items())
-            code = _run(command, Session(janitor.path, to, artifacts, (), shared, budget_bytes), disk)
+            code = _run(command, Session(janitor.path, to, artifacts, (), handles, budget_bytes), disk)
             kept.clear()
             return code
         finally:
@@ -101,7 +101,7 @@ def staging_of(run: Run) -> Staging:
         wanted = Wanted(run.keys[number], one.id, one.length_bytes)
         return StagedOne(wanted, tier, source, start_s, end_s - start_s)
 
-    found = [number for number, one in enumerate(plan.job.objects) if tier in one.found]
+    found = plan.job.found(run.first)
     moves = [event for event in run.timeline().events if (event.kind, event.tier) == ("move", tier)]
     return Staging(
         (*(staged(number, tier, 0.0, 0.0) for number in found),

@@ -17,7 +17,7 @@ from .checked import WHOLE_MAX, Fields
 from .errors import BadInput, NotFound, StorageFailed
 from .quantities import parse_size
 from .refs import parse_ref
-from .staging import BLOCK, Job, Object, Request, RequestId, Tier
+from .staging import BLOCK, Job, Object, PlannedTier, Request, RequestId
 
 JOB_MAX_BYTES = 1 << 20
 PLAN_MAX_BYTES = 1 << 28
@@ -116,7 +116,9 @@ def read_bounded(path: Path, most_bytes: int = PLAN_MAX_BYTES) -> bytes:
     return text
 
 
-def compose(job: JobFile, tiers: Sequence[Tier], *, source: str, held: Sequence[Object], objects_of: ObjectsOf) -> Job:
+def compose(
+    job: JobFile, tiers: Sequence[PlannedTier], *, source: str, held: Sequence[Object], objects_of: ObjectsOf
+) -> Job:
     """Return what can be planned: the objects of every request and of the weights, each object once, in order of use.
 
     A job of weights alone becomes one request that needs just them.

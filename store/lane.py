@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from .errors import Corrupt, Fenced, NotFound, StorageFailed, StoreError, fresh, without_frames
@@ -97,7 +98,7 @@ class Lane:
 
     def start(self) -> None:
         for number in self._found:
-            self._keep(number, lambda key=self._keys[number]: self._from_sources(key))  # type: ignore[misc]
+            self._keep(number, partial(self._from_sources, self._keys[number]))
         for thread in self._threads:
             thread.start()
 
@@ -180,7 +181,7 @@ class Lane:
         while (number := self._begin()) is not None:
             move = self._moves[number]
             if not move.made:
-                self._keep(move.object, lambda number=number: self._bring(number))  # type: ignore[misc]
+                self._keep(move.object, partial(self._bring, number))
             elif self._below is not None:
                 self._below.over(number)
             with self._changed:

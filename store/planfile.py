@@ -19,7 +19,7 @@ from .errors import BadInput, NoRoom
 from .job import read_bounded
 from .ordering import check_order, live_peak_bytes
 from .simulate import simulate
-from .staging import Job, Lanes, Move, Object, Request, Tier, check_job, replay
+from .staging import Job, Lanes, Move, Object, PlannedTier, Request, check_job, replay
 
 _FORMAT = 1
 _JOB = ("format", "source", "tiers", "tokens_per_second", "identity", "objects", "held", "requests")
@@ -160,18 +160,20 @@ def _request(row: Any, where: str) -> Request:
     return Request(fields.id("id"), fields.wholes("objects"), fields.ids("after"), fields.real("compute_seconds"))
 
 
-def _tier(row: Any, where: str) -> Tier:
+def _tier(row: Any, where: str) -> PlannedTier:
     fields = Fields(row, where, _TIER)
     capacity = None if fields.get("capacity_bytes") is None else fields.whole("capacity_bytes")
-    return Tier(fields.text("name"), capacity, fields.real("bytes_per_second"), fields.real("latency_seconds"))
+    return PlannedTier(fields.text("name"), capacity, fields.real("bytes_per_second"), fields.real("latency_seconds"))
 
 
-def read_plan(path: Path) -> Plan | None:
-    """Return the plan that a file holds, None if it holds none and may be a JOB; raise BadInput if it is a bad one."""
-    text = read_bounded(path)
-    if not text.lstrip().startswith(b"{"):
-        return None
+def holds_plan(path: Path) -> bool:
+    """Say whether a file holds a plan, good or bad; else it may be a JOB."""
+    return read_bounded(path).lstrip().startswith(b"{")
+
+
+def read_plan(path: Path) -> Plan:
+    """Return the plan that a file holds; raise BadInput if it holds none or a bad one."""
     try:
-        return parse_plan(parse_json(text), str(path))
+        return parse_plan(parse_json(read_bounded(path)), str(path))
     except FormatError as error:
         raise BadInput(str(path), str(error).lower()) from None

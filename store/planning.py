@@ -11,14 +11,14 @@ from .kv import Kv
 from .plan import make_plan
 from .planfile import Plan
 from .prefixes import find_blocks, find_shape
-from .staging import BLOCK, Object, Tier
+from .staging import BLOCK, Object, PlannedTier
 from .tiers.local import stored_artifact
 from .tiers.probe import Speeds
-from .tiers.tier import Tier as Staging
+from .tiers.tier import Tier
 
 
 def plan_job(
-    job: JobFile, get: Callable[[str], Artifact], kv: Kv, tiers: Sequence[Staging], speeds: Speeds, *, order: str
+    job: JobFile, get: Callable[[str], Artifact], kv: Kv, tiers: Sequence[Tier], speeds: Speeds, *, order: str
 ) -> Plan:  # fmt: skip
     """Return the plan of a job; nothing moves. `tiers` are those on its way, from the target down."""
     blocks = hashed_objects(job)
@@ -42,17 +42,17 @@ def plan_job(
     return make_plan(replace(planned, objects=_fitting(planned.objects, planned.tiers)), order=order)
 
 
-def _planned(tiers: Sequence[Staging], speeds: Speeds) -> list[Tier]:
+def _planned(tiers: Sequence[Tier], speeds: Speeds) -> list[PlannedTier]:
     """Return tiers as a plan has them; the last is filled from the disk, and no faster than that reads."""
     planned = []
     for one in tiers:
         here = speeds[one.tier]
         speed = here.bytes_per_s if one is not tiers[-1] else min(here.bytes_per_s, speeds["local"].bytes_per_s)
-        planned.append(Tier(one.tier, one.capacity_bytes, speed, here.latency_s))
+        planned.append(PlannedTier(one.tier, one.capacity_bytes, speed, here.latency_s))
     return planned
 
 
-def _fitting(objects: Sequence[Object], tiers: Sequence[Tier]) -> tuple[Object, ...]:
+def _fitting(objects: Sequence[Object], tiers: Sequence[PlannedTier]) -> tuple[Object, ...]:
     """Return objects without those places that a budget has no room for: what is used last may have to go there."""
     room = {tier.name: tier.capacity_bytes for tier in tiers}
     fitting = []

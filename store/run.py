@@ -10,7 +10,7 @@ from .lane import Lane, Steps, Told
 from .planfile import Plan
 from .progress import BytesTold, TierProgress, tell_nobody
 from .requests import Ready, requests_of
-from .staging import NEVER, steps_below
+from .staging import NEVER, Move, steps_below
 from .tiers.fallback import Sources
 from .tiers.tier import Tier
 from .timeline import Event, Timed
@@ -32,7 +32,7 @@ class Run:
         """
         self.plan, self.keys, self._sources = plan, keys, sources
         self._events: list[Event] = []
-        self._tiers, self._progress, self._first, self._below = list(tiers), progress, first, below
+        self._tiers, self._progress, self.first, self._below = list(tiers), progress, first, below
         self._began = time.monotonic()
         self._lost: dict[str, StoreError] = {}
         self.lanes: list[Lane] = []
@@ -46,7 +46,7 @@ class Run:
         self._began = time.monotonic()
         below = self._below
         for number, tier in reversed(list(enumerate(self._tiers))):
-            place = self._first + number
+            place = self.first + number
             try:
                 self._make_room(tier, place)
             except StorageFailed as error:
@@ -94,13 +94,12 @@ class Run:
     @property
     def whole(self) -> bool:
         """Whether all objects fit at once, so that nothing that comes ever leaves."""
-        return all(move.after == NEVER for move in self.plan.lanes[0])
+        return _never_waits(self.plan.lanes[0])
 
     def wait_until_placed(self) -> None:
         """Wait until all is in place; or, where that can't be at once, what the first step needs."""
-        moves = self.plan.lanes[self._first]
-        waits = any(move.after != NEVER for move in moves)
-        self.lanes[0].ready(sum(move.step == 0 for move in moves) if waits else len(moves))
+        moves = self.plan.lanes[self.first]
+        self.lanes[0].ready(len(moves) if _never_waits(moves) else sum(move.step == 0 for move in moves))
 
     @property
     def failed(self) -> dict[str, StoreError]:
@@ -117,11 +116,8 @@ class Run:
 
     def timeline(self) -> Timed:
         """Return what has happened so far."""
-        job = self.plan.job
-        found = {
-            tier.tier: sum(job.objects[number].length_bytes for number in job.found(place))
-            for place, tier in enumerate(self._tiers, self._first)
-        }
+        places = enumerate(self._tiers, self.first)
+        found = {tier.tier: self.plan.job.found_bytes(place) for place, tier in places}
         return Timed(tuple(self._events), found)
 
     def _clock(self) -> float:
@@ -148,3 +144,7 @@ class Run:
                 self._events.append(Event("request", tier, str(id_), began, ended))
 
         return told
+
+
+def _never_waits(moves: Sequence[Move]) -> bool:
+    return all(move.after == NEVER for move in moves)

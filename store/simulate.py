@@ -18,7 +18,7 @@ Span = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Timeline:
+class Times:
     """Start and end in seconds of every move, lane by lane, and of every request in its order."""
 
     moves: tuple[tuple[Span, ...], ...]
@@ -29,9 +29,7 @@ class Timeline:
         return self.requests[-1][1] if self.requests else 0.0
 
 
-def simulate(
-    job: Job, order: Sequence[int], lanes: Lanes, *, ahead: int | None = None, roomy: bool = False
-) -> Timeline:
+def simulate(job: Job, order: Sequence[int], lanes: Lanes, *, ahead: int | None = None, roomy: bool = False) -> Times:
     """Return when each move and request starts and ends.
 
     `ahead`: how many requests the moves may run ahead of the one being computed; 0: on demand, None: without limit.
@@ -76,4 +74,4 @@ def simulate(
                 over = spans[0][first + place][1]
         over = max(over, loaded) + job.requests[number].compute_s
         requests.append((begin, over))
-    return Timeline(tuple(tuple(lane) for lane in spans), tuple(requests))
+    return Times(tuple(tuple(lane) for lane in spans), tuple(requests))

@@ -51,7 +51,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Tier:
+class PlannedTier:
     """A tier that is filled from the one below it: at most `capacity_bytes` (None: no limit), at a measured speed."""
 
     name: str
@@ -75,7 +75,7 @@ class Job:
 
     objects: tuple[Object, ...]
     requests: tuple[Request, ...]
-    tiers: tuple[Tier, ...]
+    tiers: tuple[PlannedTier, ...]
     source: str = "local"
     held: tuple[int, ...] = ()
     tokens_per_s: float | None = None
@@ -84,6 +84,9 @@ class Job:
     def found(self, place: int) -> list[int]:
         """Return the objects that lie in a tier already."""
         return [number for number, one in enumerate(self.objects) if self.tiers[place].name in one.found]
+
+    def found_bytes(self, place: int) -> int:
+        return sum(self.objects[number].length_bytes for number in self.found(place))
 
     def recompute_s(self, number: int) -> float:
         """Return how long computing one object anew takes; infinite where that can't be done."""
@@ -161,20 +164,20 @@ def _check_names(what: str, names: Sequence[RequestId]) -> None:
 def _check_room(job: Job) -> None:
     """Raise NoRoom where one request, one object on its way up, or what lies there already is more than a budget."""
     target = job.tiers[0].name
-    held = set(job.held)
+    held, beside = set(job.held), " with what is held" if job.held else ""
     for place, tier in enumerate(job.tiers):
         if tier.capacity_bytes is None:
             continue
-        loads = [(f"what lies in {tier.name} now", [n for n, o in enumerate(job.objects) if tier.name in o.found])]
+        loads = [(f"what lies in {tier.name} now", "", job.found_bytes(place))]
         if place == 0:
-            loads += [(f"request {request.id}", list(held | set(request.objects))) for request in job.requests]
+            for request in job.requests:
+                length = sum(job.objects[number].length_bytes for number in held.union(request.objects))
+                loads.append((f"request {request.id}", beside, length))
         else:
-            loads += [(f"object {o.id}", [n]) for n, o in enumerate(job.objects) if o.stored]
-        for what, numbers in loads:
-            length = sum(job.objects[number].length_bytes for number in numbers)
+            loads += [(f"object {one.id}", "", one.length_bytes) for one in job.objects if one.stored]
+        for what, more, length in loads:
             if length > tier.capacity_bytes:
-                beside = " with what is held" if held and place == 0 and what.startswith("request") else ""
-                why = f"needs {length} bytes{beside}, the budget of {tier.name} is {tier.capacity_bytes}"
+                why = f"needs {length} bytes{more}, the budget of {tier.name} is {tier.capacity_bytes}"
                 raise NoRoom(what, why, hint=f"raise the budget of {tier.name}, or stage less to {target}")
 
 
@@ -198,7 +201,7 @@ def steps_below(lane: Sequence[Move]) -> list[tuple[int, ...]]:
 
 
 def _replay_lane(
-    job: Job, tier: Tier, steps: Sequence[tuple[int, ...]], lane: Sequence[Move], held: frozenset[int]
+    job: Job, tier: PlannedTier, steps: Sequence[tuple[int, ...]], lane: Sequence[Move], held: frozenset[int]
 ) -> int:
     sizes = [one.length_bytes for one in job.objects]
     last = {number: NEVER for number, one in enumerate(job.objects) if tier.name in one.found}

@@ -20,7 +20,7 @@ from .put import PutParts
 from .scrub import Scrubbed
 from .staging import BLOCK
 from .tiers.arena import Arena
-from .tiers.device import DeviceTier, parse_device
+from .tiers.device import DeviceTier, kind_of, parse_device
 from .tiers.fallback import Sources
 from .tiers.host import host_directory, open_host
 from .tiers.local import Local, stored_artifact
@@ -95,7 +95,7 @@ class Tiers:
 
         A tier that is gone is left out, and named in `failed`.
         """
-        target = to.partition(":")[0]
+        target = kind_of(to)
         below = UPWARD[: UPWARD.index(target)]
         if from_ is not None and from_ not in below:
             raise BadInput(f"--from {from_}", f"does not lie below {target}, wanted one of {', '.join(below)}")
@@ -189,7 +189,7 @@ class Tiers:
     def predict_s(self, to: str, moved_bytes: int) -> float | None:
         """Return how long so many bytes take from the store up to a tier; None where that was never measured."""
         speeds = self.speeds()
-        way = ("local", *(("host",) if to.startswith("device") else ()), to.partition(":")[0])
+        way = ("local", *(("host",) if kind_of(to) == "device" else ()), kind_of(to))
         if not speeds.keys() >= set(way):
             return None
         return moved_bytes / min(speeds[tier].bytes_per_s for tier in way)
@@ -241,7 +241,7 @@ class Tiers:
 
         job = read_job(Path(path))
         to = to or job.to
-        target = to.partition(":")[0]
+        target = kind_of(to)
         if target not in ("host", "device"):
             raise BadInput(f"tier {to}", "can't be planned for, wanted host or device")
         budget = dict(job.budget) | ({target: budget_bytes} if budget_bytes is not None else {})

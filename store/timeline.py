@@ -73,10 +73,7 @@ def planned(plan: Plan) -> Timed:
     for place in range(len(job.tiers)):
         users = times.moves[place - 1] if place else times.requests
         events += _lane(plan, place, times.moves[place], [end for _, end in users])
-    found = {
-        tier.name: sum(job.objects[number].length_bytes for number in job.found(place))
-        for place, tier in enumerate(job.tiers)
-    }
+    found = {tier.name: job.found_bytes(place) for place, tier in enumerate(job.tiers)}
     return Timed(tuple(events), found)
 
 

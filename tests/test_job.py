@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from arstore.store.errors import BadInput, NotFound, StorageFailed, StoreError
 from arstore.store.job import JobFile, JobRequest, compose, hashed_objects, read_job
 from arstore.store.plan import make_plan
-from arstore.store.staging import Object, Tier
+from arstore.store.staging import Object, PlannedTier
 
 JOB = """
 [job]
@@ -73,7 +73,7 @@ def test_a_job_becomes_a_plan(tmp_path: Path) -> None:
     """Objects are numbered in order of use and once each; weights are held; the store is the caller's."""
     job = read_job(written(tmp_path, lines='{"id": "a", "hash_ids": [3, 1]}\n{"id": "b", "hash_ids": [3, 2]}\n'))
     weights = [Object("w0", 10), Object("w1", 20)]
-    tiers = [Tier("device", 8_000_000_000, 1e10), Tier("host", 16 << 30, 2e9)]
+    tiers = [PlannedTier("device", 8_000_000_000, 1e10), PlannedTier("host", 16 << 30, 2e9)]
     staged = compose(job, tiers, source="local", held=weights, objects_of=hashed_objects(job))
     assert [one.id for one in staged.objects] == ["w0", "w1", "block 3", "block 1", "block 2"]
     assert (staged.held, [one.objects for one in staged.requests]) == ((0, 1), [(2, 3), (2, 4)])
@@ -85,7 +85,7 @@ def test_a_job_becomes_a_plan(tmp_path: Path) -> None:
 def test_weights_alone_are_one_request(tmp_path: Path) -> None:
     job = read_job(written(tmp_path, '[job]\nto = "host"\nweights = ["llama"]\n'))
     staged = compose(
-        job, [Tier("host", 30, 1.0)], source="local", held=[Object("w", 30)], objects_of=hashed_objects(job)
+        job, [PlannedTier("host", 30, 1.0)], source="local", held=[Object("w", 30)], objects_of=hashed_objects(job)
     )
     assert [one.id for one in staged.requests] == ["weights"]
     assert make_plan(staged).peak_bytes == (30,)

@@ -26,11 +26,11 @@ from arstore.store.ordering import live_peak_bytes, prefix_order
 from arstore.store.plan import make_plan
 from arstore.store.planfile import Plan, parse_plan
 from arstore.store.simulate import simulate
-from arstore.store.staging import Job, Move, Object, Request, Tier, replay
+from arstore.store.staging import Job, Move, Object, PlannedTier, Request, replay
 
 TRACE = os.environ.get("ARSTORE_TRACE")
 BLOCK_BYTES, BLOCK_TOKENS = 4 << 20, 512
-DISK = Tier("host", None, 2e9)
+DISK = PlannedTier("host", None, 2e9)
 
 
 # --- jobs
@@ -42,14 +42,14 @@ def sized_job(needs: list[tuple[int, ...]], capacity: int | None, *, length: int
     return Job(
         objects=tuple(Object(f"o{number}", length, 1) for number in range(count)),
         requests=tuple(Request(number, one) for number, one in enumerate(needs)),
-        tiers=(Tier("host", None if capacity is None else capacity * length, 1.0),),
+        tiers=(PlannedTier("host", None if capacity is None else capacity * length, 1.0),),
         **more,
     )
 
 
 def with_host(job: Job, capacity: int) -> Job:
     """Return a job whose one tier is the device, filled through a host of that many bytes."""
-    return replace(job, tiers=(replace(job.tiers[0], name="device"), Tier("host", capacity, 1.0)))
+    return replace(job, tiers=(replace(job.tiers[0], name="device"), PlannedTier("host", capacity, 1.0)))
 
 
 @st.composite
@@ -90,13 +90,15 @@ def jobs(draw: st.DrawFn, *, recompute: bool = True) -> Job:
         requests = tuple(changed if one is behind else one for one in requests)
     held = tuple(draw(st.lists(st.integers(0, 7), max_size=2, unique=True)))
     lengths = [one.length_bytes for one in objects]
-    tiers: list[Tier] = []
+    tiers: list[PlannedTier] = []
     for name in names:
         least = max(sum(lengths[n] for n in {*held, *one.objects}) for one in requests) if not tiers else max(lengths)
         least = max(least, sum(one.length_bytes for one in objects if name in one.found))
         room = draw(st.one_of(st.none(), st.integers(0, 12)))
         speed = draw(st.sampled_from([0.5, 1.0, 4.0]))
-        tiers.append(Tier(name, None if room is None else least + room, speed, draw(st.sampled_from([0.0, 0.25]))))
+        tiers.append(
+            PlannedTier(name, None if room is None else least + room, speed, draw(st.sampled_from([0.0, 0.25])))
+        )
     return Job(objects, requests, tuple(tiers), "local", held, tokens_per_s)
 
 
@@ -275,7 +277,7 @@ def test_recomputing_is_never_predicted_slower(job: Job, tokens_per_s: float) ->
 
 def test_fetch_recompute_or_split_goes_by_the_two_speeds() -> None:
     objects = tuple(Object(f"o{number}", 100, 10) for number in range(8))
-    job = Job(objects, (Request("one", tuple(range(8))),), (Tier("host", None, 100.0),))
+    job = Job(objects, (Request("one", tuple(range(8))),), (PlannedTier("host", None, 100.0),))
     made = {}
     for tokens_per_s in (0.1, 10.0, 1e6):
         plan = make_plan(replace(job, tokens_per_s=tokens_per_s))
@@ -288,7 +290,7 @@ def test_fetch_recompute_or_split_goes_by_the_two_speeds() -> None:
 def test_what_no_tier_holds_is_computed_again_after_each_eviction() -> None:
     objects = (Object("kept", 1, 4, stored=False), Object("other", 1, 4))
     requests = tuple(Request(number, (number % 2,)) for number in range(4))
-    plan = make_plan(Job(objects, requests, (Tier("device", 1, 1.0),), tokens_per_s=1.0))
+    plan = make_plan(Job(objects, requests, (PlannedTier("device", 1, 1.0),), tokens_per_s=1.0))
     assert [move.made for move in plan.lanes[0] if move.object == 0] == [True, True]
     assert plan.refetches == 2
 
@@ -317,7 +319,7 @@ def test_a_reserved_window_buys_time_with_a_refetch() -> None:
 def test_a_fetch_waits_for_the_room_that_a_computed_object_has_yet_to_make() -> None:
     objects = (Object("large", 2, found=("host",)), Object("computed", 1, 1, stored=False), Object("fetched", 1))
     requests = (Request(0, (0,), compute_s=5.0), Request(1, (1, 2)))
-    job = Job(objects, requests, (Tier("host", 2, 1.0),), tokens_per_s=1.0)
+    job = Job(objects, requests, (PlannedTier("host", 2, 1.0),), tokens_per_s=1.0)
     lane = [Move(1, 1, 0, (0,), made=True), Move(2, 1)]
     assert replay(job, (0, 1), [lane]) == [2]
     assert simulate(job, (0, 1), [lane]).moves == (((5.0, 6.0), (5.0, 6.0)),)
@@ -325,14 +327,14 @@ def test_a_fetch_waits_for_the_room_that_a_computed_object_has_yet_to_make() -> 
 
 def test_objects_go_up_through_a_host_smaller_than_the_device() -> None:
     job = sized_job([tuple(range(10))], 10)
-    job = replace(job, tiers=(Tier("device", 10, 1.0), Tier("host", 2, 1.0)))
+    job = replace(job, tiers=(PlannedTier("device", 10, 1.0), PlannedTier("host", 2, 1.0)))
     plan = make_plan(job)
     assert (plan.peak_bytes, plan.refetches, plan.predicted_s) == ((10, 2), 0, 11.0)
 
 
 def test_what_lies_in_a_tier_already_does_not_move() -> None:
     objects = (Object("here", 5, found=("host",)), Object("below", 5))
-    job = Job(objects, (Request(0, (0, 1)),), (Tier("device", 10, 1.0), Tier("host", 10, 1.0)))
+    job = Job(objects, (Request(0, (0, 1)),), (PlannedTier("device", 10, 1.0), PlannedTier("host", 10, 1.0)))
     plan = make_plan(job)
     assert [[move.object for move in lane] for lane in plan.lanes] == [[0, 1], [1]]
 
@@ -380,7 +382,7 @@ def test_a_job_that_contradicts_itself_is_refused() -> None:
         (replace(job, requests=(first, first)), "request 0: is there twice"),
         (replace(job, requests=(replace(first, objects=(2,)), second)), "request 0: needs an object that is not"),
         (replace(job, objects=(Object("a", 1, stored=False), Object("b", 1))), "object a: is not in local and can't"),
-        (replace(job, tiers=(Tier("host", 2, 0.0),)), "tier host: wanted bytes a second above 0"),
+        (replace(job, tiers=(PlannedTier("host", 2, 0.0),)), "tier host: wanted bytes a second above 0"),
         (replace(job, requests=()), "job: no request"),
     ):
         with pytest.raises(BadInput, match=said):

@@ -28,6 +28,11 @@ BOUNCE_BYTES, BOUNCES = 32 << 20, 3
 _MEMORY = Path("/proc/meminfo")
 
 
+def kind_of(tier: str) -> str:
+    """Return what a tier is without saying which one: `device` of `device:cuda:0`."""
+    return tier.partition(":")[0]
+
+
 def parse_device(tier: str) -> str:
     """Return the torch device of `device`, `device:cpu` or `device:cuda:N`; raise BadInput if it is not there.
 
@@ -44,7 +49,7 @@ def parse_device(tier: str) -> str:
         return name
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     kind, _, number = name.partition(":")
-    if kind != "cuda" or not (number or "0").isdecimal() or int(number or "0") >= count:
+    if kind != "cuda" or not (number or "0").isdecimal() or len(number) > 9 or int(number or "0") >= count:
         raise BadInput(f"tier {tier}", f"is not here, there are {count} accelerators", hint="see 'arstore tiers'")
     return f"cuda:{int(number or '0')}"
 

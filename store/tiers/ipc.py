@@ -29,7 +29,7 @@ def share(held: OnDevice) -> Handle | None:
     return [one.hex() if isinstance(one, bytes) else one for one in values]
 
 
-def open_shared(handle: Handle, host: Held) -> OnDevice:
+def open_handle(handle: Handle, host: Held) -> OnDevice:
     """Return an object that another process has brought to a device; `host` is the same object in the host tier.
 
     Raises StorageFailed if it can't be opened, Corrupt if it does not begin and end as the host's does.

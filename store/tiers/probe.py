@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -99,10 +100,7 @@ def _probe_local(fd: int, now: str) -> Speed:
     with ThreadPoolExecutor(2) as pool:
         rate = _rate(lambda: list(pool.map(read, range(0, _BYTES, _STEP))))
     page = memoryview(make_buffer(_PAGE))
-    latency = _median(
-        _seconds(lambda at=at: os.preadv(fd, [page], at))  # type: ignore[misc]
-        for at in range(0, _BYTES, _BYTES // _LATENCIES)
-    )
+    latency = _median(_seconds(partial(os.preadv, fd, [page], at)) for at in range(0, _BYTES, _BYTES // _LATENCIES))
     return Speed(rate, latency, now)
 
 
@@ -116,7 +114,7 @@ def _probe_device(now: str) -> Speed:
 def _probe_arena(arena: Arena, fd: int, now: str) -> Speed:
     """Measure staging into an arena, where each object comes when an old one goes; in the end all of them have gone."""
     buffers, key = threading.local(), AESGCM(os.urandom(32))
-    sealed = {length: key.encrypt(_NONCE, bytes(length - _TAG_BYTES), None) for length in (_PAGE, _FRAME)}
+    frames = {length: key.encrypt(_NONCE, bytes(length - _TAG_BYTES), None) for length in (_PAGE, _FRAME)}
     numbers = itertools.count()
 
     def stage(length: int) -> None:
@@ -127,7 +125,7 @@ def _probe_arena(arena: Arena, fd: int, now: str) -> Speed:
             own = _own_buffer(buffers)
             os.preadv(fd, [own[:length]], number * _STEP % _BYTES)
             for start in range(0, length, frame):  # as long as opening what was read
-                key.decrypt_into(_NONCE, sealed[frame], None, own[:plain])
+                key.decrypt_into(_NONCE, frames[frame], None, own[:plain])
                 out[start : start + plain] = own[:plain]
 
         source = Stored("probe", (TensorSpan("probe", "U8", (length,), 0, length),), read)
