@@ -15,7 +15,7 @@ import typer
 from ..store.access import open_store
 from ..store.config import default_store
 from ..store.errors import StoreError
-from ..store.progress import Progress, TierProgress, tell_nobody
+from ..store.progress import Progress, TierProgress, ignore_tiers
 from ..store.store import Store
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Session:
         """Show a line with a bar for each tier that is filled while work runs, if a person is watching."""
         with self._bars() as bars:
             if bars is None:
-                yield tell_nobody
+                yield ignore_tiers
                 return
             tasks: dict[str, TaskID] = {}
 

@@ -17,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,7 +71,7 @@ def parse() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=_size, default=2 * GIB, help="bytes of the checkpoint, or 2GiB, 512MiB")
-    parser.add_argument("--only", type=_numbers, default=sorted(TITLES), help="sections to run, as 1,3")
+    parser.add_argument("--only", type=_numbers, default=sorted(SECTIONS), help="sections to run, as 1,3")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each thing; the median counts")
     parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where to work: decides the disk")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results for machines, too")
@@ -78,43 +79,40 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--trace", type=Path, metavar="FILE", help="requests to plan, JSON lines with hash_ids")
     parser.add_argument("--peers", action="store_true", help="install tensorizer and cryptotensors in .venv/peers")
     parser.add_argument("--peers-python", type=Path, metavar="PATH", help="an interpreter that has them already")
-    sections = "\n".join(f"  {number}  {title}" for number, title in sorted(TITLES.items()))
+    sections = "\n".join(f"  {number}  {title}" for number, (_, title) in sorted(SECTIONS.items()))
     parser.epilog = f"sections:\n{sections}"
     return parser.parse_args()
 
 
-TITLES = {
-    1: "Encrypted tensors to host memory, warm page cache, into a buffer that is reused",
-    2: "Every tensor into private memory, in a fresh process, warm page cache",
-    3: "Fresh data from the page cache made durable, encrypted; then the same again",
-    4: "A put killed half-way by SIGKILL, then run again",
-    5: "Peak memory beyond an idle process",
-    6: "Listing 10,000 artifacts in a fresh process",
-    7: "Files back, and every byte checked (informational)",
-    8: "Erasing, beside unlinking and overwriting",
-    9: "Prefix KV: found by its tokens, put and loaded",
-    10: "Staging in the host tier, warm and cold; attaching",
-    11: "A batch carried out by plans, beside fetching on demand",
+SECTIONS = {
+    1: ("loading.reuse_rows", "Encrypted tensors to host memory, warm page cache, into a buffer that is reused"),
+    2: ("loading.fresh_rows", "Every tensor into private memory, in a fresh process, warm page cache"),
+    3: ("storing.put_rows", "Fresh data from the page cache made durable, encrypted; then the same again"),
+    4: ("storing.killed_rows", "A put killed half-way by SIGKILL, then run again"),
+    5: ("footprint.memory_rows", "Peak memory beyond an idle process"),
+    6: ("footprint.listing_rows", "Listing 10,000 artifacts in a fresh process"),
+    7: ("restoring.file_rows", "Files back, and every byte checked (informational)"),
+    8: ("forgetting.erase_rows", "Erasing, beside unlinking and overwriting"),
+    9: ("prefixes.prefix_rows", "Prefix KV: found by its tokens, put and loaded"),
+    10: ("staging.stage_rows", "Staging in the host tier, warm and cold; attaching"),
+    11: ("plans.plan_rows", "A batch carried out by plans, beside fetching on demand"),
 }
 
 
 def measure(number: int, place: "Workplace") -> "Section":
     """Run one section; what breaks in it is said in its place and stops no other."""
-    from benchmark import footprint, forgetting, loading, plans, prefixes, restoring, staging, storing
     from benchmark.machine import OthersCpu
     from benchmark.processes import Failed
     from benchmark.rows import Section
 
-    questions: dict[int, Callable[[Workplace], list[Row]]] = {
-        1: loading.reuse_rows, 2: loading.fresh_rows, 3: storing.put_rows, 4: storing.killed_rows,
-        5: footprint.memory_rows, 6: footprint.listing_rows, 7: restoring.file_rows, 8: forgetting.erase_rows,
-        9: prefixes.prefix_rows, 10: staging.stage_rows, 11: plans.plan_rows,
-    }  # fmt: skip
-    section = Section(number, TITLES[number])
+    rows_of, title = SECTIONS[number]
+    module, function = rows_of.split(".")
+    measured: Callable[[Workplace], list[Row]] = getattr(import_module(f"benchmark.{module}"), function)
+    section = Section(number, title)
     say(f"{number}. {section.title}")
     others = OthersCpu()
     try:
-        section.rows += questions[number](place)
+        section.rows += measured(place)
     except Failed as error:
         section.failed = str(error)
     except Exception as error:
@@ -188,8 +186,8 @@ def _size(text: str) -> int:
 
 def _numbers(text: str) -> list[int]:
     numbers = {int(one) for one in text.split(",") if one.isdecimal()}
-    if not numbers or not numbers <= set(TITLES):
-        raise argparse.ArgumentTypeError(f"{text}: wanted numbers of 1 to {len(TITLES)}, as 1,3")
+    if not numbers or not numbers <= set(SECTIONS):
+        raise argparse.ArgumentTypeError(f"{text}: wanted numbers of 1 to {len(SECTIONS)}, as 1,3")
     return sorted(numbers)
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import NoRoom, StorageFailed
-from .progress import BytesTold, nobody_told
+from .progress import BytesTold, ignore_bytes
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
 _SPARE_FILES = 100  # that any process may take to have left
@@ -265,7 +265,7 @@ class FileSpan:
     fd: int
     start: int
     stop: int
-    told: BytesTold = nobody_told
+    told: BytesTold = ignore_bytes
 
     def __len__(self) -> int:
         return self.stop - self.start

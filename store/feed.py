@@ -86,7 +86,7 @@ class _Server:
             return step
         owed.add(rest[0])
         with contextlib.suppress(StorageFailed):
-            return _told(self._steps.take(rest[0]), self._keys)
+            return _packed(self._steps.take(rest[0]), self._keys)
         return None
 
 
@@ -105,7 +105,7 @@ def serving(steps: Steps, keys: Sequence[str], path: Path, disk: Disk) -> Iterat
         disk.remove(path)
 
 
-def _told(taken: Taken, keys: Sequence[str]) -> dict[str, Any]:
+def _packed(taken: Taken, keys: Sequence[str]) -> dict[str, Any]:
     failed = {number: [error.kind, error.where, error.why] for number, error in taken.failed.items()}
     return {"held": {number: keys[number] for number in taken.held}, "failed": failed}
 

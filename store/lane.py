@@ -82,8 +82,8 @@ class Lane:
         self._order = threading.Lock()  # held while a move begins and what it evicts goes
         self._changed = threading.Condition()
         self._started = 0  # moves that have been begun, in order
-        self._ends, self._ended = set[int](), 0  # moves that are made, and how many from the first on
-        self._overs, self._over = set[int](), -1  # steps that are over, and the last up to which all are
+        self._made_ahead, self._made = set[int](), 0  # moves that are made, and how many from the first on
+        self._over_ahead, self._over = set[int](), -1  # steps that are over, and the last up to which all are
         self._there = Taken()  # what is in place now, or should be
         self.failed: dict[int, StoreError] = {}  # every object that a move did not bring, and why
         self._leaving = set[str]()
@@ -105,7 +105,7 @@ class Lane:
     def ready(self, moves: int) -> None:
         """Wait until so many moves have been made, from the first on. Raises StorageFailed if the run has ended."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ended >= moves or self._closed)
+            self._changed.wait_for(lambda: self._made >= moves or self._closed)
             self._check()
 
     def placed(self) -> dict[int, Held]:
@@ -122,7 +122,7 @@ class Lane:
 
     def take(self, step: int) -> Taken:
         with self._changed:
-            self._changed.wait_for(lambda: self._ended >= self._until[step] or self._closed)
+            self._changed.wait_for(lambda: self._made >= self._until[step] or self._closed)
             self._check()
             held, failed = self._there.held, self._there.failed
             needed = (*self._needs[step], *self._always)
@@ -132,7 +132,7 @@ class Lane:
     def over(self, step: int) -> None:
         with self._changed:
             began = self._began.pop(step, None)
-            self._overs.add(step)
+            self._over_ahead.add(step)
             self._advance()
         if began is not None:
             self._told("step", step, "", began)
@@ -164,9 +164,9 @@ class Lane:
 
     def _advance(self) -> None:
         """Count on over steps that are over; one whose objects have not come yet is not: they would never go again."""
-        while self._over + 1 in self._overs and self._ended >= self._until[self._over + 1]:
+        while self._over + 1 in self._over_ahead and self._made >= self._until[self._over + 1]:
             self._over += 1
-            self._overs.remove(self._over)
+            self._over_ahead.remove(self._over)
         self._changed.notify_all()
 
     def _work(self) -> None:
@@ -185,10 +185,10 @@ class Lane:
             elif self._below is not None:
                 self._below.over(number)
             with self._changed:
-                self._ends.add(number)
-                while self._ended in self._ends:
-                    self._ends.remove(self._ended)
-                    self._ended += 1
+                self._made_ahead.add(number)
+                while self._made in self._made_ahead:
+                    self._made_ahead.remove(self._made)
+                    self._made += 1
                 self._advance()
 
     def _begin(self) -> int | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .errors import Fenced, StoreError, fresh, without_frames
 from .names import Names
-from .progress import TierProgress, tell_nobody
+from .progress import TierProgress, ignore_tiers
 from .refs import label_objects
 from .staged import StagedTensors
 from .tiers.arena import Arena
@@ -106,7 +106,7 @@ class How:
     ttl_s: float = 0.0
     from_: str | None = None
     wait: bool = False
-    progress: TierProgress = tell_nobody
+    progress: TierProgress = ignore_tiers
 
 
 def stage(tier: Tier, sources: Sources, wanted: Sequence[Wanted], how: How, now_s: float) -> "Stage":

@@ -8,14 +8,13 @@ Progress = Callable[[int, int], None]
 # The same where tiers are filled: with the tier, the bytes that just came there, and those that are to come in all.
 TierProgress = Callable[[str, int, int], None]
 
-
 # And of one object: with the bytes that just came.
 BytesTold = Callable[[int], object]
 
 
-def nobody_told(length_bytes: int) -> None:
+def ignore_bytes(length_bytes: int) -> None:
     """A `BytesTold` for where nobody waits."""
 
 
-def tell_nobody(tier: str, advance_bytes: int, total_bytes: int) -> None:
+def ignore_tiers(tier: str, advance_bytes: int, total_bytes: int) -> None:
     """A `TierProgress` for where nobody waits."""

@@ -8,7 +8,7 @@ from .disk import allow_files
 from .errors import BadInput, StorageFailed, StoreError, without_frames
 from .lane import Lane, Steps, Told
 from .planfile import Plan
-from .progress import BytesTold, TierProgress, tell_nobody
+from .progress import BytesTold, TierProgress, ignore_tiers
 from .requests import Ready, requests_of
 from .staging import NEVER, Move, steps_below
 from .tiers.fallback import Sources
@@ -24,7 +24,7 @@ class Run:
 
     def __init__(
         self, plan: Plan, tiers: Sequence[Tier], keys: Sequence[str], sources: Sequence[Sources | None],
-        first: int = 0, below: Steps | None = None, progress: TierProgress = tell_nobody,
+        first: int = 0, below: Steps | None = None, progress: TierProgress = ignore_tiers,
     ) -> None:  # fmt: skip
         """Take a tier for each of the plan's, from the target down, and where it may have objects from.
 

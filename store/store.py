@@ -27,7 +27,7 @@ from .names import Found
 from .opened import open_parts
 from .prefetch import How, Stage
 from .prefix import Prefix
-from .progress import Progress, TierProgress, tell_nobody
+from .progress import Progress, TierProgress, ignore_tiers
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
 from .refs import parse_new_ref
 from .rekey import Rotated, add_passphrase, rotate
@@ -247,7 +247,7 @@ class Store:
 
     def prefetch(
         self, names: Sequence[str], *, to: str = "host", budget_bytes: int | None = None, ttl_s: float = 0.0,
-        from_: str | None = None, wait: bool = False, progress: TierProgress = tell_nobody,
+        from_: str | None = None, wait: bool = False, progress: TierProgress = ignore_tiers,
     ) -> Stage:  # fmt: skip
         """Stage artifacts up, each byte verified, and hold them; see `Tiers.prefetch`."""
         return self.tiers.prefetch(names, to, budget_bytes, How(ttl_s, from_, wait, progress))

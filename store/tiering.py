@@ -15,7 +15,7 @@ from .heal import heal
 from .kv import Kv
 from .names import Names
 from .prefetch import How, Placed, Stage, Wanted, forget_staged, stage, unstage
-from .progress import TierProgress, tell_nobody
+from .progress import TierProgress, ignore_tiers
 from .put import PutParts
 from .scrub import Scrubbed
 from .staging import BLOCK
@@ -255,7 +255,7 @@ class Tiers:
 
     def run(
         self, plan: "Plan", *, to: str | None = None, from_: str | None = None, host_only: bool = False,
-        progress: TierProgress = tell_nobody,
+        progress: TierProgress = ignore_tiers,
     ) -> "Run":  # fmt: skip
         """Return a run of a plan, to be used in a with block. `to` names the device, where the plan is for one.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from arstore.formats.tensor import TensorSpan
 from arstore.store.disk import Out
 from arstore.store.errors import StorageFailed
-from arstore.store.progress import BytesTold, nobody_told
+from arstore.store.progress import BytesTold, ignore_bytes
 from arstore.store.tiers.tier import Held, Resident, Tier
 
 
@@ -147,7 +147,7 @@ class Between:
         self._fate(None)
         return self._inner.filling(key, wait=wait)
 
-    def fill(self, key: str, source: Held, until_s: float = 0.0, told: BytesTold = nobody_told) -> Met:
+    def fill(self, key: str, source: Held, until_s: float = 0.0, told: BytesTold = ignore_bytes) -> Met:
         return Met(self._inner.fill(key, Met(source, self._fate), until_s, told), self._fate)
 
     def remove(self, key: str, *, over: bool = False) -> bool:

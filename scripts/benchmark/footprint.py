@@ -1,7 +1,6 @@
 """Sections 5 and 6: the memory that a put and a get take, and how soon `ls` answers when there is much to list."""
 
 import sys
-from typing import cast
 
 from .processes import ARSTORE, Failed, peak_memory, run, run_arstore
 from .rows import Row, Samples, Target
@@ -35,10 +34,10 @@ def listing_rows(place: Workplace) -> list[Row]:
     """Return the wall time of `arstore ls` in a fresh process over a store of many artifacts."""
     with place.fresh_store() as env:
         _, answer = place.program("fill", {"count": ARTIFACTS, "store": env["ARSTORE_STORE"]})
-        filled = cast(float, answer["seconds"])
+        filled = answer["seconds"]
         listed = run_arstore(env, "ls").json()["artifacts"]
-        if len(cast(list[object], listed)) != ARTIFACTS:
-            raise Failed(f"ls shows {len(cast(list[object], listed))} artifacts, wanted {ARTIFACTS}")
+        if len(listed) != ARTIFACTS:
+            raise Failed(f"ls shows {len(listed)} artifacts, wanted {ARTIFACTS}")
         text = [one for one in ARSTORE if one != "--json"]
         plain = Samples(tuple(run([*text, "ls"], env).seconds for _ in range(place.rounds)))
         as_json = Samples(tuple(run_arstore(env, "ls").seconds for _ in range(place.rounds)))

@@ -1,7 +1,5 @@
 """Section 8: erasing, which destroys keys, beside unlinking and overwriting, which touch every file or every byte."""
 
-from typing import Any, cast
-
 from .rows import Row, Samples, Target, compared
 from .workplace import Workplace
 
@@ -18,7 +16,7 @@ def erase_rows(place: Workplace) -> list[Row]:
         task = {"store": env["ARSTORE_STORE"], "folder": str(folder), "small": _SMALL, "large": _LARGE,
                 "rounds": place.rounds}  # fmt: skip
         _, answer = place.program("forget", task)
-    times = {name: Samples(tuple(seconds)) for name, seconds in cast(dict[str, Any], answer).items()}
+    times = {name: Samples(tuple(seconds)) for name, seconds in answer.items()}
     name, small = f"erase of an artifact of {_shown(_SMALL)}", times["small"]
     return [
         Row(name, small, target=Target(_LIMIT_S, at_least=False)),

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from .processes import Failed, ratio_median, take_turns, warm
 from .rows import Row, Samples, compared
@@ -27,11 +27,11 @@ def reuse_rows(place: Workplace) -> list[Row]:
     task = {"store": str(place.store), "name": NAME, "paths": list(map(str, place.shards)), "rounds": _REUSE_ROUNDS}
     warm([*place.shards, *place.segments])
     _, answer = place.program("reuse", task)
-    got, read = Samples(tuple(cast(Any, answer["get"]))), Samples(tuple(cast(Any, answer["read"])))
-    huge = min(cast(int, answer["huge"]) / cast(int, answer["bytes"]), 1.0)
+    got, read = Samples(tuple(answer["get"])), Samples(tuple(answer["read"]))
+    huge = min(answer["huge"] / answer["bytes"], 1.0)
     row = compared(
         "get().tensors(into=buffer): find, decrypt, verify, all tensors",
-        got, "preadv of 4 MiB by two threads", read, length=cast(int, answer["bytes"]),
+        got, "preadv of 4 MiB by two threads", read, length=answer["bytes"],
         target=0.60, otherwise="where the bytes need neither decrypting nor checking",
         notes=(
             f"median over rounds of read / get: {ratio_median(read, got):.2f} x",
@@ -61,7 +61,7 @@ def fresh_rows(place: Workplace) -> list[Row]:
         if any(answer[part] != wanted[part] for part in ("tensors", "bytes", "sample")):
             raise Failed(f"{how} loaded other tensors than the checkpoint holds")
         walls.setdefault(how, []).append(wall)
-        return cast(float, answer["seconds"])
+        return answer["seconds"]
 
     _, wanted = attempt("safetensors mmap", False)
     everyone = [("arstore", False), *((how, peers) for how, peers, *_ in _WAYS)]
@@ -93,7 +93,7 @@ def _formats(place: Workplace) -> tuple[dict[str, list[str]], dict[str, str]]:
         task = {"how": how, "paths": list(map(str, place.shards)), "out": str(folder), "keys": str(place.peer_keys)}
         try:
             _, answer = place.program("convert", task, peers=how != "torch.load")
-            paths[how] = cast(list[str], answer["paths"])
+            paths[how] = answer["paths"]
         except Failed as error:
             reasons[how] = str(error)
     return paths, reasons

@@ -1,12 +1,10 @@
 """Section 11: a batch of prompts carried out by plans, beside fetching on demand, and what was predicted of it."""
 
-from typing import Any, cast
-
 from .rows import Row, Samples, Target, compared
 from .workplace import Workplace
 
 _BLOCK_BYTES, _SESSIONS = 4 << 20, 24
-_EXACT, _SORTED = 1.3, 1.8
+_GIVEN, _PREFIX = 1.3, 1.8
 _WORST_PERCENT, _MEDIAN_PERCENT = 10.0, 5.0
 
 
@@ -15,18 +13,21 @@ def plan_rows(place: Workplace) -> list[Row]:
     with place.fresh_store() as env, place.scratch("jobs") as folder, place.host_tier():
         task = {"store": env["ARSTORE_STORE"], "folder": str(folder), "block_bytes": _BLOCK_BYTES,
                 "sessions": _SESSIONS, "rounds": place.rounds}  # fmt: skip
-        _, answer = place.program("plan", task)
-    found = cast(dict[str, Any], answer)
+        _, found = place.program("batch", task)
     times = {name: Samples(tuple(seconds)) for name, seconds in found["times"].items()}
     said = (
         f"{found['requests']} requests of {found['blocks']} blocks of {_BLOCK_BYTES >> 20} MiB, room for "
         f"{found['budget_blocks']}; computing takes {found['compute_s']:.2f} s in all",
     )
     rows = []
-    for name, title, target in (("exact", "exact plan, order as given", _EXACT), ("sorted", "sorted", _SORTED)):
+    for name, target in (("given", _GIVEN), ("prefix", _PREFIX)):
         predicted = Samples(tuple(found["predicted"][name])).text("s")
         notes = (f"{found['refetches'][name]} refetches, predicted {predicted}",)
-        rows.append(compared(title, times[name], "LRU on demand", times["lru"], target=target, notes=said + notes))
+        rows.append(
+            compared(
+                f"a plan, order {name}", times[name], "LRU on demand", times["lru"], target=target, notes=said + notes
+            )
+        )
         said = ()
     errors = [100 * abs(one) for one in found["errors"]]
     name = f"error of the predicted seconds, of {len(errors)} runs"
@@ -43,8 +44,7 @@ def _traced(place: Workplace) -> list[Row]:
     with place.fresh_store() as env, place.scratch("trace") as folder:
         task = {"store": env["ARSTORE_STORE"], "folder": str(folder), "trace": str(place.trace.absolute()),
                 "block_bytes": _BLOCK_BYTES, "share": 0.05}  # fmt: skip
-        _, answer = place.program("trace", task)
-    found = cast(dict[str, Any], answer)
+        _, found = place.program("trace", task)
     given, prefix = found["given"], found["prefix"]
     what = f"{found['requests']:,} requests of {found['blocks']:,} blocks, room for 5 % of them"
     ratio = given["live_peak_bytes"] / prefix["live_peak_bytes"]

@@ -1,7 +1,5 @@
 """Section 9: prefix KV found by its tokens, put and loaded, beside plain arrays and files that find nothing."""
 
-from typing import Any, cast
-
 from .rows import Row, Samples, Target, compared
 from .workplace import Workplace
 
@@ -20,7 +18,7 @@ def prefix_rows(place: Workplace) -> list[Row]:
         task = {"store": env["ARSTORE_STORE"], "folder": str(folder), "bytes": length, "tokens": _TOKENS,
                 "block_tokens": _BLOCK_TOKENS, "blocks": _BLOCKS, "rounds": place.rounds}  # fmt: skip
         _, answer = place.program("prefix", task)
-    times = {name: Samples(tuple(seconds)) for name, seconds in cast(dict[str, Any], answer).items()}
+    times = {name: Samples(tuple(seconds)) for name, seconds in answer.items()}
     return [*_found(times), *_moved(times, length)]
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .rows import Samples
 
@@ -30,7 +31,7 @@ class Ran:
     seconds: float
     stdout: str
 
-    def json(self) -> dict[str, object]:
+    def json(self) -> dict[str, Any]:
         """Return the last line of stdout as one JSON object."""
         found = json.loads(self.stdout.strip().splitlines()[-1])
         assert isinstance(found, dict)

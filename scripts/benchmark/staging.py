@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from typing import Any, cast
 
 from .processes import Failed, run_arstore, warm
 from .rows import Row, Samples, Target, compared
@@ -23,8 +22,8 @@ def _filled(place: Workplace) -> list[Row]:
     task = {"store": str(place.store), "name": NAME, "paths": list(map(str, place.segments)),
             "room": place.room_bytes, "rounds": place.rounds}  # fmt: skip
     _, answer = place.program("stage", task)
-    copy, warm_, direct, cold = (Samples(tuple(cast(Any, answer[one]))) for one in ("copy", "warm", "direct", "cold"))
-    length = cast(int, answer["bytes"])
+    copy, warm_, direct, cold = (Samples(tuple(answer[one])) for one in ("copy", "warm", "direct", "cold"))
+    length = answer["bytes"]
     return [
         compared(
             "arstore prefetch to the host tier, page cache warm", warm_,

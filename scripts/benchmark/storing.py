@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import cast
 
 from .archivers import ARCHIVERS
 from .processes import ARSTORE, Failed, kill_when, run, run_arstore, take_turns, tree_bytes, warm
@@ -24,7 +23,7 @@ def put_rows(place: Workplace) -> list[Row]:
         with place.fresh_store() as env:
             _settle(place)
             first = run_arstore(env, "put", str(place.source), NAME)
-            itself.append(cast(float, first.json()["seconds"]))
+            itself.append(first.json()["seconds"])
             again.append(run_arstore(env, "put", str(place.source), NAME).seconds)
             return first.seconds
 
@@ -61,7 +60,7 @@ def killed_rows(place: Workplace) -> list[Row]:
     shares: list[float] = []
     notes: list[str] = []
     with place.fresh_store() as env:
-        whole = cast(int, run_arstore(env, "put", str(place.source), NAME).json()["bytes_stored"])
+        whole = run_arstore(env, "put", str(place.source), NAME).json()["bytes_stored"]
     for _ in range(_KILL_ROUNDS):
         share, note = _killed_put(place, whole)
         shares.append(share)
@@ -82,7 +81,7 @@ def _killed_put(place: Workplace, whole: int) -> tuple[float, str]:
             raise Failed("the put ended before it could be killed")
         durable = whole_record_bytes(segments)
         again = run(command, env)
-        stored = cast(int, again.json()["bytes_stored"])
+        stored = again.json()["bytes_stored"]
     reused = whole - stored
     return 100 * reused / max(durable, 1), (
         f"{durable:,} bytes in whole records when killed, {reused:,} of them not stored again, "

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from .checkpoint import write_checkpoint
 from .processes import Failed, environment, run, run_arstore, warm
@@ -102,7 +103,7 @@ class Workplace:
             raise Failed(self.no_peers)
         return str(self.peers_python)
 
-    def program(self, name: str, task: Mapping[str, object], *, peers: bool = False) -> tuple[float, dict[str, object]]:
+    def program(self, name: str, task: Mapping[str, object], *, peers: bool = False) -> tuple[float, dict[str, Any]]:
         """Run one of the programs with a task; return its wall time, start and imports included, and its answer."""
         path = [str(SCRIPTS), *([] if peers else self.env.get("PYTHONPATH", "").split(os.pathsep))]
         env = self.env | {"PYTHONPATH": os.pathsep.join(filter(None, path))}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..disk import Disk, FileSpan, disk_errors, locked, try_lock, wait_lock
 from ..errors import Corrupt, Fenced, NoRoom, NotFound, StorageFailed
-from ..progress import BytesTold, nobody_told
+from ..progress import BytesTold, ignore_bytes
 from .extent import KEY, Extent, Head, attach_extent, extent_path, forget_session, read_name, remove_extent, wipe
 from .sealed import SealedExtent, blank_sums, sums_of
 from .tier import Held, Resident
@@ -110,7 +110,7 @@ class Arena:
                 )
 
     def fill(
-        self, key: str, source: Held, until_s: float = 0.0, told: BytesTold = nobody_told
+        self, key: str, source: Held, until_s: float = 0.0, told: BytesTold = ignore_bytes
     ) -> "Extent | SealedExtent":
         """Stage an object, published in one step when its last byte was verified; return it, held in place.
 

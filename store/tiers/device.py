@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ...formats.tensor import TensorSpan
 from ..disk import Out
 from ..errors import BadInput, Fenced, NoRoom
-from ..progress import BytesTold, nobody_told
+from ..progress import BytesTold, ignore_bytes
 from .tier import Held, Resident
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class DeviceTier:
         finally:
             coming.release()
 
-    def fill(self, key: str, source: Held, until_s: float = 0.0, told: BytesTold = nobody_told) -> OnDevice:
+    def fill(self, key: str, source: Held, until_s: float = 0.0, told: BytesTold = ignore_bytes) -> OnDevice:
         from torch.multiprocessing.reductions import StorageWeakRef
 
         if held := self.hold(key, until_s):
@@ -199,7 +199,7 @@ def _is_viewed(memory: "torch.Tensor") -> bool:
     return uses(memory) > uses(torch.empty(1, dtype=torch.uint8))
 
 
-def upload(source: Held, device: str, told: BytesTold = nobody_told) -> "torch.Tensor":
+def upload(source: Held, device: str, told: BytesTold = ignore_bytes) -> "torch.Tensor":
     """Return an object's bytes in the memory of a device, as uint8; what reading it raises comes through.
 
     Raises NoRoom if the device is full after all.

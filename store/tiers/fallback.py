@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 
 from ..errors import Corrupt, NotFound, StorageFailed, StoreError, without_frames
-from ..progress import BytesTold, nobody_told
+from ..progress import BytesTold, ignore_bytes
 from .tier import Held, Source, Tier
 
 
@@ -17,7 +17,7 @@ class Sources:
         self.failed = failed or {}  # near tiers that were not there or gave something bad: the first error of each
 
     def bring(
-        self, key: str, target: Tier, until_s: float = 0.0, *, wait: bool, told: BytesTold = nobody_told
+        self, key: str, target: Tier, until_s: float = 0.0, *, wait: bool, told: BytesTold = ignore_bytes
     ) -> tuple[Held, str]:
         """See that an object is in a tier; return it, held in place, and where it came from: `target`, if it was there.
 

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from ...formats.tensor import TensorSpan
 from ..disk import Out
-from ..progress import BytesTold, nobody_told
+from ..progress import BytesTold, ignore_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Tier(Source, Protocol):
         """Be the one who brings this key while the body runs; raise Fenced if another does, unless `wait`."""
         ...
 
-    def fill(self, key: str, source: Held, until_s: float = 0.0, told: BytesTold = nobody_told) -> Held:
+    def fill(self, key: str, source: Held, until_s: float = 0.0, told: BytesTold = ignore_bytes) -> Held:
         """Bring an object in; return it, held in place. What `source` raises comes through; `told` hears of its bytes.
 
         Room was made for it, or a plan has room for it: the capacity is not asked again. Raises NoRoom where there is

@@ -7,11 +7,17 @@ from pathlib import Path
 _PAGE_BYTES = 4096
 
 
-def touched(length: int) -> mmap.mmap:
-    """Return private memory, every page of which was written to."""
+def fresh(length: int) -> mmap.mmap:
+    """Return private memory of which no page is there yet."""
     memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def touched(length: int) -> mmap.mmap:
+    """Return private memory, every page of which was written to."""
+    memory = fresh(length)
     for at in range(0, length, _PAGE_BYTES):
         memory[at] = 1
     return memory

@@ -8,13 +8,12 @@ import itertools
 import json
 import os
 import sys
-import threading
 import time
 from typing import Any
 
+from benchmark.programs.blocks import BLOCK, shared_out
 from benchmark.programs.memory import huge_bytes, touched
 
-_BLOCK = 4 << 20
 _THREADS = 2
 
 # One read: file descriptor, offset in the file, where in the buffer, length.
@@ -28,8 +27,8 @@ def reads(paths: list[str], total: int) -> list[Read]:
     for path in paths:
         fd = os.open(path, os.O_RDONLY)
         size = os.fstat(fd).st_size
-        for offset in range(0, size, _BLOCK):
-            length = min(_BLOCK, size - offset, total - at)
+        for offset in range(0, size, BLOCK):
+            length = min(BLOCK, size - offset, total - at)
             if length > 0:
                 found.append((fd, offset, at, length))
                 at += length
@@ -38,26 +37,15 @@ def reads(paths: list[str], total: int) -> list[Read]:
     return found
 
 
-def read_all(tasks: list[Read], buffer: memoryview) -> None:
-    """Do every read, shared out between two threads as they become free."""
-    queue = iter(tasks)
-    guard = threading.Lock()
+def read_all(tasks: list[Read], buffer: memoryview) -> float:
+    """Do every read, shared out between two threads as they become free; return the seconds."""
 
-    def work() -> None:
-        while True:
-            with guard:
-                task = next(queue, None)
-            if task is None:
-                return
-            fd, offset, at, length = task
-            if os.preadv(fd, [buffer[at : at + length]], offset) != length:
-                raise SystemExit("a read came back short")
+    def read(task: Read, _: memoryview) -> None:
+        fd, offset, at, length = task
+        if os.preadv(fd, [buffer[at : at + length]], offset) != length:
+            raise SystemExit("a read came back short")
 
-    threads = [threading.Thread(target=work) for _ in range(_THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    return shared_out(tasks, _THREADS, read)
 
 
 def measure(task: dict[str, Any]) -> dict[str, object]:
@@ -77,12 +65,10 @@ def measure(task: dict[str, Any]) -> dict[str, object]:
             tensors = store.get(task["name"]).tensors(into=buffer)
             loaded = time.perf_counter()
             del tensors
-            again = time.perf_counter()
-            read_all(tasks, buffer)
-            done = time.perf_counter()
+            reading = read_all(tasks, buffer)
             if turn:  # the first turn maps segments and fills the page cache
                 gets.append(loaded - began)
-                plain.append(done - again)
+                plain.append(reading)
             if turn == task["rounds"]:
                 return {"bytes": total, "huge": huge_bytes(), "get": gets, "read": plain}
     raise AssertionError

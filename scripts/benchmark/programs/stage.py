@@ -11,39 +11,13 @@ import json
 import mmap
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from benchmark.processes import warm
-from benchmark.programs.memory import back, touched
-
-_BLOCK = 4 << 20
-
-T = TypeVar("T")
-
-
-def shared_out(tasks: Sequence[T], threads: int, work: Callable[[T, memoryview], None]) -> float:
-    """Do every task, shared out between threads with a buffer each; return the seconds that it took."""
-    queue, guard = iter(tasks), threading.Lock()
-
-    def run(buffer: memoryview) -> None:
-        while True:
-            with guard:
-                task = next(queue, None)
-            if task is None:
-                return
-            work(task, buffer)
-
-    workers = [threading.Thread(target=run, args=(memoryview(touched(_BLOCK)),)) for _ in range(threads)]
-    began = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return time.perf_counter() - began
+from benchmark.programs.blocks import BLOCK, drop, shared_out
+from benchmark.programs.memory import back, fresh, touched
 
 
 def copy(source_memory: mmap.mmap) -> float:
@@ -51,15 +25,12 @@ def copy(source_memory: mmap.mmap) -> float:
     import numpy as np
 
     length = len(source_memory)
-    memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    target, source = np.frombuffer(memory, np.uint8), np.frombuffer(source_memory, np.uint8)
+    target, source = np.frombuffer(fresh(length), np.uint8), np.frombuffer(source_memory, np.uint8)
 
     def copy_block(at: int, _: memoryview) -> None:
-        np.copyto(target[at : at + _BLOCK], source[at : at + _BLOCK])
+        np.copyto(target[at : at + BLOCK], source[at : at + BLOCK])
 
-    return shared_out(range(0, length, _BLOCK), 2, copy_block)
+    return shared_out(range(0, length, BLOCK), 2, copy_block)
 
 
 def direct(paths: list[Path]) -> float:
@@ -70,7 +41,7 @@ def direct(paths: list[Path]) -> float:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
             opened.callback(os.close, fd)
             size = os.fstat(fd).st_size
-            blocks += [(fd, at, min(_BLOCK, size - at)) for at in range(0, size, _BLOCK)]
+            blocks += [(fd, at, min(BLOCK, size - at)) for at in range(0, size, BLOCK)]
 
         def read(block: tuple[int, int, int], buffer: memoryview) -> None:
             fd, at, length = block
@@ -78,14 +49,6 @@ def direct(paths: list[Path]) -> float:
                 raise SystemExit("a read came back short")
 
         return shared_out(blocks, 2, read)
-
-
-def drop(paths: list[Path]) -> None:
-    """Have the page cache forget files that nobody maps."""
-    for path in paths:
-        fd = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
 
 
 def measure(task: dict[str, Any]) -> dict[str, object]:

@@ -7,7 +7,6 @@ the page cache.
 """
 
 import json
-import os
 import random
 import sys
 import time
@@ -18,13 +17,14 @@ from typing import Any
 import arstore
 from arstore.store.planfile import Plan
 from arstore.store.tiers.local import Local
+from benchmark.programs.blocks import drop
 
 _IDENTITY = {"model": "llama", "revision": "r1", "precision": "bf16", "block_tokens": 64}
 _BLOCK_TOKENS, _HEADS, _DIM = 64, 8, 128
 _SYSTEMS, _SYSTEM_BLOCKS, _TURNS, _TURN_BLOCKS = 4, 3, 4, 2
 _BUSY = 0.9  # seconds of computing for each second that LRU on demand fetches
 _LIGHT = 0.3  # of that, where the prediction is looked at once more
-_ORDERS = {"exact": "given", "sorted": "prefix"}
+_ORDERS = ("given", "prefix")
 
 
 def conversations(sessions: int) -> list[list[int]]:
@@ -108,11 +108,7 @@ def on_demand(store: arstore.Store, plan: Plan) -> tuple[float, float]:
 
 
 def drop_cache(store: Path) -> None:
-    for path in (store / "segments").iterdir():
-        fd = os.open(path, os.O_RDONLY)
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
+    drop((store / "segments").iterdir())
 
 
 def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, object]:
@@ -129,24 +125,24 @@ def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, object]:
     drop_cache(root)
     _, fetching = on_demand(store, plan_for(budget, 0.0, "given"))
     compute_s = _BUSY * fetching / len(prompts)
-    times: dict[str, list[float]] = {"lru": [], "exact": [], "sorted": []}
+    times: dict[str, list[float]] = {"lru": [], "given": [], "prefix": []}
     errors: list[float] = []
     refetches: dict[str, int] = {}
-    predicted: dict[str, list[float]] = {"exact": [], "sorted": []}
+    predicted: dict[str, list[float]] = {"given": [], "prefix": []}
     for _ in range(task["rounds"]):
         drop_cache(root)
         times["lru"].append(on_demand(store, plan_for(budget, compute_s, "given"))[0])
         for share in (1.0, _LIGHT):  # the second: where moving takes longer than computing
-            for name, order in _ORDERS.items():
+            for order in _ORDERS:
                 store.tiers.probe()
                 drop_cache(root)
                 plan = plan_for(budget, share * compute_s, order)
                 seconds = planned(store, plan)
                 errors.append(plan.predicted_s / seconds - 1)
                 if share == 1.0:
-                    times[name].append(seconds)
-                    predicted[name].append(plan.predicted_s)
-                    refetches[name] = plan.refetches
+                    times[order].append(seconds)
+                    predicted[order].append(plan.predicted_s)
+                    refetches[order] = plan.refetches
     return {
         "times": times, "predicted": predicted, "errors": errors, "compute_s": compute_s * len(prompts),
         "requests": len(prompts), "blocks": unique, "budget_blocks": unique // 8, "refetches": refetches,
