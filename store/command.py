@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from .attach import Session
-from .disk import Disk, try_lock
+from .disk import Disk
 from .errors import NotFound, StorageFailed, fresh
 from .feed import serving
 from .prefetch import Stage, StagedOne, Staging, Wanted
@@ -19,6 +19,7 @@ from .requests import labels_of
 from .run import Run
 from .staging import BLOCK
 from .tiers.device import DeviceTier, parse_device
+from .tiers.extent import take_lock
 from .tiers.ipc import Handle, share
 from .tiers.tier import Held
 
@@ -119,8 +120,7 @@ class Janitor:
     def __init__(self, directory: Path, disk: Disk) -> None:
         """Take the directory of the host tier's extents; raise StorageFailed if no process can be started."""
         self.path = directory / f"session-{secrets.token_hex(8)}.json"
-        self._lock = disk.open(self.path.with_suffix(".lock"), create=True)
-        try_lock(self._lock)
+        self._lock = take_lock(self.path.with_suffix(".lock"), disk)
         try:
             # -P: what lies in the working directory is no module of ours.
             self._process = subprocess.Popen(

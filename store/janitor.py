@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .disk import Disk
 from .errors import StoreError
-from .tiers.extent import extent_path, forget_session, remove_extent
+from .tiers.extent import extent_path, forget_session, remove_extent, remove_partial
 
 _WAIT_S, _WAIT_MAX_S = 0.05, 5.0
 
@@ -38,6 +38,9 @@ if __name__ == "__main__":
     given = sys.stdin.read().split()
     with contextlib.suppress(StoreError):
         forget_session(session, disk)
+    for key in given:
+        with contextlib.suppress(StoreError):
+            remove_partial(session.parent, key, disk)
     left, wait_s = wipe_free(session.parent, given, disk), _WAIT_S
     os.close(sys.stdout.fileno())  # the starter waits for no others
     while left:

@@ -22,12 +22,13 @@ from arstore import Corrupt, NoRoom, NotFound, Store, StoreError, attach, create
 from arstore.formats.record import HEADER_BYTES
 from arstore.formats.tensor import TensorSpan
 from arstore.store.config import default_store
-from arstore.store.disk import Disk, Out, try_lock
+from arstore.store.disk import Disk, Out, try_lock, wait_lock
 from arstore.store.errors import BadInput, StorageFailed
 from arstore.store.prefetch import Stage
 from arstore.store.tensors import _TORCH_NAMES, tensor_bytes
+from arstore.store.tiers import extent as extent_room
 from arstore.store.tiers.arena import Arena
-from arstore.store.tiers.extent import attach_extent, remove_extent
+from arstore.store.tiers.extent import attach_extent, filling, partial_path, remove_extent, take_lock
 from arstore.store.tiers.local import Stored
 from tests.command import Ran, arstore, cli, ended, start
 from tests.mortal_disk import killed
@@ -836,3 +837,46 @@ def test_other_tiers_and_odd_words_are_refused(store: Store) -> None:
         assert cli("prefetch", "m", *words).code == 2
     assert cli("prefetch", "nobody").code == 3
     assert cli("prefetch").code == 2
+
+
+# ---- what went wrong once
+
+
+def test_the_janitor_wipes_what_was_half_staged_and_leaves_what_another_stages(tmp_path: Path) -> None:
+    directory = tmp_path / "tenant"
+    directory.mkdir()
+    for key in (KEY, OTHER):
+        partial_path(directory, key).write_bytes(b"secret")
+    with partial_path(directory, KEY).open("rb") as file, filling(directory, OTHER, Disk(), wait=False):
+        command = [sys.executable, "-m", "arstore.store.janitor", str(directory / "session-1.json")]
+        subprocess.run(command, input=f"{KEY}\n{OTHER}\n", text=True, check=True, timeout=30)
+        assert file.read() == bytes(6)
+        assert [path.name for path in directory.glob("*.partial")] == [partial_path(directory, OTHER).name]
+
+
+def test_a_lock_that_is_swept_as_it_is_taken_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    swept: list[int] = []
+
+    def swept_first(fd: int) -> None:
+        if not swept:
+            path.unlink()
+        swept.append(fd)
+        wait_lock(fd)
+
+    monkeypatch.setattr(extent_room, "wait_lock", swept_first)
+    fd = take_lock(path, Disk())
+    assert len(swept) == 2
+    assert os.path.samestat(os.fstat(fd), path.stat())
+    os.close(fd)
+
+
+def test_a_command_finds_what_is_staged_from_any_directory(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(tensors=weights(), name="m")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ARSTORE_HOST_DIR", "host")
+    elsewhere = "import os; os.chdir('/'); import arstore; print(*arstore.attach())"
+    ran = arstore("prefetch", "m", "--", sys.executable, "-c", elsewhere)
+    assert (ran.code, ran.out) == (0, "m\n"), ran.err

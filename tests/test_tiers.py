@@ -275,17 +275,45 @@ def test_a_stager_killed_anywhere_leaves_the_whole_or_nothing(tier: str, memory:
     assert published > 1
 
 
+def test_what_others_write_while_it_is_filled_is_never_sealed(memory: Path, small_steps: None) -> None:
+    def foreign(_: int) -> None:
+        [partial_] = memory.rglob("*.partial")
+        with partial_.open("r+b") as file:
+            file.seek(-100, os.SEEK_END)
+            file.write(b"evil")
+
+    arena = open_arena("shared", memory)
+    held = arena.fill(A, given(), told=foreign)
+    with pytest.raises(Corrupt):
+        whole(held)
+
+
+@pytest.mark.parametrize("tier", ARENAS)
+def test_what_is_left_takes_no_room_to_wipe(tier: str, memory: Path) -> None:
+    arena = open_arena(tier, memory)
+    partial_ = arena.directory / f".{A}.partial"
+    with partial_.open("wb") as file:
+        file.write(b"secret")
+        file.truncate(1 << 28)
+    with partial_.open("rb") as file:
+        arena.sweep()
+        assert file.read(6) == bytes(6)
+        assert os.fstat(file.fileno()).st_blocks * 512 <= 1 << 16
+    assert left(memory) == []
+
+
 @pytest.mark.parametrize("tier", ARENAS)
 def test_a_stager_killed_while_it_reads_leaves_nothing(tier: str, memory: Path, small_steps: None) -> None:
     class Killed(Faulty):
         def __call__(self, out: Out | None) -> None:
-            with contextlib.suppress(RuntimeError):
+            try:
                 super().__call__(out)
-            os.kill(os.getpid(), signal.SIGKILL)
+            except RuntimeError:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     if not (pid := os.fork()):
         with contextlib.suppress(BaseException):
-            open_arena(tier, memory).fill(A, Met(given(), Killed(RuntimeError())))
+            open_arena(tier, memory).fill(A, Met(given(), Killed(RuntimeError(), 1 if tier == "host" else 2)))
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     arena = open_arena(tier, memory)
@@ -498,7 +526,8 @@ class GoneMeanwhile:
 
     def read(self, at: int, out: Out) -> None:
         self._source.read(at, out)
-        self._go()
+        if at == 0:
+            self._go()
 
 
 @pytest.mark.parametrize("tier", ARENAS)

@@ -8,14 +8,28 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from ..disk import Disk, FileSpan, disk_errors, locked, try_lock, wait_lock
-from ..errors import Corrupt, Fenced, NoRoom, NotFound, StorageFailed
+from ..disk import Disk, FileSpan, disk_errors, locked, try_lock
+from ..errors import Corrupt, NoRoom, NotFound, StorageFailed, StoreError
 from ..progress import BytesTold, ignore_bytes
-from .extent import KEY, Extent, Head, attach_extent, extent_path, forget_session, read_name, remove_extent, wipe
-from .sealed import SealedExtent, blank_sums, sums_of
+from .extent import (
+    KEY,
+    Extent,
+    Head,
+    attach_extent,
+    extent_path,
+    filling,
+    forget_session,
+    partial_path,
+    read_name,
+    remove_extent,
+    remove_partial,
+    wipe,
+)  # fmt: skip
+from .sealed import SealedExtent, blank_sums, fill_summed
 from .tier import Held, Resident
 
 
@@ -68,25 +82,9 @@ class Arena:
                 self._disk.set_time(path, until_s)
         return extent
 
-    @contextlib.contextmanager
-    def filling(self, key: str, *, wait: bool) -> Iterator[None]:
+    def filling(self, key: str, *, wait: bool) -> AbstractContextManager[None]:
         """Be the one process that stages this key while the body runs; raise Fenced if another is, unless `wait`."""
-        path = self.directory / f".{key}.lock"
-        while True:
-            fd = self._disk.open(path, create=True)
-            try:
-                if wait:
-                    wait_lock(fd)
-                elif not try_lock(fd):
-                    raise Fenced(key[:16], "another process is staging it", hint="wait for it with --wait")
-                if os.fstat(fd).st_nlink:  # else who had it before removed it
-                    try:
-                        yield
-                    finally:
-                        self._disk.remove(path)
-                    return
-            finally:
-                os.close(fd)
+        return filling(self.directory, key, self._disk, wait=wait)
 
     def make_room(self, length_bytes: int, keep: frozenset[str]) -> None:
         """Remove what is over time first, until so many bytes fit; never what is in use.
@@ -121,7 +119,7 @@ class Arena:
         head = Head(key, source.name, tuple(source.spans), source.length_bytes)
         if self._seal:
             head = replace(head, sums=blank_sums(head.length_bytes))
-        partial = self.directory / f".{key}.partial"
+        partial = partial_path(self.directory, key)
         remove_extent(partial, self._disk)  # left by a stager that was killed
         fd = self._disk.open(partial, create=True)
         try:
@@ -132,7 +130,8 @@ class Arena:
             self._disk.rename(partial, self._path(key))
         except BaseException:
             if partial.exists():
-                wipe(fd, partial, self._disk)
+                with contextlib.suppress(StoreError):  # the first error counts
+                    wipe(fd, partial, self._disk)
             raise
         finally:
             os.close(fd)
@@ -151,9 +150,11 @@ class Arena:
         packed = head.packed(self._seal)
         start, stop = len(packed), len(packed) + head.length_bytes
         self._disk.truncate(fd, stop)  # who makes room counts it
-        source.read(0, FileSpan(self._disk, fd, start, stop, told))
+        out = FileSpan(self._disk, fd, start, stop, told)
         if self._seal:
-            packed = replace(head, sums=sums_of(self._seal, fd, start, head.length_bytes)).packed(self._seal)
+            packed = replace(head, sums=fill_summed(self._seal, source, out)).packed(self._seal)
+        else:
+            source.read(0, out)
         self._disk.write_at(fd, packed, 0)
 
     def _open(self, path: Path, key: str, known: Head | None = None) -> "Extent | SealedExtent":
@@ -168,8 +169,7 @@ class Arena:
         for one in self.residents():
             self.remove(one.key, over=True)
         for key in self.partials():
-            with contextlib.suppress(Fenced), self.filling(key, wait=False):
-                remove_extent(self.directory / f".{key}.partial", self._disk)
+            remove_partial(self.directory, key, self._disk)
         for lock in (*self.directory.glob("session-*.lock"), *self.directory.glob(".*.lock")):
             self._sweep_lock(lock)
 
@@ -194,7 +194,7 @@ class Arena:
         total = 0
         for key in set(self.partials()) - keep:
             with contextlib.suppress(FileNotFoundError):
-                total += (self.directory / f".{key}.partial").stat().st_size
+                total += partial_path(self.directory, key).stat().st_size
         return total
 
     def _is_used(self, key: str) -> bool:

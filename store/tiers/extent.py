@@ -20,6 +20,7 @@ import mmap
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +29,7 @@ from blake3 import blake3
 
 from ...formats.tensor import TensorSpan
 from ..disk import Disk, Out, disk_errors, try_lock, wait_lock
-from ..errors import Corrupt, NotFound, StorageFailed
+from ..errors import Corrupt, Fenced, NotFound, StorageFailed
 
 _PAGE_BYTES = 4096
 _MAGIC = b"ARHOST1\0"
@@ -118,9 +119,61 @@ def remove_extent(path: Path, disk: Disk, *, over: bool = False) -> bool:
 def wipe(fd: int, path: Path, disk: Disk) -> None:
     """Unlink an extent that nobody else can use, and overwrite it."""
     disk.remove(path)  # first: nobody finds it any more; the open file keeps its pages until they are overwritten
-    length, zeros = os.fstat(fd).st_size, memoryview(bytes(_WIPE_BYTES))
-    for at in range(0, length, _WIPE_BYTES):  # not mapped: a fault for each page takes four times as long
-        disk.write_at(fd, zeros[: length - at], at)
+    zeros = memoryview(bytes(_WIPE_BYTES))
+    for start, stop in _data(fd):
+        for at in range(start, stop, _WIPE_BYTES):  # not mapped: a fault for each page takes four times as long
+            disk.write_at(fd, zeros[: stop - at], at)
+
+
+def _data(fd: int) -> Iterator[tuple[int, int]]:
+    """Yield where a file has data: writing to its holes would take room, which there may be none of."""
+    stop = 0
+    with contextlib.suppress(OSError):  # after the last one
+        while True:
+            start = os.lseek(fd, stop, os.SEEK_DATA)
+            stop = os.lseek(fd, start, os.SEEK_HOLE)
+            yield start, stop
+
+
+def partial_path(directory: Path, key: str) -> Path:
+    """Return where the extent of a key is while it is filled."""
+    assert KEY.fullmatch(key)
+    return directory / f".{key}.partial"
+
+
+@contextlib.contextmanager
+def filling(directory: Path, key: str, disk: Disk, *, wait: bool) -> Iterator[None]:
+    """Be the one process that stages this key while the body runs; raise Fenced if another is, unless `wait`."""
+    path = directory / f".{key}.lock"
+    fd = take_lock(path, disk, wait=wait)
+    try:
+        yield
+    finally:
+        disk.remove(path)
+        os.close(fd)
+
+
+def take_lock(path: Path, disk: Disk, *, wait: bool = True) -> int:
+    """Return a descriptor that holds a lock file, made if need be; raise Fenced if another has it, unless `wait`."""
+    while True:
+        fd = disk.open(path, create=True)
+        try:
+            if wait:
+                wait_lock(fd)
+            elif not try_lock(fd):
+                raise Fenced(path.stem[1:17], "another process is staging it", hint="wait for it with --wait")
+            if os.fstat(fd).st_nlink:  # else who had it before removed it
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def remove_partial(directory: Path, key: str, disk: Disk) -> None:
+    """Wipe what a stager that was killed left of an extent, unless another fills it now."""
+    with contextlib.suppress(Fenced), filling(directory, key, disk, wait=False):
+        remove_extent(partial_path(directory, key), disk)
 
 
 def attach_extent(path: Path, key: str, known: Head | None = None) -> Extent:

@@ -22,7 +22,7 @@ def open_host(store_id: bytes, tenant: bytes, budget_bytes: int | None, disk: Di
 def host_directory(store_id: bytes, tenant: bytes) -> Path:
     """Return where a tenant's extents are, which is there if anything of it was ever staged."""
     given = setting("host_dir")
-    parent = Path(given) if given else Path(f"/dev/shm/arstore-{os.geteuid()}")
+    parent = Path(given).absolute() if given else Path(f"/dev/shm/arstore-{os.geteuid()}")
     return parent / directory_name(store_id, tenant)
 
 

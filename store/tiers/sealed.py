@@ -14,12 +14,14 @@ from pathlib import Path
 from blake3 import blake3
 
 from ...formats.tensor import TensorSpan
-from ..disk import Out, disk_errors, make_buffer
+from ..disk import FileSpan, Out, disk_errors, make_buffer
 from ..errors import Corrupt
 from ..fetch import workers_count
 from .extent import open_held, read_head
+from .tier import Held
 
 SUM_BYTES = 4 << 20
+_AT_ONCE = 16
 _UNKNOWN = "0" * 64
 
 
@@ -28,17 +30,26 @@ def blank_sums(length_bytes: int) -> tuple[str, ...]:
     return (_UNKNOWN,) * -(-length_bytes // SUM_BYTES)
 
 
-def sums_of(seal: bytes, fd: int, start: int, length_bytes: int) -> tuple[str, ...]:
-    """Return the sums of data that lies in a file from `start` on, on every core."""
+def fill_summed(seal: bytes, source: Held, out: FileSpan) -> tuple[str, ...]:
+    """Fill `out` with an object; return the sums of its data, on every core.
 
-    def sum_at(at: int) -> str:
-        data = memoryview(make_buffer(SUM_BYTES))[: min(SUM_BYTES, length_bytes - at)]
-        with disk_errors("extent"):
-            got = os.preadv(fd, [data], start + at)
-        return _sum(seal, data[:got])
+    They are those of a private copy: read back from where others may write, a foreign byte would be sealed as ours.
+    """
+    step = _AT_ONCE * SUM_BYTES
+    window = memoryview(make_buffer(min(step, source.length_bytes)))
+    sums: list[str] = []
+
+    def put(part: memoryview, at: int) -> str:
+        out[at : at + len(part)] = part
+        return _sum(seal, part)
 
     with ThreadPoolExecutor(workers_count()) as pool:
-        return tuple(pool.map(sum_at, range(0, length_bytes, SUM_BYTES)))
+        for first in range(0, source.length_bytes, step):
+            here = window[: min(step, source.length_bytes - first)]
+            source.read(first, here)
+            starts = range(0, len(here), SUM_BYTES)
+            sums += pool.map(put, [here[at : at + SUM_BYTES] for at in starts], [first + at for at in starts])
+    return tuple(sums)
 
 
 class SealedExtent:
