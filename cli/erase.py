@@ -28,12 +28,15 @@ def erase(
             "keys_destroyed": receipt.keys_destroyed,
             "root_epoch": receipt.root_epoch,
             "level": receipt.level,
+            "still_staged": list(receipt.still_staged),
         },
         "blobs_erased": receipt.blobs_erased,
         "blobs_shared": receipt.blobs_shared,
         "dry_run": dry_run,
         "seconds": seconds,
     }
+    for one in receipt.still_staged:
+        session.say(f"warning: {one}: staged meanwhile, and in use; it goes with the process that uses it")
     verb = "would erase" if dry_run else "erased"
     session.emit(
         values,

@@ -8,7 +8,7 @@ page leads to the keys.
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +35,16 @@ class EraseParts:
     garbage: Garbage
     marks: Marks
     recover: Callable[[], int]
-    forget_staged: Callable[[Collection[str] | None], None]
+    forget_staged: Callable[..., list[str]]  # takes keys and `late`, see prefetch.forget_staged
     root_outside: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What an erase destroyed. `level` says against whom it holds."""
+    """What an erase destroyed. `level` says against whom it holds.
+
+    `still_staged` are copies that a process made in the middle of it and uses, and tiers that went away in it.
+    """
 
     id: str
     versions: tuple[str, ...]
@@ -50,6 +53,7 @@ class Receipt:
     keys_destroyed: int
     root_epoch: int
     level: str
+    still_staged: tuple[str, ...] = ()
 
 
 _INSIDE = "against whoever has the store and its key file as they are now; old copies of the store may still open"
@@ -79,11 +83,11 @@ def erase(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:
         erased += parts.catalog.drop(one.name, one.version, needs.get(found.text, Needs()), shred=True)
     keys = shred(parts.directory, parts.keyring, parts.ledger)
     parts.names.settle_claims(needs.values())
-    parts.forget_staged(staged)  # what was staged meanwhile
+    used = parts.forget_staged(staged, late=True)  # what was staged meanwhile
     shared = len(parts.catalog.find_blobs({digest for one in needs.values() for digest in one.blobs}))
     level = _OUTSIDE if parts.root_outside else _INSIDE
     texts = tuple(found.text for found in doomed)
-    return Receipt(secrets.token_hex(8), texts, erased, shared, keys, parts.keyring.epoch, level)
+    return Receipt(secrets.token_hex(8), texts, erased, shared, keys, parts.keyring.epoch, level, tuple(used))
 
 
 def foretell(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:

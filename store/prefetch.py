@@ -210,12 +210,27 @@ def unstage(arenas: Sequence[Arena], names: Names, wanted: Sequence[str]) -> tup
     return gone, busy
 
 
-def forget_staged(arena: Arena, keys: Collection[str] | None) -> None:
-    """Wipe staged copies of these objects (None: of all) before they are erased; raise Fenced if one is in use."""
+def forget_staged(arena: Arena, keys: Collection[str] | None, *, late: bool = False) -> list[str]:
+    """Wipe staged copies of these objects, None: of all, before they are erased; raise Fenced if one is in use.
+
+    `late`: they are erased. Then return which copies are in use, or are coming: they go when nobody uses them any more.
+    """
     arena.sweep()
     names = {key: key[:16] for key in arena.partials()} | {one.key: one.name for one in arena.residents()}
+    used = []
     for key, name in names.items():
-        if keys is None or key in keys:
+        if keys is not None and key not in keys:
+            continue
+        try:
             with arena.filling(key, wait=False):
-                if not arena.remove(key):
-                    raise Fenced(name, "is staged, and a process uses it", hint="end that process, then run it again")
+                gone = arena.remove(key)
+        except Fenced:
+            if not late:
+                raise
+            gone = False  # its stager will find it erased
+        if not gone and not late:
+            raise Fenced(name, "is staged, and a process uses it", hint="end that process, then run it again")
+        if not gone:
+            arena.expire(key)
+            used.append(name)
+    return used

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,7 +202,7 @@ class Store:
             doomed += p.names.versions(bounds_name(name))  # minimum and maximum of the very keys
         parts = EraseParts(
             p.directory, p.names, p.catalog, p.keyring, p.ledger, p.garbage, p.marks, p.recover,
-            lambda keys: self.tiers.forget(p.keys.tenant, keys),
+            partial(self.tiers.forget, p.keys.tenant),
             p.config.root_file is not None,
         )  # fmt: skip
         return foretell(parts, doomed) if dry_run else erase(parts, doomed)
@@ -287,9 +288,8 @@ class Store:
         Raises Conflict if it has artifacts and `erase` is not given, BadInput for the tenant the store is opened as.
         """
         p = self._parts
-        if erase and not dry_run:
-            self.tiers.forget(p.keyring.tenant(name)[1], None)
-        return remove_tenant(p.tables, p.garbage, p.keyring, p.keys.number, name, erase=erase, dry_run=dry_run)
+        forget = partial(self.tiers.forget, keys=None)
+        return remove_tenant(p.tables, p.garbage, p.keyring, p.keys.number, name, forget, erase=erase, dry_run=dry_run)
 
     def _now_s(self) -> int:
         return int(self._parts.now().timestamp())

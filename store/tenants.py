@@ -1,5 +1,7 @@
 """Tenants: one of them removed, with everything it has where that is asked for."""
 
+from collections.abc import Callable
+
 from .catalog import Catalog
 from .errors import BadInput, Conflict
 from .garbage import Garbage
@@ -9,10 +11,12 @@ from .tables import Tables
 
 
 def remove_tenant(
-    tables: Tables, garbage: Garbage, keyring: Keyring, own_number: int, name: str, *, erase: bool, dry_run: bool
-) -> Holding:
+    tables: Tables, garbage: Garbage, keyring: Keyring, own_number: int, name: str, forget: Callable[..., object], *,
+    erase: bool, dry_run: bool,
+) -> Holding:  # fmt: skip
     """Remove a tenant; with `erase` its artifacts too, by destroying every key of it at once. Durable on return.
 
+    `forget` wipes what is staged of a tenant, see `Tiers.forget`; it raises Fenced, before anything is destroyed.
     Raises Conflict if it has artifacts and `erase` is not given, BadInput for the tenant the store is opened as.
     """
     number, tenant = keyring.tenant(name)
@@ -24,7 +28,9 @@ def remove_tenant(
         raise Conflict(f"tenant {name}", why, hint="add --erase to destroy them with it")
     if dry_run:
         return gone
+    forget(tenant)
     garbage.drop_tenant(number)  # before its keys: killed between, the tenant is there to be removed again
     keyring.remove_tenant(number)
     garbage.drop_tenant(number)  # what was put meanwhile
+    forget(tenant, late=True)  # and staged
     return gone

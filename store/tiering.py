@@ -115,7 +115,7 @@ class Tiers:
         """
         versions = {f"{one.summary.name}@{one.summary.version}": one for one in map(self.get, dict.fromkeys(names))}
         found = {one.summary.id: one for one in versions.values()}  # of the same bytes by two names there is one
-        local = Local(found.__getitem__, lambda key: None)
+        local = Local(self.get, lambda key: None, found.values())
         wanted = [Wanted(one.summary.id, id_, local.length_bytes(one.summary.id)) for id_, one in versions.items()]
         if host_only and to != "host":
             lengths = {one.key: one.length_bytes for one in wanted}
@@ -146,16 +146,15 @@ class Tiers:
         arenas, failed = self._arenas()
         return Unstaged(*unstage(arenas, self.names, names), failed)
 
-    def forget(self, tenant: Tenant, keys: Collection[str] | None) -> None:
-        """Wipe staged copies of these objects of a tenant (None: of all); raise Fenced if one of them is in use.
+    def forget(self, tenant: Tenant, keys: Collection[str] | None, *, late: bool = False) -> list[str]:
+        """Wipe staged copies of these objects of a tenant, see `forget_staged`.
 
-        Raises StorageFailed if the shared tier is gone: what it holds can't be wiped then.
+        Raises StorageFailed, unless `late`, if the shared tier is gone: what it holds can't be wiped then.
         """
         arenas, failed = replace(self, tenant=tenant)._arenas()
-        for error in failed.values():
-            raise error
-        for arena in arenas:
-            forget_staged(arena, keys)
+        if failed and not late:
+            raise next(iter(failed.values()))
+        return [*failed, *(name for arena in arenas for name in forget_staged(arena, keys, late=late))]
 
     def placed(self, key: str) -> list[Placed]:
         """Return where an object is staged."""

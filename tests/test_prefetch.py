@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from arstore import Corrupt, NoRoom, NotFound, Store, StoreError, attach, create_store, open_store
 from arstore.formats.record import HEADER_BYTES
 from arstore.formats.tensor import TensorSpan
+from arstore.store import erase as erase_room
 from arstore.store.config import default_store
 from arstore.store.disk import Disk, Out, try_lock, wait_lock
 from arstore.store.errors import BadInput, StorageFailed
@@ -29,9 +30,12 @@ from arstore.store.tensors import _TORCH_NAMES, tensor_bytes
 from arstore.store.tiers import extent as extent_room
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.extent import attach_extent, filling, partial_path, remove_extent, take_lock
-from arstore.store.tiers.local import Stored
+from arstore.store.tiers.fallback import Sources
+from arstore.store.tiers.local import Local, Stored
 from tests.command import Ran, arstore, cli, ended, start
 from tests.mortal_disk import killed
+from tests.tier_faults import Given
+from tests.tier_suite import whole
 
 KEY, OTHER = "a" * 64, "b" * 64
 # What a command does that attaches, says so, and goes on until it is told to end; it then checks what it holds.
@@ -880,3 +884,32 @@ def test_a_command_finds_what_is_staged_from_any_directory(
     elsewhere = "import os; os.chdir('/'); import arstore; print(*arstore.attach())"
     ran = arstore("prefetch", "m", "--", sys.executable, "-c", elsewhere)
     assert (ran.code, ran.out) == (0, "m\n"), ran.err
+
+
+def test_a_copy_that_comes_in_the_middle_of_an_erase_does_not_stay(
+    store: Store, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is there when the erase looks again is said, and goes with its user; a later one never stays."""
+    store.put(tensors=weights(), name="m")
+    key, arena = store.get("m").summary.id, store.tiers.host()
+    truth = Local(store.get, lambda key: None)
+    had = truth.hold(key)
+    assert had
+    copy = Given(had.name, tuple(had.spans), whole(had))
+    held: list[object] = []
+
+    real: Callable[..., int] = erase_room.shred
+
+    def shred(*given: object) -> int:
+        held.append(arena.fill(key, copy, time.time() + 100))
+        return real(*given)
+
+    monkeypatch.setattr(erase_room, "shred", shred)
+    monkeypatch.setattr(truth, "hold", lambda key, until_s=0.0: copy)
+    assert store.erase("m").still_staged == ("m@1",)
+    held.clear()
+    arena.sweep()
+    assert left(host) == []
+    with pytest.raises(NotFound):
+        Sources([], truth).bring(key, arena, wait=False)
+    assert left(host) == []

@@ -164,6 +164,11 @@ class Arena:
         """Wipe an extent and give its memory back, see `remove_extent`."""
         return remove_extent(self._path(key), self._disk, over=over)
 
+    def expire(self, key: str) -> None:
+        """Let an extent's time be over: when nobody uses it any more it goes."""
+        with contextlib.suppress(StorageFailed):  # it has gone
+            self._disk.set_time(self._path(key), 0.0)
+
     def sweep(self) -> None:
         """Wipe what killed stagers left, and what is over time and nobody uses."""
         for one in self.residents():

@@ -1,6 +1,6 @@
 """The local tier: what the store holds, as objects to be staged. It is the truth; put and gc fill and empty it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -8,7 +8,7 @@ from ...formats.kv_shape import KvShape
 from ...formats.tensor import TensorSpan, data_bytes
 from ..artifact import Artifact
 from ..disk import FileSpan, Out
-from ..errors import NotFound
+from ..errors import Corrupt, NotFound
 from ..prefix import Prefix, Run
 from ..tensors import aligned
 
@@ -34,10 +34,22 @@ class Local:
 
     tier = "local"
 
-    def __init__(self, get: Callable[[str], Artifact], block: Callable[[str], Prefix | None]) -> None:
-        """Take how a version is found by its id, and how a block is, as a prefix of its own."""
+    def __init__(
+        self, get: Callable[[str], Artifact], block: Callable[[str], Prefix | None], known: Iterable[Artifact] = ()
+    ) -> None:
+        """Take how a version is found by its id, and how a block is, as a prefix of its own; and versions so found."""
         self._get, self._block = get, block
-        self._versions: dict[str, Stored] = {}  # of those that were asked for: large ones take a while to lay out
+        # Those that were asked for: large ones take a while to lay out.
+        self._versions = {one.summary.id: stored_artifact(one) for one in known}
+
+    def find(self, key: str) -> bool:
+        """Say whether an object is stored, still: what was held may have been removed."""
+        try:
+            return self._block(key) is not None or self._get(key) is not None
+        except NotFound:
+            return False
+        except Corrupt:
+            return True
 
     def hold(self, key: str, until_s: float = 0.0) -> Stored | None:
         """Return a stored object, None if there is none; reading it raises NotFound if it is removed meanwhile."""
