@@ -124,6 +124,7 @@ def _attach_run(session: Session, device: str) -> Staged:
     """Carry out the last lane of a plan in this process: from the host tier up to its device."""
     from .feed import Fed
     from .planfile import read_plan
+    from .requests import labels_of
     from .run import Run
 
     plan = read_plan(session.plan_path)
@@ -132,12 +133,12 @@ def _attach_run(session: Session, device: str) -> Staged:
     atexit.register(run.close)  # its threads are at work in torch, and must not be when the interpreter goes
     run.__enter__()
     run.wait_until_placed()
-    numbers = {key: number for number, key in enumerate(session.keys)}
-    held = run.lanes[0].placed()
-    for _, key in session.artifacts:
-        if error := run.lanes[0].failed.get(numbers[key]):
+    numbers = {name: number for number, name in labels_of(plan).items()}
+    held, failed = run.lanes[0].placed(), run.lanes[0].failed
+    for name, _ in session.artifacts:
+        if error := failed.get(numbers[name]):
             raise fresh(error)
-    return Staged({name: held[numbers[key]] for name, key in session.artifacts}, session, run)
+    return Staged({name: held[numbers[name]] for name, _ in session.artifacts}, session, run)
 
 
 def _extent(session: Session, key: str) -> Held:

@@ -170,6 +170,7 @@ def _run(command: Sequence[str], session: Session, disk: Disk) -> int:
     # What is ignored, as nohup has it, the command is to ignore as well.
     caught = [number for number in _PASSED_ON + _SENT_TO_ALL if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, passed_on) for number in caught}
+    before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, exit codes would not come back
     try:
         try:
             process = subprocess.Popen(command, env={**os.environ, "ARSTORE_STAGED": str(session.path)})

@@ -23,7 +23,7 @@ from typing import Any
 
 from .disk import Disk, disk_errors
 from .errors import Fenced, StorageFailed, StoreError
-from .lane import Steps, Taken
+from .steps import Steps, Taken
 from .tiers.extent import attach_extent, extent_path
 
 _ASK_MAX_BYTES = 256
@@ -56,7 +56,11 @@ class _Server:
                 time.sleep(_RETRY_S)
                 continue
             self._open.add(connection)
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            except RuntimeError:  # there are too many already: of this client there is one less
+                self._open.discard(connection)
+                connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         owed = set[int]()  # steps that this connection has been given and not said to be over
@@ -110,6 +114,10 @@ def _packed(taken: Taken, keys: Sequence[str]) -> dict[str, Any]:
     return {"held": {number: keys[number] for number in taken.held}, "failed": failed}
 
 
+_feds = weakref.WeakSet["Fed"]()
+os.register_at_fork(after_in_child=lambda: [*map(Fed._forget_connections, list(_feds))])
+
+
 class Fed:
     """The steps of a lane of the host tier that another process runs; threads may share it."""
 
@@ -117,11 +125,16 @@ class Fed:
 
     def __init__(self, path: Path, *, alone: bool = False) -> None:
         """Take the socket; `alone`: its steps make sense to one process only. Raises Fenced if another one has them."""
-        self._path, self._local = path, threading.local()
-        self._connections = weakref.WeakSet[socket.socket]()
+        self._path = path
+        self._forget_connections()
+        _feds.add(self)
         if alone and not self._ask(["own", secrets.token_hex(8)]):
             why = "another process of this run works on them already"
             raise Fenced("requests", why, hint="on a device one process works through the requests of a run")
+
+    def _forget_connections(self) -> None:
+        """Begin anew, also in the child of a fork: its parent's connections close with the parent."""
+        self._local, self._connections = threading.local(), weakref.WeakSet[socket.socket]()
 
     def next(self) -> int | None:
         step = self._ask(["next"])

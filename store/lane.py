@@ -6,16 +6,16 @@ A move that fails fails those steps that need its object, and no other.
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 from .errors import Corrupt, Fenced, NotFound, StorageFailed, StoreError, fresh, without_frames
 from .progress import BytesTold
 from .staging import Move
+from .steps import Steps, Taken
 from .tiers.fallback import Sources
 from .tiers.probe import WORKERS_COUNT
 from .tiers.tier import Held, Tier
@@ -26,55 +26,23 @@ Told = Callable[[str, int, str, float], None]
 _RETRY_S = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """What a step needs, by the objects' numbers: in place and held, or with the error that kept it away.
-
-    What is in neither has to be computed.
-    """
-
-    held: dict[int, Held] = field(default_factory=dict)
-    failed: dict[int, StoreError] = field(default_factory=dict)
-
-
-class Steps(Protocol):
-    """What serves the steps of a lane, in this process or through feed.py in another."""
-
-    @property
-    def tier(self) -> str: ...
-
-    def next(self) -> int | None:
-        """Return the next step that nobody has been given yet; None after the last."""
-        ...
-
-    def take(self, step: int) -> Taken:
-        """Return what a step needs, when all of it is there. Raises StorageFailed if the run has ended."""
-        ...
-
-    def over(self, step: int) -> None:
-        """Say that a step is over: what it took may go."""
-        ...
-
-    def stop(self) -> None:
-        """Make no further move; whoever waits in `take` is told that the run has ended."""
-        ...
-
-
 class Lane:
     """One lane of a running plan. Start it, take the steps in their order, say when each is over, and close it."""
 
     def __init__(
         self, tier: Tier, moves: Sequence[Move], needs: Sequence[Sequence[int]], keys: Sequence[str], *,
-        always: Sequence[int], found: Sequence[int], below: Steps | None, sources: Sources | None, told: Told,
-        coming: BytesTold, clock: Callable[[], float], workers: int = WORKERS_COUNT,
+        waits: Sequence[Sequence[int]], always: Sequence[int], found: Sequence[int], below: Steps | None,
+        sources: Sources | None, told: Told, coming: BytesTold, clock: Callable[[], float],
+        workers: int = WORKERS_COUNT,
     ) -> None:  # fmt: skip
-        """Take the tier, its moves, what each step needs and what `always` all do, and the keys of all objects.
+        """Take the tier, its moves, what each step needs and what `always` all do, and the keys of all objects; and the
+        steps that each step `waits` for, if any does.
 
         Objects come from the lane `below`, where there is one, else from `sources`; what is `found` lies there already,
         and is brought from `sources` if it doesn't any more.
         """
         self._tier, self._moves, self._needs, self._keys = tier, moves, needs, keys
-        self._always, self._found, self._below, self._sources = always, found, below, sources
+        self._waits, self._always, self._found, self._below, self._sources = waits, always, found, below, sources
         self._told, self._coming, self._clock = told, coming, clock
         self._until = _counts(moves, len(needs))
         self._next = 0
@@ -90,6 +58,7 @@ class Lane:
         self._fresh = set[str]()
         self._closed = False
         self._broken: Exception | None = None  # what ended it before its time
+        self._process = os.getpid()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
 
     @property
@@ -114,6 +83,8 @@ class Lane:
             return dict(self._there.held)
 
     def next(self) -> int | None:
+        if os.getpid() != self._process:
+            raise StorageFailed("run", "is another process's, which forked this one", hint="start a process anew")
         with self._changed:
             if self._next == len(self._needs):
                 return None
@@ -122,12 +93,16 @@ class Lane:
 
     def take(self, step: int) -> Taken:
         with self._changed:
-            self._changed.wait_for(lambda: self._made >= self._until[step] or self._closed)
+            self._changed.wait_for(lambda: self._is_ready(step) or self._closed)
             self._check()
             held, failed = self._there.held, self._there.failed
             needed = (*self._needs[step], *self._always)
             self._began[step] = self._clock()
             return Taken({n: held[n] for n in needed if n in held}, {n: failed[n] for n in needed if n in failed})
+
+    def _is_ready(self, step: int) -> bool:
+        waits = self._waits[step] if self._waits else ()
+        return self._made >= self._until[step] and all(n <= self._over or n in self._over_ahead for n in waits)
 
     def over(self, step: int) -> None:
         with self._changed:

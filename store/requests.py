@@ -1,13 +1,14 @@
 """Requests: those of a running plan, one after the other, each with what it needs in place."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from .errors import StoreError, fresh
-from .lane import Steps, Taken
 from .planfile import Plan
 from .refs import label_objects
 from .staged import StagedTensors
 from .staging import BLOCK, RequestId
+from .steps import Steps, Taken
 
 
 class Ready(Mapping[str, StagedTensors]):
@@ -51,12 +52,13 @@ class Ready(Mapping[str, StagedTensors]):
 def requests_of(plan: Plan, steps: Steps) -> Iterator[Ready]:
     """Yield the requests of a running plan, each when it is ready; several that iterate share them.
 
-    One is over, and its objects may go, when the next one is asked for. Raises StorageFailed if the run has ended.
+    One is over, and its objects may go, when the next one is asked for. One that is to come after others waits until
+    they are over, whoever has them. Raises StorageFailed if the run has ended.
     """
     labels = labels_of(plan)
     blocks = {number for number, one in enumerate(plan.job.objects) if one.id.startswith(BLOCK)}
     while (step := steps.next()) is not None:
-        request = plan.job.requests[plan.order[step]]
+        request, process = plan.job.requests[plan.order[step]], os.getpid()
         try:
             own = [number for number in request.objects if number in blocks]
             ready = Ready(request.id, steps.take(step), labels, own)
@@ -65,7 +67,8 @@ def requests_of(plan: Plan, steps: Steps) -> Iterator[Ready]:
             finally:
                 ready.release()
         finally:
-            steps.over(step)
+            if os.getpid() == process:  # the child of a fork does not speak for its parent
+                steps.over(step)
 
 
 def labels_of(plan: Plan) -> dict[int, str]:

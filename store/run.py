@@ -6,11 +6,12 @@ from contextlib import ExitStack
 
 from .disk import allow_files
 from .errors import BadInput, StorageFailed, StoreError, without_frames
-from .lane import Lane, Steps, Told
+from .lane import Lane, Told
 from .planfile import Plan
 from .progress import BytesTold, TierProgress, ignore_tiers
 from .requests import Ready, requests_of
 from .staging import NEVER, Move, steps_below
+from .steps import Steps
 from .tiers.fallback import Sources
 from .tiers.tier import Tier
 from .timeline import Event, Timed
@@ -86,9 +87,9 @@ class Run:
         plan = self.plan
         needs = steps_below(plan.lanes[place - 1]) if place else plan.job.needs(plan.order)
         return Lane(
-            tier, plan.lanes[place], needs, self.keys, always=() if place else plan.job.held,
-            found=plan.job.found(place), below=below, sources=sources, told=self._telling(place, tier),
-            coming=self._counting(place, tier), clock=self._clock,
+            tier, plan.lanes[place], needs, self.keys, waits=() if place else plan.job.waits(plan.order),
+            always=() if place else plan.job.held, found=plan.job.found(place), below=below, sources=sources,
+            told=self._telling(place, tier), coming=self._counting(place, tier), clock=self._clock,
         )  # fmt: skip
 
     @property

@@ -100,6 +100,11 @@ class Job:
             steps[0] = tuple(dict.fromkeys(self.held + steps[0]))
         return steps
 
+    def waits(self, order: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return for each request in this order the steps that must be over before it runs."""
+        steps = {self.requests[number].id: step for step, number in enumerate(order)}
+        return [tuple(steps[name] for name in self.requests[number].after) for number in order]
+
 
 @dataclass(frozen=True, slots=True)
 class Move:

@@ -10,7 +10,7 @@ from typing import Any
 
 from arstore.cli.main import hoisted, run
 
-_PROGRAM = "from arstore.cli.main import main; main()"
+PROGRAM = "from arstore.cli.main import main; main()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def cli(*words: object) -> Ran:
 
 def arstore(*words: object) -> Ran:
     """Run `arstore` with the environment of this process; a traceback is never an answer."""
-    command = [sys.executable, "-c", _PROGRAM, *map(str, words)]
+    command = [sys.executable, "-c", PROGRAM, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return Ran(done.returncode, done.stdout, done.stderr)
@@ -52,7 +52,7 @@ def arstore(*words: object) -> Ran:
 
 def start(*words: object) -> "subprocess.Popen[str]":
     """Start `arstore` and return at once: for commands that are killed, interrupted, or run beside others."""
-    command = [sys.executable, "-c", _PROGRAM, *map(str, words)]
+    command = [sys.executable, "-c", PROGRAM, *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,12 +21,14 @@ import torch
 from arstore import BadInput, Corrupt, NoRoom, Store, create_store, open_store
 from arstore.formats.record import HEADER_BYTES
 from arstore.store.config import default_store
+from arstore.store.disk import Disk
 from arstore.store.errors import StorageFailed
+from arstore.store.feed import Fed, serving
 from arstore.store.planfile import Plan, settle_plan
 from arstore.store.requests import Ready
 from arstore.store.tiers.arena import Arena
 from arstore.store.timeline import Timed, occupancy, parse_trace
-from tests.command import arstore, cli, ended, start
+from tests.command import PROGRAM, arstore, cli, ended, start
 
 IDENTITY = {"model": "m", "revision": "1", "precision": "bf16"}
 IDENTITY_TABLE = "[identity]\n" + "".join(f'{name} = "{value}"\n' for name, value in IDENTITY.items())
@@ -580,3 +583,103 @@ def test_a_device_run_that_ends_in_the_middle_of_a_copy_ends_with_its_own_code(s
     )
     ran = arstore("prefetch", path, "--", sys.executable, "-c", early)
     assert (ran.code, ran.out.split()) == (3, ["1"]), ran.err
+
+
+def test_the_child_of_a_fork_gets_requests_of_its_own(store: Store, tmp_path: Path) -> None:
+    forked = (
+        "import arstore, os, sys\n"
+        "requests = arstore.attach().requests()\n"
+        "first = next(requests)\n"
+        "child = os.fork()\n"
+        "for request in requests:\n"
+        "    said = [request.id, *sorted(request), *(int(request[n]['w'][0]) for n in sorted(request))]\n"
+        "    os.write(1, (' '.join(map(str, said)) + '\\n').encode())\n"
+        "if child: sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    ran = arstore("prefetch", tight(tmp_path), "--", sys.executable, "-c", forked)
+    assert ran.code == 0, ran.err
+    wanted = []
+    for number in range(1, 24):
+        two = sorted((NAMES[number % 6], NAMES[(number + 1) % 6]))
+        wanted.append(f"{number} {' '.join(two)} {' '.join(str(NAMES.index(name)) for name in two)}")
+    assert sorted(ran.out.splitlines()) == sorted(wanted)
+
+
+def test_on_a_device_the_child_of_a_fork_is_told_that_it_has_none(store: Store, tmp_path: Path) -> None:
+    forked = (
+        "import arstore, os\n"
+        "requests = arstore.attach().requests()\n"
+        "next(requests)\n"
+        "if not os.fork():\n"
+        "    try: next(requests)\n"
+        "    except arstore.StorageFailed: os._exit(7)\n"
+        "print(os.waitstatus_to_exitcode(os.wait()[1]), sum(1 for _ in requests))\n"
+    )
+    ran = arstore("prefetch", tight(tmp_path, "device"), "--", sys.executable, "-c", forked)
+    assert (ran.code, ran.out) == (0, "7 23\n"), ran.err
+
+
+@pytest.mark.parametrize("to", ["host", "device"])
+def test_a_request_waits_for_those_it_is_to_come_after(store: Store, tmp_path: Path, to: str) -> None:
+    requests = [{"id": 0, "artifacts": ["u"]}, {"id": 1, "artifacts": ["v"]}]
+    requests += [{"id": 2, "artifacts": ["u"], "after": [0]}, {"id": 3, "artifacts": ["v"], "after": [1, 2]}]
+    happened = []
+    with store.tiers.run(store.tiers.plan(job(tmp_path, requests, to=to))) as run:
+
+        def work() -> None:
+            for request in run:
+                happened.append(("begins", request.id))
+                time.sleep(0.2 if request.id == 0 else 0.01)
+                happened.append(("ends", request.id))
+
+        workers = [threading.Thread(target=work) for _ in range(3)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(30)
+    order = {what: number for number, what in enumerate(happened)}
+    assert len(order) == 8
+    for id_, after in ((2, 0), (3, 1), (3, 2)):
+        assert order["ends", after] < order["begins", id_]
+    assert order["begins", 1] < order["ends", 0]  # else nothing was done side by side
+
+
+@pytest.mark.parametrize("to", ["host", "device"])
+def test_a_request_may_call_what_stays_by_another_name(store: Store, tmp_path: Path, to: str) -> None:
+    store.put(tensors={"w": torch.full((SIZE // 4,), 0, dtype=torch.int32)}, name="uu")
+    assert store.get("uu").summary.id == store.get("u").summary.id
+    path = job(tmp_path, [{"id": n, "artifacts": [name]} for n, name in enumerate(("v", "uu", "w"))],
+               f"[budget]\n{to} = {2 * SIZE}\n", to=to, weights=["u"])  # fmt: skip
+    ran = arstore("prefetch", path, "--", sys.executable, "-c", WORK)
+    assert ran.code == 0, ran.err
+    assert worked(ran.out) == {0: {"u": [0], "v": [1]}, 1: {"u": [0], "uu": [0]}, 2: {"u": [0], "w": [2]}}
+
+
+def test_a_code_comes_back_to_one_who_ignores_its_children(store: Store, tmp_path: Path) -> None:
+    ignoring = (
+        "import os, signal, sys\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+    )
+    words = ["-c", PROGRAM, "prefetch", "u", "--", "sh", "-c", "exit 9"]
+    assert subprocess.run([sys.executable, "-c", ignoring, *words], check=False, timeout=60).returncode == 9
+
+
+def test_a_client_without_a_thread_is_let_go_and_the_next_is_served(
+    store: Store, tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.tiers.run(store.tiers.plan(tight(tmp_path))) as run:
+        path, real = store.tiers.host().directory / "s.socket", threading.Thread.start
+        with serving(run.lanes[0], run.keys, path, Disk()):
+            with monkeypatch.context() as patched:
+                failed = threading.Event()
+
+                def no_thread(thread: threading.Thread) -> None:
+                    if not failed.is_set():
+                        failed.set()
+                        raise RuntimeError("can't start new thread")
+                    real(thread)
+
+                patched.setattr(threading.Thread, "start", no_thread)
+                with pytest.raises(StorageFailed):
+                    Fed(path).next()
+            assert Fed(path).next() == 0
