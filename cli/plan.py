@@ -48,7 +48,7 @@ def plan(
         check_same_job(made, run, str(measured))
     fields = made.fields()
     if out is not None:
-        Disk().replace_file(out.absolute(), json.dumps(fields).encode(), 0o644)
+        Disk().write_output(out, json.dumps(fields).encode())
     if plot is not None:
         draw_plan(made, run, plot)
     values = {name: fields[name] for name in ("order", "moves", *made.sums())}

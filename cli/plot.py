@@ -91,7 +91,7 @@ def draw(planned: Timed, measured: Timed | None, capacities: Mapping[str, int | 
         drawn = BytesIO()
         kind = path.suffix.lower()[1:]
         figure.savefig(drawn, format=kind, metadata={"Date": None} if kind == "svg" else {})
-    Disk().replace_file(path.absolute(), drawn.getvalue(), 0o644)
+    Disk().write_output(path, drawn.getvalue())
 
 
 def _draw_tier(panel: "Axes", tier: str, planned: Timed, measured: Timed | None, capacity: int | None) -> None:

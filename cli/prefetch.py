@@ -87,7 +87,7 @@ def prefetch(
     if command:  # a process of it that dies must not end this one, at the next word to it
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     if timeline is not None:
-        Disk().check_replaceable(timeline.absolute())
+        Disk().check_output(timeline)
     with asked.session.open() as store:
         plan = _plan_in(asked, store)
         _check_target(to or (plan.job.tiers[0].name if plan else "host"), command)

@@ -77,4 +77,4 @@ def write_timeline(path: Path | None, timed: Callable[[], "Timed"]) -> None:
     if path is not None:
         from ..store.timeline import trace
 
-        Disk().replace_file(path.absolute(), json.dumps(trace(timed())).encode(), 0o644)
+        Disk().write_output(path, json.dumps(trace(timed())).encode())

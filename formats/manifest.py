@@ -10,8 +10,10 @@ packing it again would not write.
 """
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NewType
 
 from .catalog import Named
@@ -90,6 +92,7 @@ class Manifest:
     blobs: tuple[BlobName, ...]
     claims: tuple[Claim, ...] = ()
     shape: KvShape | None = None
+    _starts: dict[int, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def plain_bytes(self) -> int:
@@ -127,14 +130,15 @@ class Manifest:
 
     def pieces(self, file: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Yield (blob number, first byte, end byte within the blob) that make up a byte range of a file."""
-        at = 0
-        for number in self.files[file].blobs:
-            length = self.blobs[number].length
-            if at + length > start and at < stop:
-                yield number, max(start - at, 0), min(stop - at, length)
-            at += length
-            if at >= stop:
-                return
+        blobs = self.files[file].blobs
+        starts = self._starts.get(file)
+        if starts is None:  # kept, or a file of many tensors would take the square of their number
+            starts = [0, *accumulate(self.blobs[number].length for number in blobs)]
+            self._starts[file] = starts
+        at = max(bisect_right(starts, start) - 1, 0)
+        while at < len(blobs) and starts[at] < stop:
+            yield blobs[at], max(start - starts[at], 0), min(stop, starts[at + 1]) - starts[at]
+            at += 1
 
 
 def canonical(value: object) -> bytes:

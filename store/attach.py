@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .disk import allow_files
 from .errors import BadInput, Corrupt, NotFound, StorageFailed, fresh
+from .limits import allow_files
 from .staged import StagedTensors
 from .tiers.device import DeviceTier, kind_of, parse_device
 from .tiers.extent import KEY, attach_extent, extent_path

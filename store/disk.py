@@ -11,7 +11,6 @@ import fcntl
 import functools
 import mmap
 import os
-import resource
 import secrets
 import shutil
 import struct
@@ -24,7 +23,6 @@ from .errors import NoRoom, StorageFailed
 from .progress import BytesTold, ignore_bytes
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
-_SPARE_FILES = 100  # that any process may take to have left
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -130,12 +128,23 @@ class Disk:
                 os.close(fd)
             self.sync_dir(path.parent)
 
-    def check_replaceable(self, path: Path) -> None:
-        """Raise StorageFailed unless a file could be put there in one step; one that is there stays as it is."""
+    def check_output(self, path: Path) -> None:
+        """Raise StorageFailed unless `write_output` could write there; what is there stays as it is."""
         with disk_errors(path):
-            if path.is_dir():
+            target = Path(os.path.realpath(path))
+            if target.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            tempfile.TemporaryFile(dir=path.parent).close()
+            if not _is_special(target):
+                tempfile.TemporaryFile(dir=target.parent).close()
+
+    def write_output(self, path: Path, content: bytes) -> None:
+        """Put what a user wants in a file where a link leads, in one step, or into a device or pipe that is there."""
+        with disk_errors(path):
+            target = Path(os.path.realpath(path))
+            if _is_special(target):
+                target.write_bytes(content)
+            else:
+                self.replace_file(target, content, 0o644)
 
     def write_file_at(self, path: Path, source: bytes | memoryview, offset: int) -> None:
         """Write all of `source` at `offset` of a file, made if it is not there; not durable."""
@@ -173,6 +182,10 @@ class Disk:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:
@@ -224,14 +237,6 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def allow_files(count: int) -> None:
-    """Let this process have so many more files open, as far as its hard limit goes: each object in place is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = min(soft + count, hard) if hard != resource.RLIM_INFINITY else soft + count
-    if count > _SPARE_FILES and wanted > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def make_buffer(length: int) -> mmap.mmap:

@@ -4,9 +4,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
-from .disk import allow_files
 from .errors import BadInput, StorageFailed, StoreError, without_frames
 from .lane import Lane, Told
+from .limits import allow_files
 from .planfile import Plan
 from .progress import BytesTold, TierProgress, ignore_tiers
 from .requests import Ready, requests_of

@@ -10,6 +10,7 @@ Each is the median of several rounds, so that one hiccup does not become a plan.
 import itertools
 import json
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -74,21 +75,19 @@ def read_speeds(root: Path) -> Speeds:
 
 @contextmanager
 def _probe_file(root: Path, disk: Disk) -> Iterator[int]:
-    """Make a file of noise on a store's disk, yield it open past the page cache, remove it."""
-    path = root / f".probe-{os.getpid()}"
+    """Make a file of noise on a store's disk, and yield it open past the page cache; nothing of it stays."""
+    path = root / f".probe-{secrets.token_hex(8)}"
     page = memoryview(make_buffer(_STEP))
     page[:] = os.urandom(_STEP)
+    fd = disk.open(path, create=True, direct=True)
     try:
-        fd = disk.open(path, create=True, direct=True)
-        try:
-            for at in range(0, _BYTES, _STEP):
-                disk.write_at(fd, page, at)
-            disk.sync(fd)
-            yield fd
-        finally:
-            os.close(fd)
-    finally:
         disk.remove(path)
+        for at in range(0, _BYTES, _STEP):
+            disk.write_at(fd, page, at)
+        disk.sync(fd)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _probe_local(fd: int, now: str) -> Speed:
@@ -115,7 +114,10 @@ def _probe_arena(arena: Arena, fd: int, now: str) -> Speed:
     """Measure staging into an arena, where each object comes when an old one goes; in the end all of them have gone."""
     buffers, key = threading.local(), AESGCM(os.urandom(32))
     frames = {length: key.encrypt(_NONCE, bytes(length - _TAG_BYTES), None) for length in (_PAGE, _FRAME)}
-    numbers = itertools.count()
+    numbers, base = itertools.count(), secrets.token_hex(28)  # two probes are in nobody's way
+
+    def key_of(number: int) -> str:
+        return f"{base}{number:08x}"
 
     def stage(length: int) -> None:
         number, frame = next(numbers), min(length, _FRAME)
@@ -129,10 +131,10 @@ def _probe_arena(arena: Arena, fd: int, now: str) -> Speed:
                 out[start : start + plain] = own[:plain]
 
         source = Stored("probe", (TensorSpan("probe", "U8", (length,), 0, length),), read)
-        with arena.filling(_key(number), wait=False):
-            arena.fill(_key(number), source)
+        with arena.filling(key_of(number), wait=False):
+            arena.fill(key_of(number), source)
         if number >= _KEPT:
-            arena.remove(_key(number - _KEPT))
+            arena.remove(key_of(number - _KEPT))
 
     def each(length: int) -> float:
         count = _BYTES // _STEP
@@ -150,11 +152,7 @@ def _probe_arena(arena: Arena, fd: int, now: str) -> Speed:
     finally:
         last = next(numbers)
         for number in range(max(last - 2 * _KEPT, 0), last):
-            arena.remove(_key(number))
-
-
-def _key(number: int) -> str:
-    return f"{number:064x}"
+            arena.remove(key_of(number))
 
 
 def _own_buffer(buffers: threading.local) -> memoryview:
