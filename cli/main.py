@@ -48,7 +48,7 @@ from . import (
     verify,
     why_miss,
 )
-from .session import Reported, Session
+from .session import Reported, Session, tell
 
 EXIT_CODES: dict[type[StoreError], int] = {
     StorageFailed: 1,
@@ -118,6 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     # A reader that has gone (`arstore ls | head`) ends us quietly, as it ends any other program in a pipe.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if sys.stderr is None:  # closed; its number must not become that of a file of the store
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     # A name that the terminal's encoding lacks is shown escaped; it must not end a command that has done its work.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -195,9 +197,9 @@ def _fail(
 ) -> int:
     command = _command(words).strip()
     line = f"{command}: {message}" if command else message
-    print(f"arstore: error: {line}".replace("\n", " "), file=sys.stderr)
+    tell(f"arstore: error: {line}".replace("\n", " "))
     if hint:
-        print(f"arstore: hint: {hint}", file=sys.stderr)
+        tell(f"arstore: hint: {hint}")
     if "-v" in words or "--verbose" in words:
         traceback.print_exc()
     if "--json" in words:

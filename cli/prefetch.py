@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..store.disk import Disk
-from ..store.errors import BadInput, NotFound
+from ..store.errors import BadInput, NotFound, StoreError
 from ..store.prefetch import How
 from ..store.quantities import parse_duration, parse_size
 from ..store.store import Store
@@ -137,7 +137,12 @@ def _run_planned(asked: Asked, store: Store, plan: "Plan") -> int:
         code = run_planned(run, directory, asked.command, to, tiers.disk, placed=shown.close)
     staging = staging_of(run)
     report(asked.session, staging, plan.predicted_s, to_stderr=True)
-    write_timeline(asked.timeline, run.timeline)
+    try:
+        write_timeline(asked.timeline, run.timeline)
+    except StoreError as error:
+        if not code:
+            raise
+        asked.session.say(f"error: {error}")
     return code or (PARTIAL if staging.failed else 0)
 
 

@@ -1,7 +1,6 @@
 """What a prefetch says when it is done: objects, tiers, bytes, and a timeline of the moves."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from ..store.prefetch import StagedOne, Staging
 from ..store.refs import split_object
 from ..store.staging import BLOCK
 from .render import rate, size
-from .session import Session, degraded_values
+from .session import Session, degraded_values, tell
 
 if TYPE_CHECKING:
     from ..store.timeline import Timed
@@ -37,7 +36,7 @@ def report(session: Session, staging: Staging, predicted_s: float | None, *, to_
     moved, seconds = staging.moved_bytes, staging.moving_s
     lines.append(f"{size(moved)} moved in {seconds:.2f} s{rate(moved, seconds)}")
     if to_stderr and not session.quiet:
-        print(json.dumps(values) if session.json else "\n".join(f"arstore: {line}" for line in lines), file=sys.stderr)
+        tell(json.dumps(values) if session.json else "\n".join(f"arstore: {line}" for line in lines))
     elif not to_stderr:
         session.emit(values, lambda: "\n".join(lines))
 

@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -67,7 +68,7 @@ class Session:
     def say(self, line: str) -> None:
         """Talk to the person, on stderr."""
         if not self.quiet:
-            print(f"arstore: {line}", file=sys.stderr)
+            tell(f"arstore: {line}")
 
     def warn_degraded(self, degraded: Mapping[str, StoreError]) -> None:
         """Say which tiers were not there."""
@@ -121,6 +122,14 @@ class Session:
         )  # fmt: skip
         with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
             yield bars
+
+
+def tell(text: str) -> None:
+    """Print to stderr; once nobody reads that, nowhere: a command that runs goes on, and its code comes back."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def degraded_values(degraded: Mapping[str, StoreError]) -> list[dict[str, str]]:

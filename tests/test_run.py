@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -683,3 +684,42 @@ def test_a_client_without_a_thread_is_let_go_and_the_next_is_served(
                 with pytest.raises(StorageFailed):
                     Fed(path).next()
             assert Fed(path).next() == 0
+
+
+@pytest.mark.parametrize("what", ["JOB.toml", "u"])
+@pytest.mark.parametrize("stderr", ["2>&-", "2> >(true)"])
+def test_a_command_runs_whoever_hears_of_it(store: Store, tmp_path: Path, what: str, stderr: str) -> None:
+    tight(tmp_path)
+    command = shlex.join(
+        [sys.executable, "-c", PROGRAM, "prefetch", what, "--", "sh", "-c", "sleep 0.2; echo ran; exit 9"]
+    )
+    ran = subprocess.run(
+        ["bash", "-c", f"sleep 0.2 2>&1; {command} {stderr}"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stdout) == (9, b"ran\n")
+
+
+def test_a_timeline_that_can_no_more_be_written_does_not_hide_the_code(store: Store, tmp_path: Path) -> None:
+    for code, wanted in ((7, 7), (0, 1)):
+        (tmp_path / "t").mkdir()
+        ran = arstore("prefetch", tight(tmp_path), "--timeline", tmp_path / "t/T", "--", "sh", "-c",
+                      f"rm -r {tmp_path}/t; exit {code}")  # fmt: skip
+        assert ran.code == wanted
+        assert "error: " in ran.err
+
+
+def test_outputs_go_where_links_and_pipes_lead(store: Store, tmp_path: Path) -> None:
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(target)
+    os.mkfifo(pipe)
+    assert cli("plan", tight(tmp_path), "--out", link).code == 0
+    assert link.is_symlink()
+    assert json.loads(target.read_text())["order"]
+    process = start("prefetch", "u", "--timeline", str(pipe))
+    assert json.loads(pipe.read_text())["traceEvents"]
+    assert ended(process).code == 0
+    assert pipe.is_fifo()
