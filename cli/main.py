@@ -119,7 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
     # A reader that has gone (`arstore ls | head`) ends us quietly, as it ends any other program in a pipe.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if sys.stderr is None:  # closed; its number must not become that of a file of the store
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        os.open(os.devnull, os.O_RDWR)
+        sys.stderr = io.StringIO()
     # A name that the terminal's encoding lacks is shown escaped; it must not end a command that has done its work.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -2,8 +2,8 @@
 
 import contextlib
 import getpass
+import io
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -129,7 +129,7 @@ def tell(text: str) -> None:
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = io.StringIO()
 
 
 def degraded_values(degraded: Mapping[str, StoreError]) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..formats.errors import FormatError
+from ..formats.identity import make_identity
 from ..formats.manifest import parse_json
 from .checked import WHOLE_MAX, Fields
 from .errors import BadInput, NotFound, StorageFailed
@@ -102,7 +103,7 @@ def read_job(path: Path) -> JobFile:
         tokens_per_s=tokens_per_s,
         block_bytes=_size(job, "block_bytes") if "block_bytes" in job else None,
         block_tokens=job.whole("block_tokens", least=1) if "block_tokens" in job else BLOCK_TOKENS,
-        identity=tuple(tables.table("identity").items()) if "identity" in tables else (),
+        identity=_identity(tables.table("identity"), f"{path}: [identity]") if "identity" in tables else (),
     )
     return _with_requests(read, path.parent / job.text("requests")) if "requests" in job else read
 
@@ -216,6 +217,14 @@ def _size(fields: Fields, name: str) -> int:
     if type(value) is not int or not 0 < value <= WHOLE_MAX:
         fields.refuse(name, given, "a size above 0, as 16GiB")
     return value
+
+
+def _identity(fields: dict[str, object], where: str) -> tuple[tuple[str, object], ...]:
+    try:
+        make_identity(fields)
+    except FormatError as error:
+        raise BadInput(where, str(error)) from None
+    return tuple(fields.items())
 
 
 def _check_ref(name: str, where: str) -> None:

@@ -46,9 +46,9 @@ def parse_new_ref(text: str) -> Ref:
 
 
 def split_object(id_: str) -> tuple[str, int | None]:
-    """Return the name and the version in the id NAME@N of an object; a prefix block has its id alone."""
+    """Return the name and the version in the id NAME@N of an object; any other, as a block's, is a name alone."""
     name, _, version = id_.rpartition("@")
-    return (name, int(version)) if name else (id_, None)
+    return (name, int(version)) if name and version.isdecimal() and len(version) <= 10 else (id_, None)
 
 
 def label_objects(ids: Collection[str]) -> dict[str, str]:

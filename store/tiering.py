@@ -21,6 +21,7 @@ from .scrub import Scrubbed
 from .staging import BLOCK
 from .tiers.arena import Arena
 from .tiers.device import DeviceTier, kind_of, parse_device
+from .tiers.extent import KEY
 from .tiers.fallback import Sources
 from .tiers.host import host_directory, open_host
 from .tiers.local import Local, stored_artifact
@@ -138,8 +139,8 @@ class Tiers:
             raise NoRoom(error.where, error.why, hint=hint) from None
 
     def _stage(self, wanted: Sequence[Wanted], local: Local, to: str, budget_bytes: int | None, how: How) -> Stage:
-        sources = self.sources(local, to, how.from_)
-        return stage(self.target(to, budget_bytes), sources, wanted, how, self.now().timestamp())
+        target = self.target(to, budget_bytes)
+        return stage(target, self.sources(local, to, how.from_), wanted, how, self.now().timestamp())
 
     def unstage(self, names: Sequence[str] = ()) -> Unstaged:
         """Wipe what is staged of these names, or all, in every tier that is there."""
@@ -263,10 +264,11 @@ class Tiers:
         """
         from .run import Run
 
-        job = plan.job
-        local = self._local(plan)
+        job, local = plan.job, self._local(plan)
         tiers, sources = list[Tier](), list[Sources]()
         lower = [tier for tier in job.tiers if not (host_only and tier.name == "device")]
+        if not lower:
+            raise BadInput("plan", "has no host tier to bring a command's objects to", hint="plan again")
         for tier in lower:
             name = to if to is not None and tier.name == "device" else tier.name
             try:
@@ -291,8 +293,8 @@ class Tiers:
                 if stored_artifact(artifact).length_bytes != one.length_bytes:
                     raise BadInput(f"object {one.id}", "has another size than planned", hint="plan again")
                 keys.append(artifact.summary.id)
-            elif plan.job.identity:
-                keys.append(one.id.removeprefix(BLOCK))
+            elif plan.job.identity and KEY.fullmatch(key := one.id.removeprefix(BLOCK)):
+                keys.append(key)
             else:
                 raise BadInput(f"object {one.id}", "is planned without the store holding it, so it can't be staged")
         return keys

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from arstore import Store, create_store, open_store
+from arstore import BadInput, Store, create_store, open_store
 from arstore.store.config import default_store
 from tests.command import arstore, cli
 
@@ -195,6 +195,7 @@ WRONG = [
     ("a cycle", [{"id": 1, "artifacts": ["x"], "after": [2]}, {"id": 2, "artifacts": ["x"], "after": [1]}], {}, "", 2),
     ("tokens of no identity", [{"tokens": [1, 2]}], {}, "", 2),
     ("an identity that lacks a field", [{"tokens": [1, 2]}], {}, '[identity]\nmodel = "m"\n', 2),
+    ("an identity that is no text", [{"artifacts": ["x"]}], {}, "[identity]\nmodel = 1979-05-27\n", 2),
     ("an identity field that is none", [{"tokens": [1, 2]}], {}, IDENTITY_TABLE + 'colour = "red"\n', 2),
     ("a name that is none", [{"artifacts": ["a b"]}], {}, "", 2),
     ("more than the budget", [{"artifacts": ["x", "y"]}], {}, f"[budget]\nhost = {2 * SIZE - 1}\n", 14),
@@ -230,9 +231,19 @@ def test_a_file_that_is_neither_job_nor_plan(store: Store, tmp_path: Path) -> No
         ran = cli("prefetch", tmp_path / "bad")
         assert ran.code == 2, bad
         assert ran.error
-    gone = json.dumps(value).replace("x@1", "gone@1")
-    (tmp_path / "bad").write_text(gone)
-    assert cli("prefetch", tmp_path / "bad").code == 3
+    identity = json.dumps({**value, "identity": IDENTITY}).replace
+    for bad, code in (
+        (json.dumps(value).replace("x@1", "gone@1"), 3), (json.dumps(value).replace("x@1", "x@label"), 3),
+        (identity("x@1", "block zz"), 2),
+        (json.dumps(value).replace('"host"', '"device"'), 2),
+    ):  # fmt: skip
+        (tmp_path / "bad").write_text(bad)
+        for command in ([], ["--", "true"]):
+            ran = arstore("prefetch", tmp_path / "bad", *command)
+            assert ran.code == code, ran.err
+            assert ran.error
+    with pytest.raises(BadInput):
+        store.prefetch(["x"], to="gpu")
 
 
 def test_tiers_are_shown_and_measured(store: Store, tmp_path: Path, host: Path) -> None:
