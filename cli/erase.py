@@ -35,8 +35,7 @@ def erase(
         "dry_run": dry_run,
         "seconds": seconds,
     }
-    for one in receipt.still_staged:
-        session.say(f"warning: {one}: staged meanwhile, and in use; it goes with the process that uses it")
+    session.warn_staged(receipt.still_staged)
     verb = "would erase" if dry_run else "erased"
     session.emit(
         values,

@@ -1,5 +1,6 @@
 """The program: global flags, the commands, and the one table of exit codes."""
 
+import contextlib
 import io
 import json
 import os
@@ -116,11 +117,12 @@ def _globals(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # closed: its number must not become a file of the store
+        pass
+    os.close(spare)
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     # A reader that has gone (`arstore ls | head`) ends us quietly, as it ends any other program in a pipe.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    if sys.stderr is None:  # closed; its number must not become that of a file of the store
-        os.open(os.devnull, os.O_RDWR)
-        sys.stderr = io.StringIO()
     # A name that the terminal's encoding lacks is shown escaped; it must not end a command that has done its work.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -128,7 +130,12 @@ def main(arguments: list[str] | None = None) -> None:
         from typer._completion_classes import completion_init
 
         completion_init()
-    sys.exit(run(hoisted(sys.argv[1:] if arguments is None else arguments)))
+    code = run(hoisted(sys.argv[1:] if arguments is None else arguments))
+    try:
+        sys.stdout.flush()
+    except OSError:  # which was said; the interpreter must not try it again
+        sys.stdout, code = io.StringIO(), code or _INTERNAL
+    sys.exit(code)
 
 
 def run(words: list[str]) -> int:
@@ -204,7 +211,9 @@ def _fail(
     if "-v" in words or "--verbose" in words:
         traceback.print_exc()
     if "--json" in words:
-        print(json.dumps({**(values or {}), "error": {"kind": kind, "message": line, "hint": hint, "exit_code": code}}))
+        error = {"kind": kind, "message": line, "hint": hint, "exit_code": code}
+        with contextlib.suppress(OSError):  # which may be what the error is about
+            print(json.dumps({**(values or {}), "error": error}), flush=True)
     return code
 
 

@@ -15,6 +15,7 @@ from ..store.prefetch import How
 from ..store.quantities import parse_duration, parse_size
 from ..store.store import Store
 from ..store.tiers.device import kind_of, parse_device
+from ..store.tiers.probe import predict_s
 from .report import report, write_timeline
 from .session import PARTIAL, Session, session_of
 
@@ -110,7 +111,7 @@ def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:
             stage = tiers.prefetch(asked.names, to, asked.budget_bytes, how, host_only=bool(command))
     with stage:
         staging = stage.staging
-        predicted_s = tiers.predict_s(to, staging.moved_bytes)
+        predicted_s = predict_s(tiers.speeds(), to, staging.moved_bytes)
         report(asked.session, staging, predicted_s, to_stderr=bool(command) and not staging.failed)
         write_timeline(asked.timeline, staging.timeline)
         if staging.failed:

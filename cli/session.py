@@ -6,7 +6,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +74,11 @@ class Session:
         """Say which tiers were not there."""
         for tier, error in degraded.items():
             self.say(f"warning: without tier {tier}: {error}")
+
+    def warn_staged(self, still_staged: Iterable[str]) -> None:
+        """Say what was staged while it was erased, and could not be wiped."""
+        for one in still_staged:
+            self.say(f"warning: {one}: staged meanwhile, and not wiped: it goes with the process that uses it")
 
     @contextlib.contextmanager
     def progress_of_tiers(self) -> Iterator[TierProgress]:

@@ -48,8 +48,10 @@ def rm(
         "erased": erase,
         "artifacts": gone.artifacts,
         "bytes": gone.stored_bytes,
+        "still_staged": list(gone.still_staged),
         "dry_run": dry_run,
     }
+    session.warn_staged(gone.still_staged)
     verb = "would remove" if dry_run else "removed"
     session.emit(values, lambda: f"{verb} {name}, artifacts: {gone.artifacts}, {size(gone.stored_bytes)}")
 

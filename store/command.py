@@ -19,7 +19,7 @@ from .requests import labels_of
 from .run import Run
 from .staging import BLOCK
 from .tiers.device import DeviceTier, parse_device
-from .tiers.extent import take_lock
+from .tiers.filling import take_lock
 from .tiers.ipc import Handle, share
 from .tiers.tier import Held
 

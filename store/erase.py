@@ -35,7 +35,7 @@ class EraseParts:
     garbage: Garbage
     marks: Marks
     recover: Callable[[], int]
-    forget_staged: Callable[..., list[str]]  # takes keys and `late`, see prefetch.forget_staged
+    forget_staged: Callable[..., list[str]]  # takes keys and `late`, see Tiers.forget
     root_outside: bool
 
 
@@ -43,7 +43,7 @@ class EraseParts:
 class Receipt:
     """What an erase destroyed. `level` says against whom it holds.
 
-    `still_staged` are copies that a process made in the middle of it and uses, and tiers that went away in it.
+    `still_staged` are copies that a process made in the middle of it and uses, and tiers that failed in it.
     """
 
     id: str

@@ -133,7 +133,10 @@ class Fed:
             raise Fenced("requests", why, hint="on a device one process works through the requests of a run")
 
     def _forget_connections(self) -> None:
-        """Begin anew, also in the child of a fork: its parent's connections close with the parent."""
+        """Begin anew, also in the child of a fork: its parent's connections are to close with the parent."""
+        for one in list(getattr(self, "_connections", ())):
+            if (fd := one.detach()) >= 0:
+                os.close(fd)
         self._local, self._connections = threading.local(), weakref.WeakSet[socket.socket]()
 
     def next(self) -> int | None:

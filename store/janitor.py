@@ -17,7 +17,8 @@ from pathlib import Path
 
 from .disk import Disk
 from .errors import StoreError
-from .tiers.extent import extent_path, forget_session, remove_extent, remove_partial
+from .tiers.extent import extent_path, forget_session, remove_extent
+from .tiers.filling import remove_partial
 
 _WAIT_S, _WAIT_MAX_S = 0.05, 5.0
 

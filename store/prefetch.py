@@ -210,27 +210,31 @@ def unstage(arenas: Sequence[Arena], names: Names, wanted: Sequence[str]) -> tup
     return gone, busy
 
 
-def forget_staged(arena: Arena, keys: Collection[str] | None, *, late: bool = False) -> list[str]:
-    """Wipe staged copies of these objects, None: of all, before they are erased; raise Fenced if one is in use.
-
-    `late`: they are erased. Then return which copies are in use, or are coming: they go when nobody uses them any more.
-    """
-    arena.sweep()
-    names = {key: key[:16] for key in arena.partials()} | {one.key: one.name for one in arena.residents()}
-    used = []
-    for key, name in names.items():
-        if keys is not None and key not in keys:
-            continue
-        try:
+def forget_staged(arenas: Sequence[Arena], keys: Collection[str] | None) -> None:
+    """Wipe staged copies of these objects (None: of all) before they are erased; raise Fenced if one is in use."""
+    for arena in arenas:
+        arena.sweep()
+        for key, name in _names(arena, keys).items():
             with arena.filling(key, wait=False):
-                gone = arena.remove(key)
-        except Fenced:
-            if not late:
-                raise
-            gone = False  # its stager will find it erased
-        if not gone and not late:
-            raise Fenced(name, "is staged, and a process uses it", hint="end that process, then run it again")
-        if not gone:
-            arena.expire(key)
-            used.append(name)
+                if not arena.remove(key):
+                    raise Fenced(name, "is staged, and a process uses it", hint="end that process, then run it again")
+
+
+def drop_staged(arenas: Sequence[Arena], keys: Collection[str] | None) -> list[str]:
+    """Drop copies of these objects that were staged while they were erased; return which a process has in use.
+
+    Those go with it. Raises nothing, because what is erased is erased: a tier that fails is in the list.
+    """
+    used = []
+    for arena in arenas:
+        try:
+            used += [name for key, name in _names(arena, keys).items() if not arena.drop(key)]
+        except (StoreError, OSError):
+            used.append(f"tier {arena.tier}")
     return used
+
+
+def _names(arena: Arena, keys: Collection[str] | None) -> dict[str, str]:
+    """Return the names of what is staged, or being staged, of these keys."""
+    names = {key: key[:16] for key in arena.coming()} | {one.key: one.name for one in arena.residents()}
+    return {key: name for key, name in names.items() if keys is None or key in keys}

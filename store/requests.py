@@ -53,7 +53,8 @@ def requests_of(plan: Plan, steps: Steps) -> Iterator[Ready]:
     """Yield the requests of a running plan, each when it is ready; several that iterate share them.
 
     One is over, and its objects may go, when the next one is asked for. One that is to come after others waits until
-    they are over, whoever has them. Raises StorageFailed if the run has ended.
+    they are over, whoever has them, so one thread must not have two iterators. Raises StorageFailed if the run has
+    ended.
     """
     labels = labels_of(plan)
     blocks = {number for number, one in enumerate(plan.job.objects) if one.id.startswith(BLOCK)}

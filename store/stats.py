@@ -35,10 +35,14 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a tenant has: versions under all its names, and the bytes that its records take in segments."""
+    """What a tenant has: versions under all its names, and the bytes that its records take in segments.
+
+    `still_staged`: of one that was removed, see `Receipt`.
+    """
 
     artifacts: int
     stored_bytes: int
+    still_staged: tuple[str, ...] = ()
 
 
 def holding(catalog: Catalog) -> Holding:

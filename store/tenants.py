@@ -1,6 +1,7 @@
 """Tenants: one of them removed, with everything it has where that is asked for."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from .catalog import Catalog
 from .errors import BadInput, Conflict
@@ -11,7 +12,7 @@ from .tables import Tables
 
 
 def remove_tenant(
-    tables: Tables, garbage: Garbage, keyring: Keyring, own_number: int, name: str, forget: Callable[..., object], *,
+    tables: Tables, garbage: Garbage, keyring: Keyring, own_number: int, name: str, forget: Callable[..., list[str]], *,
     erase: bool, dry_run: bool,
 ) -> Holding:  # fmt: skip
     """Remove a tenant; with `erase` its artifacts too, by destroying every key of it at once. Durable on return.
@@ -32,5 +33,4 @@ def remove_tenant(
     garbage.drop_tenant(number)  # before its keys: killed between, the tenant is there to be removed again
     keyring.remove_tenant(number)
     garbage.drop_tenant(number)  # what was put meanwhile
-    forget(tenant, late=True)  # and staged
-    return gone
+    return replace(gone, still_staged=tuple(forget(tenant, late=True)))  # and staged

@@ -14,7 +14,7 @@ from .errors import BadInput, NoRoom, StorageFailed, StoreError
 from .heal import heal
 from .kv import Kv
 from .names import Names
-from .prefetch import How, Placed, Stage, Wanted, forget_staged, stage, unstage
+from .prefetch import How, Placed, Stage, Wanted, drop_staged, forget_staged, stage, unstage
 from .progress import TierProgress, ignore_tiers
 from .put import PutParts
 from .scrub import Scrubbed
@@ -148,14 +148,17 @@ class Tiers:
         return Unstaged(*unstage(arenas, self.names, names), failed)
 
     def forget(self, tenant: Tenant, keys: Collection[str] | None, *, late: bool = False) -> list[str]:
-        """Wipe staged copies of these objects of a tenant, see `forget_staged`.
+        """Wipe staged copies of these objects of a tenant before they are erased, see `forget_staged`.
 
-        Raises StorageFailed, unless `late`, if the shared tier is gone: what it holds can't be wiped then.
+        Raises StorageFailed if the shared tier is gone: what it holds can't be wiped then. `late`: see `drop_staged`.
         """
         arenas, failed = replace(self, tenant=tenant)._arenas()
-        if failed and not late:
-            raise next(iter(failed.values()))
-        return [*failed, *(name for arena in arenas for name in forget_staged(arena, keys, late=late))]
+        if late:
+            return [*(f"tier {one}" for one in failed), *drop_staged(arenas, keys)]
+        for error in failed.values():
+            raise error
+        forget_staged(arenas, keys)
+        return []
 
     def placed(self, key: str) -> list[Placed]:
         """Return where an object is staged."""
@@ -185,14 +188,6 @@ class Tiers:
             except StorageFailed as error:
                 failed[tier] = error
         return found, failed
-
-    def predict_s(self, to: str, moved_bytes: int) -> float | None:
-        """Return how long so many bytes take from the store up to a tier; None where that was never measured."""
-        speeds = self.speeds()
-        way = ("local", *(("host",) if kind_of(to) == "device" else ()), kind_of(to))
-        if not speeds.keys() >= set(way):
-            return None
-        return moved_bytes / min(speeds[tier].bytes_per_s for tier in way)
 
     def speeds(self) -> Speeds:
         """Return what was measured of the tiers last; empty where nothing was."""

@@ -11,6 +11,7 @@ import torch
 
 from arstore import BadInput, Store, create_store, open_store
 from arstore.store.config import default_store
+from arstore.store.tiers.probe import predict_s
 from tests.command import arstore, cli
 
 IDENTITY = {"model": "m", "revision": "1", "precision": "bf16"}
@@ -272,5 +273,5 @@ def test_what_is_on_the_way_up_bounds_the_prediction(store: Store) -> None:
         tier: {"bytes_per_s": s, "latency_s": 0.0, "measured": "2026-01-01T00:00:00Z"} for tier, s in speeds.items()
     }
     (default_store() / "tiers.json").write_text(json.dumps(rows))
-    assert store.tiers.predict_s("host", 10**6) == store.tiers.predict_s("device:cpu", 10**6) == 1.0
-    assert store.tiers.predict_s("shared", 10**6) is None  # never measured
+    assert predict_s(store.tiers.speeds(), "host", 10**6) == predict_s(store.tiers.speeds(), "device:cpu", 10**6) == 1.0
+    assert predict_s(store.tiers.speeds(), "shared", 10**6) is None  # never measured

@@ -25,12 +25,13 @@ from arstore.store import erase as erase_room
 from arstore.store.config import default_store
 from arstore.store.disk import Disk, Out, try_lock, wait_lock
 from arstore.store.errors import BadInput, StorageFailed
+from arstore.store.keyring import Keyring
 from arstore.store.prefetch import Stage
 from arstore.store.tensors import _TORCH_NAMES, tensor_bytes
-from arstore.store.tiers import extent as extent_room
+from arstore.store.tiers import filling as filling_room
 from arstore.store.tiers.arena import Arena
-from arstore.store.tiers.extent import attach_extent, filling, partial_path, remove_extent, take_lock
-from arstore.store.tiers.fallback import Sources
+from arstore.store.tiers.extent import attach_extent, remove_extent
+from arstore.store.tiers.filling import filling, partial_path, take_lock
 from arstore.store.tiers.local import Local, Stored
 from tests.command import Ran, arstore, cli, ended, start
 from tests.mortal_disk import killed
@@ -868,7 +869,7 @@ def test_a_lock_that_is_swept_as_it_is_taken_is_taken_anew(tmp_path: Path, monke
         swept.append(fd)
         wait_lock(fd)
 
-    monkeypatch.setattr(extent_room, "wait_lock", swept_first)
+    monkeypatch.setattr(filling_room, "wait_lock", swept_first)
     fd = take_lock(path, Disk())
     assert len(swept) == 2
     assert os.path.samestat(os.fstat(fd), path.stat())
@@ -886,30 +887,109 @@ def test_a_command_finds_what_is_staged_from_any_directory(
     assert (ran.code, ran.out) == (0, "m\n"), ran.err
 
 
-def test_a_copy_that_comes_in_the_middle_of_an_erase_does_not_stay(
-    store: Store, host: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that is there when the erase looks again is said, and goes with its user; a later one never stays."""
-    store.put(tensors=weights(), name="m")
-    key, arena = store.get("m").summary.id, store.tiers.host()
-    truth = Local(store.get, lambda key: None)
-    had = truth.hold(key)
-    assert had
-    copy = Given(had.name, tuple(had.spans), whole(had))
-    held: list[object] = []
-
+def between(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Let something happen in the middle of the next erase: names are dropped, and keys not destroyed yet."""
     real: Callable[..., int] = erase_room.shred
 
     def shred(*given: object) -> int:
-        held.append(arena.fill(key, copy, time.time() + 100))
+        happens()
         return real(*given)
 
     monkeypatch.setattr(erase_room, "shred", shred)
-    monkeypatch.setattr(truth, "hold", lambda key, until_s=0.0: copy)
+
+
+def copy_of(store: Store, name: str) -> tuple[str, Given]:
+    """Return the key of an artifact and what a stager has read of it."""
+    key = store.get(name).summary.id
+    held = Local(store.get, lambda key: None).hold(key)
+    assert held
+    return key, Given(held.name, tuple(held.spans), whole(held))
+
+
+def test_a_copy_staged_in_the_middle_of_an_erase_is_said_and_goes_with_its_user(
+    store: Store, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(tensors=weights(), name="m")
+    (key, copy), arena, held = copy_of(store, "m"), store.tiers.host(), list[object]()
+    between(monkeypatch, lambda: held.append(arena.fill(key, copy, time.time() + 100)))
     assert store.erase("m").still_staged == ("m@1",)
-    held.clear()
-    arena.sweep()
+    assert left(host) == []  # nobody else finds it
+    assert whole(held[0]) == copy.content  # type: ignore[arg-type]
+
+
+def test_a_stager_at_work_in_an_erase_drops_what_it_staged(
+    store: Store, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(tensors=weights(), name="m")
+    (key, copy), arena = copy_of(store, "m"), store.tiers.host()
+    at_work, go_on, ended = threading.Event(), threading.Event(), list[object]()
+
+    class Slow(Given):
+        def read(self, at: int, out: Out) -> None:
+            super().read(at, out)
+            at_work.set()
+            go_on.wait(30)
+
+    def stage() -> None:
+        try:
+            with arena.filling(key, wait=False):
+                arena.fill(key, Slow(copy.name, copy.spans, copy.content), time.time() + 100)
+        except NotFound as error:
+            ended.append(error)
+
+    stager = threading.Thread(target=stage)
+
+    def begins() -> None:
+        stager.start()
+        assert at_work.wait(30)
+
+    between(monkeypatch, begins)
+    assert store.erase("m").still_staged == (key[:16],)
+    go_on.set()
+    stager.join(30)
+    assert len(ended) == 1
     assert left(host) == []
-    with pytest.raises(NotFound):
-        Sources([], truth).bring(key, arena, wait=False)
-    assert left(host) == []
+
+
+def test_a_removal_beside_a_stager_harms_nothing(store: Store, host: Path) -> None:
+    store.put(tensors=weights(), name="m")
+    (key, copy), arena = copy_of(store, "m"), store.tiers.host()
+    with arena.filling(key, wait=False):
+        store.rm("m")
+        held = arena.fill(key, copy, time.time() + 100)
+    assert arena.find(key)
+    assert whole(held) == copy.content
+
+
+def test_a_tier_that_fails_after_an_erase_is_in_the_receipt(
+    store: Store, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(tensors=weights(), name="m")
+    assert cli("prefetch", "m").code == 0
+
+    def broken(arena: Arena) -> set[str]:
+        raise OSError(5, "Input/output error")
+
+    between(monkeypatch, lambda: monkeypatch.setattr(Arena, "coming", broken))
+    assert store.erase("m").still_staged == ("tier host",)
+    assert cli("get", "m", host / "x").code == 3
+
+
+def test_a_tenant_that_is_removed_says_what_was_staged_meanwhile(
+    store: Store, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("tenant", "add", "other").code == 0
+    with open_store(tenant="other") as other:
+        other.put(tensors=weights(), name="m")
+        (key, copy), arena, held = copy_of(other, "m"), other.tiers.host(), list[object]()
+    real = Keyring.remove_tenant
+
+    def remove(keyring: Keyring, number: int) -> None:
+        held.append(arena.fill(key, copy, time.time() + 100))
+        real(keyring, number)
+
+    monkeypatch.setattr(Keyring, "remove_tenant", remove)
+    ran = cli("--json", "tenant", "rm", "other", "--erase")
+    assert ran.json["still_staged"] == ["m@1"]
+    assert "not wiped" in ran.err
+    assert extents(host) == []

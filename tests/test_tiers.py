@@ -586,9 +586,6 @@ def test_what_no_tier_has_is_not_found_and_what_local_has_bad_is_an_error(store:
     class Bad:
         tier = "local"
 
-        def find(self, key: str) -> bool:
-            return True
-
         def hold(self, key: str, until_s: float = 0.0) -> Held:
             return Met(given(), Faulty(Corrupt("x", "y")))
 

@@ -13,22 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..disk import Disk, FileSpan, disk_errors, locked, try_lock
-from ..errors import Corrupt, NoRoom, NotFound, StorageFailed, StoreError
+from ..errors import Corrupt, Fenced, NoRoom, NotFound, StorageFailed, StoreError
 from ..progress import BytesTold, ignore_bytes
 from .extent import (
     KEY,
     Extent,
     Head,
     attach_extent,
+    drop_extent,
     extent_path,
-    filling,
     forget_session,
-    partial_path,
     read_name,
     remove_extent,
-    remove_partial,
     wipe,
 )  # fmt: skip
+from .filling import filling, partial_path, remove_partial, say_erased
 from .sealed import SealedExtent, blank_sums, fill_summed
 from .tier import Held, Resident
 
@@ -164,10 +163,18 @@ class Arena:
         """Wipe an extent and give its memory back, see `remove_extent`."""
         return remove_extent(self._path(key), self._disk, over=over)
 
-    def expire(self, key: str) -> None:
-        """Let an extent's time be over: when nobody uses it any more it goes."""
-        with contextlib.suppress(StorageFailed):  # it has gone
-            self._disk.set_time(self._path(key), 0.0)
+    def drop(self, key: str) -> bool:
+        """Wipe what has been erased, or let nobody find it any more; return whether it is wiped.
+
+        What is being staged its stager drops when it is done.
+        """
+        while True:
+            try:
+                with self.filling(key, wait=False):
+                    return drop_extent(self._path(key), self._disk)
+            except Fenced:
+                if say_erased(self.directory, key, self._disk):
+                    return False
 
     def sweep(self) -> None:
         """Wipe what killed stagers left, and what is over time and nobody uses."""
@@ -192,7 +199,15 @@ class Arena:
 
     def partials(self) -> list[str]:
         """Return the keys of what is being staged, or was by a stager that was killed."""
-        return [path.name[1:].removesuffix(".partial") for path in self.directory.glob(".*.partial")]
+        return self._hidden("partial")
+
+    def coming(self) -> set[str]:
+        """Return the keys of what somebody is at work on, or was when he was killed."""
+        return {*self._hidden("partial"), *self._hidden("lock")}
+
+    def _hidden(self, suffix: str) -> list[str]:
+        found = (path.name[1 : -len(suffix) - 1] for path in self.directory.glob(f".*.{suffix}"))
+        return [key for key in found if KEY.fullmatch(key)]
 
     def _filling_bytes(self, keep: frozenset[str]) -> int:
         """Return the bytes that others are staging now."""

@@ -147,7 +147,7 @@ class DeviceTier:
         with self._guard:
             if held := self.hold(key, until_s):
                 return held  # another thread was faster
-            self._alive.append((alive, len(memory)))
+            self._alive = [*((one, n) for one, n in self._alive if not one.expired()), (alive, len(memory))]
             self._kept[key] = OnDevice(source.name, tuple(source.spans), memory), until_s
             return self._hand_out(key)
 

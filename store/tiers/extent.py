@@ -15,6 +15,7 @@ with it. The data itself was verified when it came; whoever may write here is tr
 """
 
 import contextlib
+import errno
 import json
 import mmap
 import os
@@ -29,7 +30,7 @@ from blake3 import blake3
 
 from ...formats.tensor import TensorSpan
 from ..disk import Disk, Out, disk_errors, try_lock, wait_lock
-from ..errors import Corrupt, Fenced, NotFound, StorageFailed
+from ..errors import Corrupt, NotFound, StorageFailed
 
 _PAGE_BYTES = 4096
 _MAGIC = b"ARHOST1\0"
@@ -128,52 +129,25 @@ def wipe(fd: int, path: Path, disk: Disk) -> None:
 def _data(fd: int) -> Iterator[tuple[int, int]]:
     """Yield where a file has data: writing to its holes would take room, which there may be none of."""
     stop = 0
-    with contextlib.suppress(OSError):  # after the last one
+    try:
         while True:
             start = os.lseek(fd, stop, os.SEEK_DATA)
             stop = os.lseek(fd, start, os.SEEK_HOLE)
             yield start, stop
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # which says that there is no more: else nobody knows
+            yield stop, os.fstat(fd).st_size
 
 
-def partial_path(directory: Path, key: str) -> Path:
-    """Return where the extent of a key is while it is filled."""
-    assert KEY.fullmatch(key)
-    return directory / f".{key}.partial"
+def drop_extent(path: Path, disk: Disk) -> bool:
+    """Wipe an extent, or, where a process uses it, let nobody find it: its memory goes with its last user.
 
-
-@contextlib.contextmanager
-def filling(directory: Path, key: str, disk: Disk, *, wait: bool) -> Iterator[None]:
-    """Be the one process that stages this key while the body runs; raise Fenced if another is, unless `wait`."""
-    path = directory / f".{key}.lock"
-    fd = take_lock(path, disk, wait=wait)
-    try:
-        yield
-    finally:
-        disk.remove(path)
-        os.close(fd)
-
-
-def take_lock(path: Path, disk: Disk, *, wait: bool = True) -> int:
-    """Return a descriptor that holds a lock file, made if need be; raise Fenced if another has it, unless `wait`."""
-    while True:
-        fd = disk.open(path, create=True)
-        try:
-            if wait:
-                wait_lock(fd)
-            elif not try_lock(fd):
-                raise Fenced(path.stem[1:17], "another process is staging it", hint="wait for it with --wait")
-            if os.fstat(fd).st_nlink:  # else who had it before removed it
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-
-
-def remove_partial(directory: Path, key: str, disk: Disk) -> None:
-    """Wipe what a stager that was killed left of an extent, unless another fills it now."""
-    with contextlib.suppress(Fenced), filling(directory, key, disk, wait=False):
-        remove_extent(partial_path(directory, key), disk)
+    Return whether it was wiped.
+    """
+    if remove_extent(path, disk):
+        return True
+    disk.remove(path)
+    return False
 
 
 def attach_extent(path: Path, key: str, known: Head | None = None) -> Extent:

@@ -21,31 +21,22 @@ class Sources:
     ) -> tuple[Held, str]:
         """See that an object is in a tier; return it, held in place, and where it came from: `target`, if it was there.
 
-        Raises Fenced if another process is bringing it, unless `wait`; NotFound if no tier has it, or if the store has
-        it no more when it has come; else what the store and `target` raise.
+        Raises Fenced if another process is bringing it, unless `wait`; NotFound if no tier has it, or if it was erased
+        meanwhile; else what the store and `target` raise.
         """
         with target.filling(key, wait=wait):
             if there := target.hold(key, until_s):
                 return there, target.tier
-            brought, source = self._fill(key, target, until_s, told)
-            if self._truth.find(key):
-                return brought, source
-            # Erased meanwhile: an erase wipes what it finds when the name is dropped, and this may have come later.
-            del brought
-            target.remove(key)
-            raise NotFound(key[:16], "was removed while it was staged")
-
-    def _fill(self, key: str, target: Tier, until_s: float, told: BytesTold) -> tuple[Held, str]:
-        for source in self._near:
-            try:
-                if held := source.hold(key):
-                    return target.fill(key, held, until_s, told), source.tier
-            except (StorageFailed, NotFound, Corrupt) as error:
-                held = None
-                self.failed.setdefault(source.tier, without_frames(error))
-                if isinstance(error, Corrupt):
-                    with contextlib.suppress(StoreError):
-                        source.remove(key)
-        if (held := self._truth.hold(key)) is None:
-            raise NotFound(key[:16], f"is not in {self._truth.tier} (any more)")
-        return target.fill(key, held, until_s, told), self._truth.tier
+            for source in self._near:
+                try:
+                    if held := source.hold(key):
+                        return target.fill(key, held, until_s, told), source.tier
+                except (StorageFailed, NotFound, Corrupt) as error:
+                    held = None
+                    self.failed.setdefault(source.tier, without_frames(error))
+                    if isinstance(error, Corrupt):
+                        with contextlib.suppress(StoreError):
+                            source.remove(key)
+            if (held := self._truth.hold(key)) is None:
+                raise NotFound(key[:16], f"is not in {self._truth.tier} (any more)")
+            return target.fill(key, held, until_s, told), self._truth.tier

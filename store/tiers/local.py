@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ...formats.kv_layout import parse_slot
 from ...formats.kv_shape import KvShape
 from ...formats.tensor import TensorSpan, data_bytes
 from ..artifact import Artifact
 from ..disk import FileSpan, Out
-from ..errors import Corrupt, NotFound
+from ..errors import NotFound
 from ..prefix import Prefix, Run
 from ..tensors import aligned
 
@@ -41,15 +42,6 @@ class Local:
         self._get, self._block = get, block
         # Those that were asked for: large ones take a while to lay out.
         self._versions = {one.summary.id: stored_artifact(one) for one in known}
-
-    def find(self, key: str) -> bool:
-        """Say whether an object is stored, still: what was held may have been removed."""
-        try:
-            return self._block(key) is not None or self._get(key) is not None
-        except NotFound:
-            return False
-        except Corrupt:
-            return True
 
     def hold(self, key: str, until_s: float = 0.0) -> Stored | None:
         """Return a stored object, None if there is none; reading it raises NotFound if it is removed meanwhile."""
@@ -118,7 +110,7 @@ def stored_prefix(prefix: Prefix, name: str) -> Stored:
     assert prefix.shape
     count = prefix.tokens_count
     spans = prefix.spans(prefix.shape, count, prefix.layout, prefix.page_tokens)
-    whole: list[memoryview] = []
+    kept: dict[int, dict[str, memoryview]] = {}  # the layer that was read last
     last_is_short = count % (prefix.page_tokens or 1) != 0
     blank = [(0, data_bytes(spans))] if last_is_short else _between(spans)
 
@@ -131,9 +123,20 @@ def stored_prefix(prefix: Prefix, name: str) -> Stored:
             _clear(blank, at, out)
             prefix.load([Run(0, count, 0)], None, range, None, None, into=out)
             return
-        if not whole:  # of KV in other layouts no part can be had by itself
-            whole.append(prefix.load([Run(0, count, 0)], None, range, None, None).buffer)
-        out[:] = whole[0][at : at + len(out)]
+        _clear(blank, at, out)
+        for span in spans:
+            first, last = max(span.start, at), min(span.place.stop, at + len(out))
+            if first < last:
+                arrays = layer(parse_slot(span.name)[0])
+                out[first - at : last - at] = arrays[span.name][first - span.start : last - span.start]
+
+    def layer(number: int) -> dict[str, memoryview]:
+        """Return the arrays of a layer: less of KV can't be had by itself in a layout that it is not stored in."""
+        if (arrays := kept.get(number)) is None:
+            kept.clear()
+            loaded = prefix.load([Run(0, count, 0)], [number], range, None, None)
+            kept[number] = arrays = {span.name: loaded.buffer[span.place] for span in loaded.spans}
+        return arrays
 
     return Stored(name, spans, read)
 

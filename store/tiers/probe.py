@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from ...formats.tensor import TensorSpan
 from ..disk import Disk, Out, make_buffer
 from .arena import Arena
-from .device import parse_device, upload
+from .device import kind_of, parse_device, upload
 from .extent import Extent
 from .local import Stored
 
@@ -71,6 +71,14 @@ def read_speeds(root: Path) -> Speeds:
         ):
             return found
     return {}
+
+
+def predict_s(speeds: Speeds, to: str, length_bytes: int) -> float | None:
+    """Return how long so many bytes take from the store up to a tier; None where that was never measured."""
+    way = ("local", *(("host",) if kind_of(to) == "device" else ()), kind_of(to))
+    if not speeds.keys() >= set(way):
+        return None
+    return length_bytes / min(speeds[tier].bytes_per_s for tier in way)
 
 
 @contextmanager

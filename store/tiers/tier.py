@@ -60,10 +60,6 @@ class Source(Protocol):
         """Its name, as users know it."""
         ...
 
-    def find(self, key: str) -> bool:
-        """Say whether an object is there whole."""
-        ...
-
     def hold(self, key: str, until_s: float = 0.0) -> Held | None:
         """Return an object, held in place, and kept until then unless asked for; None if it is not there whole.
 
@@ -77,6 +73,10 @@ class Tier(Source, Protocol):
 
     @property
     def capacity_bytes(self) -> int: ...
+
+    def find(self, key: str) -> bool:
+        """Say whether an object is there whole."""
+        ...
 
     def residents(self) -> list[Resident]:
         """Return what is there."""
