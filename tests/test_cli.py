@@ -11,6 +11,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -26,7 +27,7 @@ import safetensors.torch
 import torch
 from blake3 import blake3
 
-from arstore import open_store
+from arstore import create_store, open_store
 from arstore.cli.main import EXIT_CODES, hoisted, run
 from arstore.formats.manifest import Manifest
 from tests.command import Ran, arstore
@@ -970,3 +971,35 @@ def test_a_directory_that_can_not_be_read(stocked: Path) -> None:
     Path("d/closed").chmod(0o700)
     Path("d/secret").touch(0)
     fails(1, "put", "d", "x")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "0<&- 2>&-", ">&- 2>&-", "0<&- >&- 2>&-"])
+def test_no_file_of_the_store_takes_the_number_of_one_that_is_closed(tmp_path: Path, closed: str) -> None:
+    create_store()
+    looks = (
+        "import os\nfrom arstore.cli.main import main\nfrom arstore.store.keyring import Keyring\n"
+        "real = Keyring.__init__\n"
+        "def opened(self, *given):\n"
+        "    real(self, *given)\n"
+        f"    with open({str(tmp_path / 'seen')!r}, 'w') as file:\n"
+        "        file.write('\\n'.join(os.readlink(f'/proc/self/fd/{n}') for n in range(3)))\n"
+        "Keyring.__init__ = opened\nmain()\n"
+    )
+    command = shlex.join([sys.executable, "-c", looks, "ls"])
+    ran = subprocess.run(["bash", "-c", f"{command} {closed}"], check=False, capture_output=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert len(seen) == 3
+    assert not [one for one in seen if one.startswith(str(tmp_path))]
+
+
+@pytest.mark.parametrize("words", [["ls"], ["--json", "ls"], ["--json", "get", "nothing", "x"]])
+def test_a_full_stdout_is_an_error_and_no_traceback(words: list[str]) -> None:
+    create_store()
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*PROGRAM, *words], check=False, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == (3 if "get" in words else 0 if words == ["ls"] else 1)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr

@@ -723,3 +723,4 @@ def test_outputs_go_where_links_and_pipes_lead(store: Store, tmp_path: Path) -> 
     assert json.loads(pipe.read_text())["traceEvents"]
     assert ended(process).code == 0
     assert pipe.is_fifo()
+    assert json.loads(arstore("prefetch", "u", "-q", "--timeline", "/dev/stdout").out)["displayTimeUnit"] == "ms"

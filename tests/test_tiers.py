@@ -1,6 +1,7 @@
 """Every tier passes the suite of tiers; and what only an arena, or only a device, can be put through."""
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from blake3 import blake3
 from arstore import NotFound, Store, create_store, open_store
 from arstore.store.disk import Disk, Out
 from arstore.store.errors import Corrupt, NoRoom, StorageFailed
+from arstore.store.prefix import Prefix
 from arstore.store.staged import StagedTensors
 from arstore.store.tensors import tensor_bytes
 from arstore.store.tiers import device as device_room
@@ -286,6 +289,54 @@ def test_what_others_write_while_it_is_filled_is_never_sealed(memory: Path, smal
     held = arena.fill(A, given(), told=foreign)
     with pytest.raises(Corrupt):
         whole(held)
+
+
+def test_kv_goes_up_to_be_sealed_layer_by_layer(
+    store: Store, tmp_path: Path, memory: Path, small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long sequence no more than that has room in memory."""
+    [key] = [store.get(name).summary.id for name in KV_NAMES[:1] if put_all(store, tmp_path)]
+    held = local_of(store, KV_NAMES[0]).hold(key)
+    assert held
+    loads: list[Any] = []
+    real = Prefix.load
+
+    def load(self: Prefix, runs: Any, layers: Any, *more: Any, **named: Any) -> Any:
+        loads.append(layers)
+        return real(self, runs, layers, *more, **named)
+
+    monkeypatch.setattr(Prefix, "load", load)
+    monkeypatch.setattr(sealed_room, "_AT_ONCE", 1)
+    arena = open_arena("shared", memory)
+    assert whole(arena.fill(key, held)) == whole(held)
+    loads = [one for one in loads if one is not None]  # the last one was that of `whole`
+    numbers = sorted({layer for one in loads for layer in one})
+    assert loads == [[number] for number in numbers]
+    assert len(numbers) > 1
+
+
+def test_what_is_no_key_of_ours_is_in_nobodys_way(memory: Path) -> None:
+    arena = open_arena("host", memory)
+    for name in (".x.partial", ".x.lock", "x.extent"):
+        (arena.directory / name).touch()
+    arena.sweep()
+    arena.make_room(1, frozenset())
+    assert (arena.residents(), arena.partials(), arena.coming()) == ([], [], set())
+
+
+def test_where_holes_are_not_known_all_is_overwritten(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, real = open_arena("host", memory), os.lseek
+
+    def lseek(fd: int, at: int, how: int) -> int:
+        if how in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(fd, at, how)
+
+    arena.fill(A, given())
+    with next(memory.rglob("*.extent")).open("rb") as file:
+        monkeypatch.setattr(os, "lseek", lseek)
+        assert arena.remove(A)
+        assert not any(os.pread(file.fileno(), 1 << 20, 0))
 
 
 @pytest.mark.parametrize("tier", ARENAS)
