@@ -1,7 +1,7 @@
 """Requests: those of a running plan, one after the other, each with what it needs in place."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 from .errors import StoreError, fresh
 from .planfile import Plan
@@ -49,7 +49,7 @@ class Ready(Mapping[str, StagedTensors]):
         self._taken.held.clear()
 
 
-def requests_of(plan: Plan, steps: Steps) -> Iterator[Ready]:
+def requests_of(plan: Plan, steps: Steps) -> Generator[Ready, None, None]:
     """Yield the requests of a running plan, each when it is ready; several that iterate share them.
 
     One is over, and its objects may go, when the next one is asked for. One that is to come after others waits until

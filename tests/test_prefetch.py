@@ -31,7 +31,7 @@ from arstore.store.tensors import _TORCH_NAMES, tensor_bytes
 from arstore.store.tiers import filling as filling_room
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.extent import attach_extent, remove_extent
-from arstore.store.tiers.filling import filling, partial_path, take_lock
+from arstore.store.tiers.filling import filling, partial_path, say_erased, take_lock
 from arstore.store.tiers.local import Local, Stored
 from tests.command import Ran, arstore, cli, ended, start
 from tests.mortal_disk import killed
@@ -993,3 +993,27 @@ def test_a_tenant_that_is_removed_says_what_was_staged_meanwhile(
     assert ran.json["still_staged"] == ["m@1"]
     assert "not wiped" in ran.err
     assert extents(host) == []
+
+
+def test_word_of_an_erase_finds_a_stager_or_says_that_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stager looks for it when the lock is free already, so that none is left after it has looked."""
+    disk, lock = Disk(), tmp_path / f".{KEY}.lock"
+    assert not say_erased(tmp_path, KEY, disk)
+    lock.touch()
+    assert not say_erased(tmp_path, KEY, disk)  # whoever had it has gone
+    lock.unlink()
+    with pytest.raises(NotFound), filling(tmp_path, KEY, disk, wait=False):
+        assert say_erased(tmp_path, KEY, disk)
+    free, real = list[bool](), os.fstat
+
+    def fstat(fd: int) -> os.stat_result:
+        free.append(try_lock(other))
+        return real(fd)
+
+    with monkeypatch.context() as patched, filling(tmp_path, KEY, disk, wait=False):
+        other = os.open(lock, os.O_RDWR)
+        patched.setattr(os, "fstat", fstat)
+    os.close(other)
+    assert free == [True]

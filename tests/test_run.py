@@ -26,7 +26,7 @@ from arstore.store.disk import Disk
 from arstore.store.errors import StorageFailed
 from arstore.store.feed import Fed, serving
 from arstore.store.planfile import Plan, settle_plan
-from arstore.store.requests import Ready
+from arstore.store.requests import Ready, requests_of
 from arstore.store.tiers.arena import Arena
 from arstore.store.timeline import Timed, occupancy, parse_trace
 from tests.command import PROGRAM, arstore, cli, ended, start
@@ -724,3 +724,38 @@ def test_outputs_go_where_links_and_pipes_lead(store: Store, tmp_path: Path) -> 
     assert ended(process).code == 0
     assert pipe.is_fifo()
     assert json.loads(arstore("prefetch", "u", "-q", "--timeline", "/dev/stdout").out)["displayTimeUnit"] == "ms"
+
+
+def test_the_child_of_a_fork_neither_speaks_for_its_parent_nor_keeps_its_connections(
+    store: Store, tmp_path: Path
+) -> None:
+    plan = store.tiers.plan(tight(tmp_path))
+    with store.tiers.run(plan) as run:
+        path = store.tiers.host().directory / "s.socket"
+        with serving(run.lanes[0], run.keys, path, Disk()):
+            fed = Fed(path)
+            requests = requests_of(plan, fed)
+            next(requests)
+
+            def ask() -> None:
+                with contextlib.suppress(StorageFailed):
+                    fed.take(20)  # which waits, as there is no room for it yet
+
+            threading.Thread(target=ask, daemon=True).start()
+            while len(fed._connections) < 2:
+                time.sleep(0.01)
+            mine = {f"socket:[{os.fstat(one.fileno()).st_ino}]" for one in fed._connections}
+            if not (child := os.fork()):
+                kept = set()
+                with contextlib.suppress(BaseException):
+                    for fd in Path("/proc/self/fd").iterdir():
+                        with contextlib.suppress(FileNotFoundError):
+                            kept.add(os.readlink(fd))
+                    requests.close()
+                    os._exit(len(kept & mine))
+                os._exit(99)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            time.sleep(0.1)
+            assert run.lanes[0]._over == -1
+            assert not run.lanes[0]._over_ahead
+            requests.close()
