@@ -4,6 +4,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from arstore import BadInput, Store, create_store, open_store
 from arstore.store.config import default_store
+from arstore.store.tiers import probe as probe_room
 from arstore.store.tiers.probe import predict_s
 from tests.command import arstore, cli
 
@@ -275,3 +277,11 @@ def test_what_is_on_the_way_up_bounds_the_prediction(store: Store) -> None:
     (default_store() / "tiers.json").write_text(json.dumps(rows))
     assert predict_s(store.tiers.speeds(), "host", 10**6) == predict_s(store.tiers.speeds(), "device:cpu", 10**6) == 1.0
     assert predict_s(store.tiers.speeds(), "shared", 10**6) is None  # never measured
+
+
+def test_two_probes_at_once_are_in_nobodys_way(store: Store, host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_room, "_BYTES", 64 << 20)
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(store.tiers.probe) for _ in range(2)]
+        assert all(one.result().keys() >= {"local", "host"} for one in found)
+    assert not [path for path in host.rglob("*") if path.is_file()]
