@@ -7,7 +7,7 @@ process, under a read it is an error.
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,19 +36,23 @@ def fill_summed(seal: bytes, source: Held, out: FileSpan) -> tuple[str, ...]:
     They are those of a private copy: read back from where others may write, a foreign byte would be sealed as ours.
     """
     step = _AT_ONCE * SUM_BYTES
-    window = memoryview(make_buffer(min(step, source.length_bytes)))
+    windows = [memoryview(make_buffer(min(step, source.length_bytes))) for _ in range(2)]
     sums: list[str] = []
+    coming: list[list[Future[str]]] = []
 
     def put(part: memoryview, at: int) -> str:
         out[at : at + len(part)] = part
         return _sum(seal, part)
 
     with ThreadPoolExecutor(workers_count()) as pool:
-        for first in range(0, source.length_bytes, step):
-            here = window[: min(step, source.length_bytes - first)]
+        for number, first in enumerate(range(0, source.length_bytes, step)):
+            if len(coming) == len(windows):  # whose first is to be used again
+                sums += [one.result() for one in coming.pop(0)]
+            here = windows[number % 2][: min(step, source.length_bytes - first)]
             source.read(first, here)
             starts = range(0, len(here), SUM_BYTES)
-            sums += pool.map(put, [here[at : at + SUM_BYTES] for at in starts], [first + at for at in starts])
+            coming.append([pool.submit(put, here[at : at + SUM_BYTES], first + at) for at in starts])
+        sums += [one.result() for window in coming for one in window]
     return tuple(sums)
 
 
