@@ -1,8 +1,8 @@
 """Lane: the moves of a plan into one tier, made by workers ahead of whoever uses what they bring; see staging.py.
 
-Moves start in their order, each when the step that it waits for is over and what it evicts has gone, so the tier never
-holds more than the plan says. What somebody still uses when it is to go stays until it is dropped, and goes then.
-A move that fails fails those steps that need its object, and no other.
+Moves start in their order, each when the step that it waits for is over, and fill when all that they and those before
+evict has gone, so the tier never holds more than the plan says. What somebody still uses when it is to go stays until
+it is dropped, and goes then. A move that fails fails those steps that need its object, and no other.
 """
 
 import contextlib
@@ -26,6 +26,19 @@ Told = Callable[[str, int, str, float], None]
 _RETRY_S = 0.02
 
 
+class _Ended:
+    """Numbers that come in any order: `count` is how many there are from 0 on with none left out."""
+
+    def __init__(self) -> None:
+        self.count, self._ahead = 0, set[int]()
+
+    def add(self, number: int) -> None:
+        self._ahead.add(number)
+        while self.count in self._ahead:
+            self._ahead.remove(self.count)
+            self.count += 1
+
+
 class Lane:
     """One lane of a running plan. Start it, take the steps in their order, say when each is over, and close it."""
 
@@ -47,10 +60,10 @@ class Lane:
         self._until = _counts(moves, len(needs))
         self._next = 0
         self._began: dict[int, float] = {}  # when steps that are not over were taken
-        self._order = threading.Lock()  # held while a move begins and what it evicts goes
+        self._order = threading.Lock()  # held while a move begins
         self._changed = threading.Condition()
         self._started = 0  # moves that have been begun, in order
-        self._made_ahead, self._made = set[int](), 0  # moves that are made, and how many from the first on
+        self._evicted, self._made = _Ended(), _Ended()  # moves whose room is free, and that are made
         self._over_ahead, self._over = set[int](), -1  # steps that are over, and the last up to which all are
         self._there = Taken()  # what is in place now, or should be
         self.failed: dict[int, StoreError] = {}  # every object that a move did not bring, and why
@@ -74,7 +87,7 @@ class Lane:
     def ready(self, moves: int) -> None:
         """Wait until so many moves have been made, from the first on. Raises StorageFailed if the run has ended."""
         with self._changed:
-            self._changed.wait_for(lambda: self._made >= moves or self._closed)
+            self._changed.wait_for(lambda: self._made.count >= moves or self._closed)
             self._check()
 
     def placed(self) -> dict[int, Held]:
@@ -102,7 +115,7 @@ class Lane:
 
     def _is_ready(self, step: int) -> bool:
         waits = self._waits[step] if self._waits else ()
-        return self._made >= self._until[step] and all(n <= self._over or n in self._over_ahead for n in waits)
+        return self._made.count >= self._until[step] and all(n <= self._over or n in self._over_ahead for n in waits)
 
     def over(self, step: int) -> None:
         with self._changed:
@@ -139,7 +152,7 @@ class Lane:
 
     def _advance(self) -> None:
         """Count on over steps that are over; one whose objects have not come yet is not: they would never go again."""
-        while self._over + 1 in self._over_ahead and self._made >= self._until[self._over + 1]:
+        while self._over + 1 in self._over_ahead and self._made.count >= self._until[self._over + 1]:
             self._over += 1
             self._over_ahead.remove(self._over)
         self._changed.notify_all()
@@ -155,30 +168,32 @@ class Lane:
     def _make_moves(self) -> None:
         while (number := self._begin()) is not None:
             move = self._moves[number]
+            for evicted in move.evict:
+                self._evict(evicted)
+            with self._changed:
+                self._evicted.add(number)
+                self._changed.notify_all()
+                self._changed.wait_for(lambda number=number: self._evicted.count > number or self._closed)  # type: ignore[misc]
+                if self._closed:
+                    return
             if not move.made:
                 self._keep(move.object, partial(self._bring, number))
             elif self._below is not None:
                 self._below.over(number)
             with self._changed:
-                self._made_ahead.add(number)
-                while self._made in self._made_ahead:
-                    self._made_ahead.remove(self._made)
-                    self._made += 1
+                self._made.add(number)
                 self._advance()
 
     def _begin(self) -> int | None:
-        """Return the next move when it may begin and what it evicts is gone; None if there is none."""
-        with self._order:
-            with self._changed:
-                number = self._started
-                if number == len(self._moves):
-                    return None
-                self._changed.wait_for(lambda: self._moves[number].after <= self._over or self._closed)
-                if self._closed:
-                    return None
-                self._started += 1
-            for evicted in self._moves[number].evict:
-                self._evict(evicted)
+        """Return the next move when it may begin; None if there is none."""
+        with self._order, self._changed:
+            number = self._started
+            if number == len(self._moves):
+                return None
+            self._changed.wait_for(lambda: self._moves[number].after <= self._over or self._closed)
+            if self._closed:
+                return None
+            self._started += 1
             return number
 
     def _keep(self, number: int, bring: Callable[[], tuple[Held, str]]) -> None:
@@ -239,12 +254,11 @@ class Lane:
             self._there.failed.pop(number, None)
             if self._there.held.pop(number, None) is None:
                 return
-            self._leaving.add(self._keys[number])
-            leaving = set(self._leaving)
+            leaving, self._leaving = {*self._leaving, self._keys[number]}, set()  # nobody else tries them meanwhile
         self._told("evict", number, "", self._clock())
-        gone = self._let_go(leaving)
+        left = leaving - self._let_go(leaving)
         with self._changed:
-            self._leaving -= gone
+            self._leaving |= left
 
     def _let_go(self, keys: set[str], *, over: bool = False) -> set[str]:
         """Remove objects that nobody uses any more; return which are gone. A tier that fails keeps them."""

@@ -8,7 +8,7 @@ Invariant: a plan read back keeps every rule of staging.py, and its sums and its
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ _FORMAT = 1
 _JOB = ("format", "source", "tiers", "tokens_per_second", "identity", "objects", "held", "requests")
 _MOVES = ("order", "moves")
 _SUMS = ("peak_bytes", "live_peak_bytes", "refetches", "predicted_seconds")
-_TIER = ("name", "capacity_bytes", "bytes_per_second", "latency_seconds")
+_TIER = (
+    "name", "capacity_bytes", "bytes_per_second", "latency_seconds", "alone_bytes_per_second", "evict_bytes_per_second"
+)  # fmt: skip
 _OBJECT = ("id", "bytes", "tokens", "stored", "found")
 _REQUEST = ("id", "objects", "after", "compute_seconds")
 _MOVE = ("to", "object", "step", "after", "evict", "recompute")
@@ -56,7 +58,7 @@ class Plan:
             _JOB,
             _FORMAT,
             job.source,
-            [_row(_TIER, t.name, t.capacity_bytes, t.bytes_per_s, t.latency_s) for t in job.tiers],
+            [_row(_TIER, *astuple(t)) for t in job.tiers],
             job.tokens_per_s,
             dict(job.identity),
             [_row(_OBJECT, o.id, o.length_bytes, o.tokens, o.stored, list(o.found)) for o in job.objects],
@@ -163,7 +165,9 @@ def _request(row: Any, where: str) -> Request:
 def _tier(row: Any, where: str) -> PlannedTier:
     fields = Fields(row, where, _TIER)
     capacity = None if fields.get("capacity_bytes") is None else fields.whole("capacity_bytes")
-    return PlannedTier(fields.text("name"), capacity, fields.real("bytes_per_second"), fields.real("latency_seconds"))
+    alone, evict = (None if fields.get(name) is None else fields.real(name) for name in _TIER[-2:])
+    speed = fields.real("bytes_per_second"), fields.real("latency_seconds")
+    return PlannedTier(fields.text("name"), capacity, *speed, alone, evict)
 
 
 def holds_plan(path: Path) -> bool:

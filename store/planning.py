@@ -48,7 +48,8 @@ def _planned(tiers: Sequence[Tier], speeds: Speeds) -> list[PlannedTier]:
     for one in tiers:
         here = speeds[one.tier]
         speed = here.bytes_per_s if one is not tiers[-1] else min(here.bytes_per_s, speeds["local"].bytes_per_s)
-        planned.append(PlannedTier(one.tier, one.capacity_bytes, speed, here.latency_s))
+        more = here.alone_bytes_per_s, here.evict_bytes_per_s
+        planned.append(PlannedTier(one.tier, one.capacity_bytes, speed, here.latency_s, *more))
     return planned
 
 

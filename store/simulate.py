@@ -2,6 +2,8 @@
 
 A worker makes its moves one after the other. A move starts when the worker is free, what it moves has arrived in the
 tier below, and the step it waits for is over: that request has been computed, or that move of the lane above was made.
+The worker stands for several, who are faster than one: what a move takes longer alone lies in the time of the one
+before it, unless it has to wait for that very one, as it does where room is short.
 What is computed gets its room in the same turn: no later move takes what an earlier one has yet to evict.
 A request is computed in order, when the accelerator is free: first what it recomputes at its front, while the rest
 still arrives; then, with all of it there, its other work. A move takes latency + bytes / bandwidth, alone on its way.
@@ -36,7 +38,7 @@ def simulate(job: Job, order: Sequence[int], lanes: Lanes, *, ahead: int | None 
     `roomy`: as if there were room for all, so that no move waits for what it evicts: what these moves can't go below.
     """
     spans: list[list[Span]] = [[] for _ in lanes]
-    clocks = [0.0] * len(lanes)
+    clocks, turns = [0.0] * len(lanes), [0.0] * len(lanes)  # when a lane's last move ended, and began
     requests: list[Span] = []
 
     def serve(place: int, step: int, start: float) -> float:
@@ -46,14 +48,18 @@ def simulate(job: Job, order: Sequence[int], lanes: Lanes, *, ahead: int | None 
         ready = start
         while len(lane_spans) < len(lane) and lane[len(lane_spans)].step == step:
             move = lane[len(lane_spans)]
-            clocks[place] = max(clocks[place], start, users[move.after][1] if move.after >= 0 and not roomy else 0.0)
+            may = max(turns[place], start, users[move.after][1] if move.after >= 0 and not roomy else 0.0)
+            evicting = tier.evict_s(sum(job.objects[number].length_bytes for number in move.evict))
             if move.made:  # the accelerator's: its times are known when the request has been computed
+                clocks[place] = turns[place] = max(clocks[place], may) + evicting
                 lane_spans.append((start, start))
                 continue
-            begin = clocks[place]
+            length_bytes = job.objects[move.object].length_bytes
+            lead = tier.lead_s(length_bytes)
+            begin = turns[place] = max(may, clocks[place] - lead)
             if place + 1 < len(lanes):
                 begin = max(begin, serve(place + 1, len(lane_spans), start))
-            ready = clocks[place] = begin + tier.seconds(job.objects[move.object].length_bytes)
+            ready = clocks[place] = max(clocks[place], begin + lead) + evicting + tier.seconds(length_bytes)
             lane_spans.append((begin, ready))
         return ready
 

@@ -52,16 +52,31 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTier:
-    """A tier that is filled from the one below it: at most `capacity_bytes` (None: no limit), at a measured speed."""
+    """A tier that is filled from the one below it: at most `capacity_bytes` (None: no limit), at a measured speed.
+
+    `alone_bytes_per_s`: that of a move with no other beside it, where it is slower. `evict_bytes_per_s`: how fast what
+    is evicted goes, where that takes time.
+    """
 
     name: str
     capacity_bytes: int | None
     bytes_per_s: float
     latency_s: float = 0.0
+    alone_bytes_per_s: float | None = None
+    evict_bytes_per_s: float | None = None
 
     def seconds(self, length_bytes: int) -> float:
         """Return how long one move into this tier takes."""
         return self.latency_s + length_bytes / self.bytes_per_s
+
+    def evict_s(self, length_bytes: int) -> float:
+        """Return how long it takes until so many bytes are gone."""
+        return length_bytes / self.evict_bytes_per_s if self.evict_bytes_per_s else 0.0
+
+    def lead_s(self, length_bytes: int) -> float:
+        """Return how much longer it takes with no other beside it."""
+        alone = self.alone_bytes_per_s or self.bytes_per_s
+        return max(length_bytes / alone - length_bytes / self.bytes_per_s, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +149,9 @@ def check_job(job: Job) -> None:
     for tier in job.tiers:
         if not 0 < tier.bytes_per_s < inf or not 0 <= tier.latency_s < inf:
             raise BadInput(f"tier {tier.name}", "wanted bytes a second above 0 and a latency of 0 or more")
+        for rate in (tier.alone_bytes_per_s, tier.evict_bytes_per_s):
+            if rate is not None and not 0 < rate < inf:
+                raise BadInput(f"tier {tier.name}", "wanted bytes a second above 0 alone and evicting, or none")
     for number, one in enumerate(job.objects):
         if one.length_bytes < 0 or one.tokens < 0:
             raise BadInput(f"object {one.id}", "a size below 0")

@@ -1,13 +1,12 @@
 """Probe: how fast a tier is, measured, and kept for the planner.
 
 local   reads of 4 MiB past the page cache by two threads, of a file written for it; latency: single reads of 4 KiB
-host    objects of 4 MiB staged as a run does it, by as many threads: read so, opened, put in place, and removed again;
-        latency: what an object of nearly nothing takes. The same of shared
+host    objects of 4 MiB staged as a run does it, by as many threads: read so, opened, put in place; the same by one
+        thread alone; and how fast they are removed; latency: what an object of nearly nothing takes. The same of shared
 device  bytes from this process's memory up to it, as staging does it
 Each is the median of several rounds, so that one hiccup does not become a plan.
 """
 
-import itertools
 import json
 import os
 import secrets
@@ -30,20 +29,24 @@ from .extent import Extent
 from .local import Stored
 
 PROBE_NAME = "tiers.json"
-_BYTES, _STEP, _FRAME, _PAGE, _ROUNDS, _LATENCIES = 128 << 20, 4 << 20, 1 << 20, 4096, 5, 64
+_BYTES, _STEP, _FRAME, _PAGE, _ROUNDS, _LATENCIES = 128 << 20, 4 << 20, 1 << 20, 4096, 7, 64
 WORKERS_COUNT = 3  # that a lane moves objects with: while one waits for the disk two open what they have read
-_KEPT = 16  # objects that are in place meanwhile, so that no page is still in a cache when it is used again
 _NONCE, _TAG_BYTES = bytes(12), 16
 _SIZE_MAX = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What was measured of one tier: bytes a second into or out of it, seconds of the smallest access."""
+    """What was measured of one tier: bytes a second into or out of it, seconds of the smallest access.
+
+    Of an arena also with one thread alone, and how fast what lies there goes.
+    """
 
     bytes_per_s: float
     latency_s: float
     measured: str
+    alone_bytes_per_s: float | None = None
+    evict_bytes_per_s: float | None = None
 
 
 Speeds = dict[str, Speed]
@@ -64,11 +67,13 @@ def read_speeds(root: Path) -> Speeds:
         with (root / PROBE_NAME).open("rb") as file:
             value = json.loads(file.read(_SIZE_MAX))
         found = {
-            name: Speed(float(o["bytes_per_s"]), float(o["latency_s"]), str(o["measured"])) for name, o in value.items()
-        }
-        if found.keys() >= {"local", "host"} and all(
-            0 < one.bytes_per_s < 1e15 and 0 <= one.latency_s < 1e3 for one in found.values()
-        ):
+            name: Speed(
+                float(one["bytes_per_s"]), float(one["latency_s"]), str(one["measured"]),
+                *(float(one[more]) if one.get(more) else None for more in ("alone_bytes_per_s", "evict_bytes_per_s")),
+            )
+            for name, one in value.items()
+        }  # fmt: skip
+        if found.keys() >= {"local", "host"} and all(map(_is_sane, found.values())):
             return found
     return {}
 
@@ -79,6 +84,11 @@ def predict_s(speeds: Speeds, to: str, length_bytes: int) -> float | None:
     if not speeds.keys() >= set(way):
         return None
     return length_bytes / min(speeds[tier].bytes_per_s for tier in way)
+
+
+def _is_sane(speed: Speed) -> bool:
+    rates = (speed.bytes_per_s, speed.alone_bytes_per_s, speed.evict_bytes_per_s)
+    return all(rate is None or 0 < rate < 1e15 for rate in rates) and 0 <= speed.latency_s < 1e3
 
 
 @contextmanager
@@ -119,48 +129,44 @@ def _probe_device(now: str) -> Speed:
 
 
 def _probe_arena(arena: Arena, fd: int, now: str) -> Speed:
-    """Measure staging into an arena, where each object comes when an old one goes; in the end all of them have gone."""
+    """Measure staging into an arena, round by round; in the end all that came has gone."""
     buffers, key = threading.local(), AESGCM(os.urandom(32))
     frames = {length: key.encrypt(_NONCE, bytes(length - _TAG_BYTES), None) for length in (_PAGE, _FRAME)}
-    numbers, base = itertools.count(), secrets.token_hex(28)  # two probes are in nobody's way
+    base = secrets.token_hex(28)  # two probes are in nobody's way
+    keys = [f"{base}{number:08x}" for number in range(_BYTES // _STEP)]  # more than a cache holds
 
-    def key_of(number: int) -> str:
-        return f"{base}{number:08x}"
-
-    def stage(length: int) -> None:
-        number, frame = next(numbers), min(length, _FRAME)
+    def stage(number: int, length: int) -> None:
+        frame = min(length, _FRAME)
         plain = frame - _TAG_BYTES
 
         def read(at: int, out: Out) -> None:
             own = _own_buffer(buffers)
-            os.preadv(fd, [own[:length]], number * _STEP % _BYTES)
+            os.preadv(fd, [own[:length]], number * _STEP)
             for start in range(0, length, frame):  # as long as opening what was read
                 key.decrypt_into(_NONCE, frames[frame], None, own[:plain])
                 out[start : start + plain] = own[:plain]
 
         source = Stored("probe", (TensorSpan("probe", "U8", (length,), 0, length),), read)
-        with arena.filling(key_of(number), wait=False):
-            arena.fill(key_of(number), source)
-        if number >= _KEPT:
-            arena.remove(key_of(number - _KEPT))
+        with arena.filling(keys[number], wait=False):
+            arena.fill(keys[number], source)
 
-    def each(length: int) -> float:
-        count = _BYTES // _STEP
-        with ThreadPoolExecutor(WORKERS_COUNT) as pool:
+    def once(length: int, workers: int) -> tuple[float, float]:
+        """Return the seconds in which one object comes, and goes."""
+        with ThreadPoolExecutor(workers) as pool:
+            come = _seconds(lambda: list(pool.map(stage, range(len(keys)), [length] * len(keys))))
+            return come / len(keys), _seconds(lambda: list(pool.map(arena.remove, keys))) / len(keys)
 
-            def work() -> None:
-                list(pool.map(stage, [length] * count))
-
-            work()
-            return _median(_seconds(work) for _ in range(_ROUNDS)) / count
-
+    ways = ((_PAGE, WORKERS_COUNT), (_STEP, 1), (_STEP, WORKERS_COUNT))
     try:
-        latency = each(_PAGE)
-        return Speed(_STEP / max(each(_STEP) - latency, 1e-9), latency, now)
+        # In turns, so that what the machine does meanwhile is done to all of them. The first time is for the caches.
+        rounds = [[once(*way) for way in ways] for _ in range(_ROUNDS + 1)][1:]
+        latency, alone, together = (_median(one[way][0] for one in rounds) for way in range(3))
+        gone = _median(one[2][1] for one in rounds)
+        rates = [_STEP / max(seconds, 1e-9) for seconds in (together - latency, alone - latency, gone)]
+        return Speed(rates[0], latency, now, rates[1], rates[2])
     finally:
-        last = next(numbers)
-        for number in range(max(last - 2 * _KEPT, 0), last):
-            arena.remove(key_of(number))
+        for one in keys:
+            arena.remove(one)
 
 
 def _own_buffer(buffers: threading.local) -> memoryview:
