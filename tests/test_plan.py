@@ -97,7 +97,14 @@ def jobs(draw: st.DrawFn, *, recompute: bool = True) -> Job:
         room = draw(st.one_of(st.none(), st.integers(0, 12)))
         speed = draw(st.sampled_from([0.5, 1.0, 4.0]))
         tiers.append(
-            PlannedTier(name, None if room is None else least + room, speed, draw(st.sampled_from([0.0, 0.25])))
+            PlannedTier(
+                name,
+                None if room is None else least + room,
+                speed,
+                draw(st.sampled_from([0.0, 0.25])),
+                draw(st.sampled_from([None, speed / 2, 2 * speed])),
+                draw(st.sampled_from([None, 4.0])),
+            )
         )
     return Job(objects, requests, tuple(tiers), "local", held, tokens_per_s)
 
@@ -325,6 +332,18 @@ def test_a_fetch_waits_for_the_room_that_a_computed_object_has_yet_to_make() -> 
     assert simulate(job, (0, 1), [lane]).moves == (((5.0, 6.0), (5.0, 6.0)),)
 
 
+def test_a_move_that_waits_for_the_last_one_goes_alone_and_evicting_takes_time() -> None:
+    alone = PlannedTier("host", 4, 1.0, alone_bytes_per_s=0.5)  # 2 s beside others, 4 s without
+    job = replace(sized_job([(0, 1)], 4, length=2), tiers=(alone,))
+    assert simulate(job, (0,), [[Move(0, 0), Move(1, 0)]]).moves == (((0.0, 4.0), (2.0, 6.0)),)
+    job = sized_job([(0,), (1,)], 1, length=2)
+    job = replace(job, requests=tuple(replace(one, compute_s=1.0) for one in job.requests))
+    lane = [Move(0, 0), Move(1, 1, 0, (0,))]
+    for evict_bytes_per_s, end in ((None, 9.0), (1.0, 11.0)):
+        tight = replace(alone, capacity_bytes=2, evict_bytes_per_s=evict_bytes_per_s)
+        assert simulate(replace(job, tiers=(tight,)), (0, 1), [lane]).moves == (((0.0, 4.0), (5.0, end)),)
+
+
 def test_objects_go_up_through_a_host_smaller_than_the_device() -> None:
     job = sized_job([tuple(range(10))], 10)
     job = replace(job, tiers=(PlannedTier("device", 10, 1.0), PlannedTier("host", 2, 1.0)))
@@ -383,6 +402,10 @@ def test_a_job_that_contradicts_itself_is_refused() -> None:
         (replace(job, requests=(replace(first, objects=(2,)), second)), "request 0: needs an object that is not"),
         (replace(job, objects=(Object("a", 1, stored=False), Object("b", 1))), "object a: is not in local and can't"),
         (replace(job, tiers=(PlannedTier("host", 2, 0.0),)), "tier host: wanted bytes a second above 0"),
+        (
+            replace(job, tiers=(PlannedTier("host", 2, 1.0, 0.0, 0.0),)),
+            "tier host: wanted bytes a second above 0 alone",
+        ),
         (replace(job, requests=()), "job: no request"),
     ):
         with pytest.raises(BadInput, match=said):
