@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from arstore.store.feed import Fed, serving
 from arstore.store.planfile import Plan, settle_plan
 from arstore.store.requests import Ready, requests_of
 from arstore.store.tiers.arena import Arena
+from arstore.store.tiers.tier import Held
 from arstore.store.timeline import Timed, occupancy, parse_trace
 from tests.command import PROGRAM, arstore, cli, ended, start
 
@@ -759,3 +761,28 @@ def test_the_child_of_a_fork_neither_speaks_for_its_parent_nor_keeps_its_connect
             assert run.lanes[0]._over == -1
             assert not run.lanes[0]._over_ahead
             requests.close()
+
+
+def test_what_another_move_makes_room_for_waits_until_there_is_some(
+    store: Store, tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(tensors={"w": torch.full((SIZE // 2,), 9, dtype=torch.int32)}, name="large")
+    requests = [{"id": n, "artifacts": [name]} for n, name in enumerate(("large", "u", "v"))]
+    plan = store.tiers.plan(job(tmp_path, requests, f"[budget]\nhost = {2 * SIZE}\n"))
+    assert [len(move.evict) for move in plan.lanes[0]] == [0, 1, 0]
+    remove, fill, most = Arena.remove, Arena.fill, [0]
+
+    def slowly(arena: Arena, key: str, **how: bool) -> bool:
+        time.sleep(0.2)
+        return remove(arena, key, **how)
+
+    def watched(arena: Arena, key: str, source: Held, *more: Any, **named: Any) -> Held:
+        most.append(staged_bytes(host) + source.length_bytes)
+        return fill(arena, key, source, *more, **named)
+
+    monkeypatch.setattr(Arena, "remove", slowly)
+    monkeypatch.setattr(Arena, "fill", watched)
+    with store.tiers.run(plan) as run:
+        assert [request.id for request in run] == [0, 1, 2]
+    assert len(most) == 4
+    assert max(most) <= 2 * SIZE
