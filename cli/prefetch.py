@@ -151,14 +151,16 @@ def _plan_in(asked: Asked, store: Store) -> "Plan | None":
     """Return the plan of the one JOB or PLAN file that is asked for; None where artifacts are."""
     if len(asked.names) > 1 or not _is_file(asked.names[0], store):
         return None
-    from ..store.planfile import holds_plan, read_plan
+    from ..store.job import holds_plan, read_bounded
+    from ..store.planfile import unpack_plan
 
     path = Path(asked.names[0])
     if asked.command and asked.ttl_s:
         raise BadInput("--ttl", "what is staged for the requests of a command does not stay")
-    if not holds_plan(path):
+    text = read_bounded(path)
+    if not holds_plan(text):
         return store.tiers.plan(path, to=asked.to, budget_bytes=asked.budget_bytes)
-    plan = read_plan(path)
+    plan = unpack_plan(text, str(path))
     if asked.to is not None and kind_of(asked.to) != plan.job.tiers[0].name:
         raise BadInput(f"--to {asked.to}", f"the plan is to {plan.job.tiers[0].name}", hint="plan again")
     return plan if asked.budget_bytes is None else plan.within(asked.budget_bytes)

@@ -131,7 +131,7 @@ class Disk:
     def check_output(self, path: Path) -> None:
         """Raise StorageFailed unless `write_output` could write there; what is there stays as it is."""
         with disk_errors(path):
-            target = path if _is_special(path) else Path(os.path.realpath(path))
+            target = _target_of(path)
             if target.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if not _is_special(target):
@@ -140,7 +140,7 @@ class Disk:
     def write_output(self, path: Path, content: bytes) -> None:
         """Put what a user wants in a file where a link leads, in one step, or into a device or pipe that is there."""
         with disk_errors(path):
-            target = path if _is_special(path) else Path(os.path.realpath(path))
+            target = _target_of(path)
             if _is_special(target):
                 target.write_bytes(content)
             else:
@@ -182,6 +182,10 @@ class Disk:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _target_of(path: Path) -> Path:
+    return path if _is_special(path) else Path(os.path.realpath(path))  # what /proc leads to has no other path
 
 
 def _is_special(path: Path) -> bool:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..formats.errors import FormatError
-from ..formats.identity import make_identity
 from ..formats.manifest import parse_json
 from .checked import WHOLE_MAX, Fields
 from .errors import BadInput, NotFound, StorageFailed
+from .kv_identity import take_identity
 from .quantities import parse_size
 from .refs import parse_ref
 from .staging import BLOCK, Job, Object, PlannedTier, Request, RequestId
@@ -76,7 +76,7 @@ def read_job(path: Path) -> JobFile:
     try:
         value = tomllib.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        hint = "a PLAN goes to 'arstore prefetch'" if text.lstrip().startswith(b"{") else ""
+        hint = "a PLAN goes to 'arstore prefetch'" if holds_plan(text) else ""
         raise BadInput(str(path), f"not valid TOML ({str(error).lower()})", hint=hint) from None
     tables = Fields(value, str(path), _TABLES)
     job = Fields(tables.get("job"), f"{path}: [job]", _JOB)
@@ -103,7 +103,7 @@ def read_job(path: Path) -> JobFile:
         tokens_per_s=tokens_per_s,
         block_bytes=_size(job, "block_bytes") if "block_bytes" in job else None,
         block_tokens=job.whole("block_tokens", least=1) if "block_tokens" in job else BLOCK_TOKENS,
-        identity=_identity(tables.table("identity"), f"{path}: [identity]") if "identity" in tables else (),
+        identity=_identity(tables, f"{path}: [identity]") if "identity" in tables else (),
     )
     return _with_requests(read, path.parent / job.text("requests")) if "requests" in job else read
 
@@ -115,6 +115,11 @@ def read_bounded(path: Path, most_bytes: int = PLAN_MAX_BYTES) -> bytes:
     if len(text) > most_bytes:
         raise BadInput(str(path), f"longer than {most_bytes} bytes")
     return text
+
+
+def holds_plan(text: bytes) -> bool:
+    """Say whether a file's text is that of a plan, good or bad; else it may be a JOB's."""
+    return text.lstrip().startswith(b"{")
 
 
 def compose(
@@ -219,11 +224,9 @@ def _size(fields: Fields, name: str) -> int:
     return value
 
 
-def _identity(fields: dict[str, object], where: str) -> tuple[tuple[str, object], ...]:
-    try:
-        make_identity(fields)
-    except FormatError as error:
-        raise BadInput(where, str(error)) from None
+def _identity(tables: Fields, where: str) -> tuple[tuple[str, object], ...]:
+    fields = tables.table("identity")
+    take_identity(fields, where)
     return tuple(fields.items())
 
 

@@ -12,12 +12,12 @@ BLOCK_TOKENS_MAX = 1 << 16
 REQUIRED = ("model", "revision", "precision")
 
 
-def take_identity(fields: Mapping[str, object]) -> Identity:
+def take_identity(fields: Mapping[str, object], where: str = "identity") -> Identity:
     """Return the identity of the given fields; raise BadInput for a field that is unknown or bad."""
     try:
         return make_identity(fields)
     except FormatError as error:
-        raise BadInput("identity", str(error)) from None
+        raise BadInput(where, str(error)) from None
 
 
 def make_kv_identity(fields: Mapping[str, object]) -> Identity:

@@ -168,14 +168,8 @@ class Lane:
     def _make_moves(self) -> None:
         while (number := self._begin()) is not None:
             move = self._moves[number]
-            for evicted in move.evict:
-                self._evict(evicted)
-            with self._changed:
-                self._evicted.add(number)
-                self._changed.notify_all()
-                self._changed.wait_for(lambda number=number: self._evicted.count > number or self._closed)  # type: ignore[misc]
-                if self._closed:
-                    return
+            if not self._has_room(number):
+                return
             if not move.made:
                 self._keep(move.object, partial(self._bring, number))
             elif self._below is not None:
@@ -195,6 +189,16 @@ class Lane:
                 return None
             self._started += 1
             return number
+
+    def _has_room(self, number: int) -> bool:
+        """Evict what a move evicts, and wait until that of all before it is gone; return False if the lane closed."""
+        for evicted in self._moves[number].evict:
+            self._evict(evicted)
+        with self._changed:
+            self._evicted.add(number)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._evicted.count > number or self._closed)
+            return not self._closed
 
     def _keep(self, number: int, bring: Callable[[], tuple[Held, str]]) -> None:
         began = self._clock()

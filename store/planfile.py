@@ -170,14 +170,14 @@ def _tier(row: Any, where: str) -> PlannedTier:
     return PlannedTier(fields.text("name"), capacity, *speed, alone, evict)
 
 
-def holds_plan(path: Path) -> bool:
-    """Say whether a file holds a plan, good or bad; else it may be a JOB."""
-    return read_bounded(path).lstrip().startswith(b"{")
-
-
 def read_plan(path: Path) -> Plan:
     """Return the plan that a file holds; raise BadInput if it holds none or a bad one."""
+    return unpack_plan(read_bounded(path), str(path))
+
+
+def unpack_plan(text: bytes, where: str) -> Plan:
+    """Return the plan in a file's text, as `read_plan` does."""
     try:
-        return parse_plan(parse_json(read_bounded(path)), str(path))
+        return parse_plan(parse_json(text), where)
     except FormatError as error:
-        raise BadInput(str(path), str(error).lower()) from None
+        raise BadInput(where, str(error).lower()) from None

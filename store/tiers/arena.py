@@ -26,7 +26,7 @@ from .extent import (
     read_name,
     remove_extent,
     wipe,
-)  # fmt: skip
+)
 from .filling import filling, partial_path, remove_partial, say_erased
 from .sealed import SealedExtent, blank_sums, fill_summed
 from .tier import Held, Resident

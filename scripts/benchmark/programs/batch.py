@@ -8,7 +8,6 @@ the page cache.
 
 import json
 import random
-import sys
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -18,6 +17,7 @@ import arstore
 from arstore.store.planfile import Plan
 from arstore.store.tiers.local import Local
 from benchmark.programs.blocks import drop
+from benchmark.programs.opened import answer
 
 _IDENTITY = {"model": "llama", "revision": "r1", "precision": "bf16", "block_tokens": 64}
 _BLOCK_TOKENS, _HEADS, _DIM = 64, 8, 128
@@ -149,11 +149,5 @@ def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def main() -> None:
-    task = json.loads(sys.argv[1])
-    with arstore.open_store(task["store"]) as store:
-        print(json.dumps(measure(store, task)))
-
-
 if __name__ == "__main__":
-    main()
+    answer(measure)

@@ -5,15 +5,14 @@ objects, and how many bytes each has), `rounds`. The answer: the seconds of each
 and for `unlink` and `overwrite` of files like the small objects; everything is durable when its clock stops.
 """
 
-import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import arstore
+from benchmark.programs.opened import answer
 
 
 def put(store: arstore.Store, count: int, length: int) -> None:
@@ -76,6 +75,4 @@ def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, list[float]
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    with arstore.open_store(given["store"]) as opened:
-        print(json.dumps(measure(opened, given)))
+    answer(measure)

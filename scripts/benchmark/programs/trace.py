@@ -5,12 +5,12 @@ The task is a JSON object: `store`, `folder` (an empty one), `trace` (JSON lines
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import arstore
+from benchmark.programs.opened import answer
 
 
 def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, object]:
@@ -33,11 +33,5 @@ def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, object]:
     return found
 
 
-def main() -> None:
-    task = json.loads(sys.argv[1])
-    with arstore.open_store(task["store"]) as store:
-        print(json.dumps(measure(store, task)))
-
-
 if __name__ == "__main__":
-    main()
+    answer(measure)
