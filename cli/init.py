@@ -8,7 +8,7 @@ import typer
 
 from ..store.access import create_store
 from ..store.errors import BadInput
-from ..store.unlock import Secrets
+from ..store.keys.unlock import Secrets
 from .render import pairs
 from .session import ask_passphrase, session_of
 

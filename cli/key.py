@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..store.rekey import Rotated
+from ..store.keys.rotate import Rotated
 from .init import new_passphrase
 from .session import session_of
 

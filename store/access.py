@@ -6,10 +6,10 @@ from pathlib import Path
 from .config import Config, default_store, default_tenant
 from .disk import Disk, locked
 from .init import init_store
+from .keys.unlock import Ask, Secrets
 from .progress import Progress
 from .repair import Repaired, rebuild
 from .store import Store, silent
-from .unlock import Ask, Secrets
 
 
 def rebuild_catalog(

@@ -14,7 +14,7 @@ from .disk import Disk
 from .erase import foreclose_abandoned, shred
 from .errors import Conflict
 from .garbage import Garbage
-from .keyring import Keyring
+from .keys.keyring import Keyring
 from .lease import Leases
 from .names import Found, Names
 from .reclaim import reclaim

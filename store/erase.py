@@ -18,7 +18,7 @@ from .catalog import Catalog
 from .disk import locked
 from .errors import Corrupt
 from .garbage import Garbage, Survey
-from .keyring import Keyring
+from .keys.keyring import Keyring
 from .names import Found, Names
 from .slots import SlotLedger
 

@@ -23,9 +23,9 @@ from .config import (
 )
 from .disk import Disk
 from .errors import BadInput, Conflict
-from .keyring import Keyring, create_keyring
+from .keys.keyring import Keyring, create_keyring
+from .keys.unlock import Secrets, Stanzas, check_passphrase, new_key_file
 from .opened import create_tables
-from .unlock import Secrets, Stanzas, check_passphrase, new_key_file
 
 
 def init_store(

@@ -14,17 +14,17 @@ from .config import CATALOG_DIR, KEYS_DIR, SEGMENTS_DIR, Config, read_config, ro
 from .disk import Disk
 from .errors import Corrupt, KeyRefused
 from .garbage import Garbage
-from .keyring import Keyring
+from .keys.keyring import Keyring
+from .keys.rotate import RekeyParts, finish_rotation
+from .keys.unlock import Ask, Secrets, Stanzas, open_masters
 from .lease import TABLE as LEASES_TABLE
 from .lease import Leases, current_process
 from .names import Names
 from .records import TenantKeys
 from .recover import RecoverParts, recover_tails
-from .rekey import RekeyParts, finish_rotation
 from .segments import LIFETIMES, SegmentReader, SegmentWriter
 from .slots import SlotLedger
 from .tables import Tables
-from .unlock import Ask, Secrets, Stanzas, open_masters
 
 _ATTEMPTS = 100
 

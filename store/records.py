@@ -27,7 +27,7 @@ from ..formats.record import (
 from .direct import scratch_bytes
 from .disk import make_buffer
 from .errors import Corrupt
-from .keyring import Keyring
+from .keys.keyring import Keyring
 from .segments import Extent, SegmentReader
 
 _MISSING = "is missing: its segment was not there when the catalog was made anew"

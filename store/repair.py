@@ -22,7 +22,8 @@ from .config import CATALOG_DIR, SEGMENTS_DIR
 from .counts import forget_versions, restore
 from .disk import Disk
 from .errors import Corrupt, NotFound
-from .keyring import Keyring
+from .keys.keyring import Keyring
+from .keys.unlock import Ask, Secrets
 from .names import Names, Summary
 from .opened import create_tables, every_tenant, open_keyring
 from .progress import Progress
@@ -30,7 +31,6 @@ from .records import OpenRecord, TenantKeys
 from .scan import whole_records
 from .segments import SegmentReader, segment_path
 from .tables import Tables
-from .unlock import Ask, Secrets
 
 _SKIPPED_IDS = 1 << 20
 

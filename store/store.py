@@ -19,6 +19,8 @@ from .errors import BadInput
 from .get import Written, write_files, write_selected
 from .inputs import take_inputs
 from .key_bounds import bounds_name
+from .keys.rotate import Rotated, add_passphrase, rotate
+from .keys.unlock import Ask, Secrets
 from .kv import Kv
 from .kv_identity import take_identity
 from .lease import Held
@@ -31,7 +33,6 @@ from .prefix import Prefix
 from .progress import Progress, TierProgress, ignore_tiers
 from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
 from .refs import parse_new_ref
-from .rekey import Rotated, add_passphrase, rotate
 from .repair import Repaired, mend
 from .retention import KEEP_ALL, Retention
 from .scrub import Pace, Scrubbed, scrub
@@ -39,7 +40,6 @@ from .select import Selection
 from .stats import Holding, Stats, gather_stats
 from .tenants import remove_tenant
 from .tiering import Tiers
-from .unlock import Ask, Secrets
 
 if TYPE_CHECKING:
     import torch

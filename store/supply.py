@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Set
 
-from .keyring import Keyring
+from .keys.keyring import Keyring
 from .slots import SlotLedger
 
 _RESERVE_MIN, _RESERVE_MAX = 16, 4096

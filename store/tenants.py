@@ -6,7 +6,7 @@ from dataclasses import replace
 from .catalog import Catalog
 from .errors import BadInput, Conflict
 from .garbage import Garbage
-from .keyring import Keyring
+from .keys.keyring import Keyring
 from .stats import Holding, holding
 from .tables import Tables
 

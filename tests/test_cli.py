@@ -978,7 +978,7 @@ def test_a_directory_that_can_not_be_read(stocked: Path) -> None:
 def test_no_file_of_the_store_takes_the_number_of_one_that_is_closed(tmp_path: Path, closed: str) -> None:
     create_store()
     looks = (
-        "import os\nfrom arstore.cli.main import main\nfrom arstore.store.keyring import Keyring\n"
+        "import os\nfrom arstore.cli.main import main\nfrom arstore.store.keys.keyring import Keyring\n"
         "real = Keyring.__init__\n"
         "def opened(self, *given):\n"
         "    real(self, *given)\n"

@@ -23,9 +23,9 @@ from safetensors.numpy import save_file
 from arstore.store.config import CONFIG_NAME, KEYS_DIR, read_config, root_path
 from arstore.store.errors import Conflict, NoRoom, StorageFailed, StoreError
 from arstore.store.init import init_store
-from arstore.store.keyring import Keyring
+from arstore.store.keys.keyring import Keyring
+from arstore.store.keys.unlock import Secrets, open_masters
 from arstore.store.store import Store
-from arstore.store.unlock import Secrets, open_masters
 from tests.faulty_disk import Crash, FaultyDisk, _Contents
 from tests.segment_scan import check_keys_are_used_once
 

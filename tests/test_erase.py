@@ -39,7 +39,7 @@ from arstore.formats.record import ALIGN_BYTES, HEADER_BYTES, Header, open_foote
 from arstore.store.collect import AT_ONCE
 from arstore.store.disk import Disk
 from arstore.store.init import init_store
-from arstore.store.unlock import Secrets
+from arstore.store.keys.unlock import Secrets
 from tests.command import arstore, cli
 from tests.mortal_disk import Died, deaths
 

@@ -35,6 +35,7 @@ from arstore.store import direct, fetch
 from arstore.store.access import create_store
 from arstore.store.catalog import NewVersion
 from arstore.store.errors import Corrupt, KeyRefused, NotFound, StorageFailed
+from arstore.store.keys.unlock import Secrets
 from arstore.store.names import Summary
 from arstore.store.put import Wish, commit_manifest
 from arstore.store.records import draft_record
@@ -44,7 +45,6 @@ from arstore.store.segments import staging_buffer
 from arstore.store.select import Selection
 from arstore.store.store import Store
 from arstore.store.tiers.local import Stored, stored_artifact
-from arstore.store.unlock import Secrets
 from tests.command import arstore
 
 Tree = dict[str, bytes]

@@ -33,9 +33,9 @@ from arstore.store.access import create_store, open_store
 from arstore.store.disk import Disk
 from arstore.store.errors import Corrupt, KeyRefused, NoRoom, NotFound
 from arstore.store.init import init_store
+from arstore.store.keys.unlock import Secrets
 from arstore.store.records import OpenRecord
 from arstore.store.store import Store
-from arstore.store.unlock import Secrets
 from tests.command import Ran, arstore, cli
 from tests.mortal_disk import killed
 

@@ -614,7 +614,7 @@ def test_a_put_that_is_killed_shows_nothing_and_the_next_uses_what_it_left(tmp_p
         create_store(root / "store", key_file=root / "key")
 
         def work(disk: Disk, root: Path = root) -> None:
-            from arstore.store.unlock import Secrets
+            from arstore.store.keys.unlock import Secrets
 
             with Store(root / "store", held=Secrets(key_file=root / "key"), disk=disk) as store:
                 put(store, "chat", TOKENS)

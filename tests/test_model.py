@@ -30,9 +30,9 @@ from arstore.store.access import create_store
 from arstore.store.collect import AT_ONCE, CAREFUL, Margins
 from arstore.store.disk import Disk
 from arstore.store.errors import Fenced, NotFound, StorageFailed
+from arstore.store.keys.unlock import Secrets
 from arstore.store.retention import Retention
 from arstore.store.store import Store
-from arstore.store.unlock import Secrets
 from tests.key_account import unaccounted
 
 NAMES = ("a", "b", "team/c")

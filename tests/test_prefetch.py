@@ -25,7 +25,7 @@ from arstore.store import erase as erase_room
 from arstore.store.config import default_store
 from arstore.store.disk import Disk, Out, try_lock, wait_lock
 from arstore.store.errors import BadInput, StorageFailed
-from arstore.store.keyring import Keyring
+from arstore.store.keys.keyring import Keyring
 from arstore.store.prefetch import Stage
 from arstore.store.tensors import _TORCH_NAMES, tensor_bytes
 from arstore.store.tiers import filling as filling_room

@@ -15,7 +15,7 @@ from arstore.formats.errors import FormatError
 from arstore.formats.keypage import PAGE_BYTES, open_root
 from arstore.store.config import read_config, root_path
 from arstore.store.disk import Disk
-from arstore.store.unlock import Secrets, open_masters
+from arstore.store.keys.unlock import Secrets, open_masters
 from tests.command import cli
 from tests.mortal_disk import Died, MortalDisk, deaths, killed
 

@@ -11,7 +11,7 @@ import pytest
 from arstore import KeyRefused, Store, open_store
 from arstore.store.config import read_config
 from arstore.store.disk import Disk
-from arstore.store.unlock import Secrets
+from arstore.store.keys.unlock import Secrets
 from tests.command import arstore, cli, ended, start
 
 CHANGE = """

@@ -38,13 +38,13 @@ from arstore.store.disk import Disk
 from arstore.store.errors import Conflict, Corrupt, KeyRefused, StoreError
 from arstore.store.ingest import cut_file
 from arstore.store.inputs import InputFile, MemorySource
-from arstore.store.keyring import Keyring, create_keyring
+from arstore.store.keys.keyring import Keyring, create_keyring
+from arstore.store.keys.unlock import Secrets, Stanzas, new_key_file, open_masters
 from arstore.store.kv_input import cut_of, parts_of
 from arstore.store.prefix import Prefix
 from arstore.store.records import OpenRecord, TenantKeys
 from arstore.store.segments import SegmentReader
 from arstore.store.store import Store
-from arstore.store.unlock import Secrets, Stanzas, new_key_file, open_masters
 from tests import spec_reader
 from tests.spec_reader import Refused
 

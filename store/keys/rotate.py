@@ -11,10 +11,10 @@ import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..formats.frames import KEY_BYTES
-from .config import KEYS_DIR, Config, write_config
-from .disk import Disk, locked
-from .errors import BadInput, Conflict, KeyRefused
+from ...formats.frames import KEY_BYTES
+from ..config import KEYS_DIR, Config, write_config
+from ..disk import Disk, locked
+from ..errors import BadInput, Conflict, KeyRefused
 from .keyring import Keyring
 from .unlock import Secrets, Stanzas, check_passphrase, fresh_secret, new_key_file
 

@@ -17,10 +17,10 @@ from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
-from ..formats.digest import derive
-from ..formats.errors import FormatError
-from ..formats.frames import KEY_BYTES
-from ..formats.keypage import (
+from ...formats.digest import derive
+from ...formats.errors import FormatError
+from ...formats.frames import KEY_BYTES
+from ...formats.keypage import (
     LEAF_SLOTS,
     PAGE_BYTES,
     TENANT_NAME_MAX_BYTES,
@@ -31,8 +31,8 @@ from ..formats.keypage import (
     seal_root,
     slot_key,
 )
-from .disk import Disk, disk_errors, try_lock, wait_lock
-from .errors import BadInput, Conflict, Corrupt, Fenced, KeyRefused, StorageFailed, StoreError
+from ..disk import Disk, disk_errors, try_lock, wait_lock
+from ..errors import BadInput, Conflict, Corrupt, Fenced, KeyRefused, StorageFailed, StoreError
 from .keytree import NONE, Shadow, changed_leaves, filled_slots, find_leaf, leaf_refs, reached, read_page
 
 PAGES_NAME, LOCK_NAME = "pages", "lock"

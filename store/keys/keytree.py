@@ -9,9 +9,9 @@ import secrets
 from collections import defaultdict
 from collections.abc import Mapping
 
-from ..formats.errors import FormatError
-from ..formats.frames import KEY_BYTES
-from ..formats.keypage import (
+from ...formats.errors import FormatError
+from ...formats.frames import KEY_BYTES
+from ...formats.keypage import (
     DEPTH_MAX,
     FAN_OUT,
     LEAF_SLOTS,
@@ -23,7 +23,7 @@ from ..formats.keypage import (
     seal_page,
     slot_key,
 )
-from .disk import Disk
+from ..disk import Disk
 
 NONE = PageRef()
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..formats.digest import derive
-from ..formats.errors import FormatError
-from ..formats.frames import KEY_BYTES, seal, unseal
-from .config import setting
-from .disk import Disk
-from .errors import BadInput, Corrupt, KeyRefused, StoreError
+from ...formats.digest import derive
+from ...formats.errors import FormatError
+from ...formats.frames import KEY_BYTES, seal, unseal
+from ..config import setting
+from ..disk import Disk
+from ..errors import BadInput, Corrupt, KeyRefused, StoreError
 
 STANZAS_NAME = "stanzas.json"
 _FORMAT = 1
