@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..store.lease import Held
+from ..store.catalog.leases import Held
 from .render import table
 from .session import session_of
 

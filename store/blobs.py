@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..formats.catalog import QUARANTINED, Place
 from ..formats.digest import Digest
 from ..formats.manifest import BlobName
-from .catalog import Catalog
+from .catalog.catalog import Catalog
 from .disk import Out
 from .errors import Corrupt, NotFound
 from .fetch import BadBlob, Want, fetch, read_want

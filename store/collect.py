@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..formats.catalog import BlobRow
+from .catalog.garbage import Garbage
+from .catalog.key_slots import SlotLedger
+from .catalog.leases import Leases
 from .disk import Disk
 from .erase import foreclose_abandoned, shred
 from .errors import Conflict
-from .garbage import Garbage
 from .keys.keyring import Keyring
-from .lease import Leases
 from .names import Found, Names
 from .reclaim import reclaim
 from .retention import KEEP_ALL, Retention, choose
-from .slots import SlotLedger
 
 SCOPE = b"gc"
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..formats.manifest import Needs
-from .accounts import Marks
-from .catalog import Catalog
+from .catalog.catalog import Catalog
+from .catalog.garbage import Garbage, Survey
+from .catalog.key_slots import SlotLedger
+from .catalog.usage import Marks
 from .disk import locked
 from .errors import Corrupt
-from .garbage import Garbage, Survey
 from .keys.keyring import Keyring
 from .names import Found, Names
-from .slots import SlotLedger
 
 
 @dataclass(frozen=True, slots=True)

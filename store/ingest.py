@@ -16,7 +16,7 @@ from ..formats.digest import Digest, digest_bytes
 from ..formats.frames import WEIGHT_FRAME_BYTES
 from ..formats.record import KIND_BLOB
 from ..formats.tensor import TensorSpan, cut_span
-from .catalog import Catalog
+from .catalog.catalog import Catalog
 from .disk import make_buffer
 from .errors import NoRoom
 from .fetch import workers_count

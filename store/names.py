@@ -19,8 +19,8 @@ from ..formats.errors import FormatError
 from ..formats.frames import seal, unseal
 from ..formats.manifest import MANIFEST_MAX_BYTES, Manifest, ManifestId, Needs, parse_json, parse_manifest, parse_needs
 from ..formats.record import KIND_VERSION
-from .catalog import Catalog, Superseded
-from .counts import recount
+from .catalog.catalog import Catalog, Superseded
+from .catalog.recount import recount
 from .errors import BadInput, Conflict, Corrupt, NotFound, StoreError
 from .prefixes import has_quarantines
 from .records import OpenRecord, TenantKeys, corrupt

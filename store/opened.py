@@ -6,25 +6,25 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from . import catalog as catalog_room
-from . import slots as slots_room
-from .accounts import Marks
-from .catalog import Catalog
+from .catalog import catalog as catalog_room
+from .catalog import key_slots as slots_room
+from .catalog.catalog import Catalog
+from .catalog.garbage import Garbage
+from .catalog.key_slots import SlotLedger
+from .catalog.leases import TABLE as LEASES_TABLE
+from .catalog.leases import Leases, current_process
+from .catalog.tables import Tables
+from .catalog.usage import Marks
 from .config import CATALOG_DIR, KEYS_DIR, SEGMENTS_DIR, Config, read_config, root_path
 from .disk import Disk
 from .errors import Corrupt, KeyRefused
-from .garbage import Garbage
 from .keys.keyring import Keyring
 from .keys.rotate import RekeyParts, finish_rotation
 from .keys.unlock import Ask, Secrets, Stanzas, open_masters
-from .lease import TABLE as LEASES_TABLE
-from .lease import Leases, current_process
 from .names import Names
 from .records import TenantKeys
 from .recover import RecoverParts, recover_tails
 from .segments import LIFETIMES, SegmentReader, SegmentWriter
-from .slots import SlotLedger
-from .tables import Tables
 
 _ATTEMPTS = 100
 

@@ -8,11 +8,11 @@ from ..formats.errors import FormatError
 from ..formats.identity import Identity, KeyId, chain_blocks, identity_key, key_id
 from ..formats.kv_shape import KvShape, parse_shape
 from ..formats.manifest import parse_json
-from .accounts import QUARANTINES, count
-from .catalog import Catalog
+from .catalog.catalog import Catalog
+from .catalog.identities import TABLE, read_named
+from .catalog.tables import Rows
+from .catalog.usage import QUARANTINES, count
 from .errors import Corrupt
-from .identities import TABLE, read_named
-from .tables import Rows
 
 
 @dataclass(frozen=True, slots=True)

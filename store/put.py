@@ -12,18 +12,18 @@ from ..formats.digest import Digest, digest_bytes
 from ..formats.identity import Identity, KeyId, identity_key, key_id
 from ..formats.manifest import MANIFEST_MAX_BYTES, BlobName, Claim, Manifest, StoredFile, Tensor
 from ..formats.record import KIND_VERSION
-from .catalog import BlobGone, Catalog, NewVersion, Superseded
+from .catalog.catalog import BlobGone, Catalog, NewVersion, Superseded
+from .catalog.key_slots import SlotLedger
+from .catalog.leases import Lease, Leases
 from .errors import BadInput, Conflict, Corrupt, NoRoom, StoreError
 from .ingest import Group, Ingest, cut_file, group_cuts
 from .inputs import Inputs
-from .lease import Lease, Leases
 from .model_identity import add_weights
 from .names import Names, Summary
 from .progress import Progress
 from .records import TenantKeys, draft_record
 from .refs import Ref
 from .segments import SegmentReader, SegmentWriter, staging_buffer
-from .slots import SlotLedger
 from .supply import SlotSupply
 
 CODECS = ("auto", "stored", "zstd", "plane")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..formats.record import ALIGN_BYTES
+from .catalog.garbage import Garbage, Survey
 from .disk import Disk, disk_errors, try_lock
-from .garbage import Garbage, Survey
 from .segments import segment_path
 
 

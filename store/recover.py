@@ -13,7 +13,7 @@ from pathlib import Path
 from ..formats.catalog import Place
 from ..formats.digest import Digest
 from ..formats.record import ALIGN_BYTES, KIND_BLOB
-from .catalog import Catalog
+from .catalog.catalog import Catalog
 from .disk import Disk, locked, try_lock
 from .errors import StorageFailed
 from .records import TenantKeys

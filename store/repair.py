@@ -16,10 +16,11 @@ from ..formats.digest import Digest, digest_bytes
 from ..formats.errors import FormatError
 from ..formats.manifest import Manifest, parse_json, parse_manifest
 from ..formats.record import ALIGN_BYTES, KIND_BLOB, parse_segment_header
-from .accounts import write_segments
-from .catalog import Catalog
+from .catalog.catalog import Catalog
+from .catalog.recount import forget_versions, restore
+from .catalog.tables import Tables
+from .catalog.usage import write_segments
 from .config import CATALOG_DIR, SEGMENTS_DIR
-from .counts import forget_versions, restore
 from .disk import Disk
 from .errors import Corrupt, NotFound
 from .keys.keyring import Keyring
@@ -30,7 +31,6 @@ from .progress import Progress
 from .records import OpenRecord, TenantKeys
 from .scan import whole_records
 from .segments import SegmentReader, segment_path
-from .tables import Tables
 
 _SKIPPED_IDS = 1 << 20
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..formats.catalog import Place
 from ..formats.errors import FormatError
 from ..formats.record import ALIGN_BYTES, SegmentHeader, padded, parse_segment_header
-from .catalog import Catalog
+from .catalog.catalog import Catalog
 from .direct import read_cold
 from .disk import Disk, disk_errors, make_buffer, try_lock
 from .errors import Corrupt, StorageFailed

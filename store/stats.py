@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..formats.catalog import QUARANTINED
-from .catalog import Catalog
+from .catalog.catalog import Catalog
 from .names import Names
 
 

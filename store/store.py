@@ -11,6 +11,7 @@ from ..formats.keypage import Tenant
 from ..formats.manifest import KINDS, Manifest
 from .artifact import Artifact
 from .blobs import ReadParts
+from .catalog.leases import Held
 from .collect import CAREFUL, Collected, CollectParts, Margins, collect
 from .config import DEFAULT_TENANT
 from .disk import Disk
@@ -23,7 +24,6 @@ from .keys.rotate import Rotated, add_passphrase, rotate
 from .keys.unlock import Ask, Secrets
 from .kv import Kv
 from .kv_identity import take_identity
-from .lease import Held
 from .miss import Miss, explain_miss
 from .model_identity import config_fields, identify_inputs
 from .names import Found

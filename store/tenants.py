@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from .catalog import Catalog
+from .catalog.catalog import Catalog
+from .catalog.garbage import Garbage
+from .catalog.tables import Tables
 from .errors import BadInput, Conflict
-from .garbage import Garbage
 from .keys.keyring import Keyring
 from .stats import Holding, holding
-from .tables import Tables
 
 
 def remove_tenant(

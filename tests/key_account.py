@@ -2,7 +2,7 @@
 
 from arstore import Store
 from arstore.formats.catalog import parse_blob, parse_version
-from arstore.store.slots import _slots
+from arstore.store.catalog.key_slots import _slots
 
 
 def unaccounted(store: Store) -> set[int]:

@@ -19,8 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from arstore.store.catalog import Catalog, NewVersion
-from arstore.store.lease import Lease, Leases
+from arstore.store.catalog.catalog import Catalog, NewVersion
+from arstore.store.catalog.leases import Lease, Leases
 from tests.command import Ran, cli
 
 Ref = tuple[str, str, int]  # tenant, name, version

@@ -20,15 +20,15 @@ import pytest
 from arstore.formats.catalog import BlobRow, Place, SegmentRow, parse_blob, parse_version
 from arstore.formats.digest import Digest
 from arstore.store.access import create_store
-from arstore.store.accounts import write_segments
+from arstore.store.catalog.key_slots import _slots
+from arstore.store.catalog.recount import restore
+from arstore.store.catalog.tables import Rows
+from arstore.store.catalog.usage import write_segments
 from arstore.store.collect import AT_ONCE, CAREFUL, Collected, Margins
-from arstore.store.counts import restore
 from arstore.store.disk import Disk
 from arstore.store.errors import Fenced, NotFound, StorageFailed, StoreError
 from arstore.store.retention import Retention
-from arstore.store.slots import _slots
 from arstore.store.store import Store
-from arstore.store.tables import Rows
 from tests.command import cli, ended, start
 
 KIB = 1 << 10

@@ -33,7 +33,7 @@ from arstore.formats.manifest import BlobName, Manifest, Needs, Tensor
 from arstore.formats.record import ALIGN_BYTES, HEADER_BYTES, KIND_BLOB, KIND_VERSION, Header, parse_header
 from arstore.store import direct, fetch
 from arstore.store.access import create_store
-from arstore.store.catalog import NewVersion
+from arstore.store.catalog.catalog import NewVersion
 from arstore.store.errors import Corrupt, KeyRefused, NotFound, StorageFailed
 from arstore.store.keys.unlock import Secrets
 from arstore.store.names import Summary

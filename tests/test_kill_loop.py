@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from arstore import Store, open_store
-from arstore.store import slots
+from arstore.store.catalog import key_slots as slots
 from tests.command import arstore, cli
 from tests.key_account import unaccounted
 from tests.kill_journal import REBUILD, Deed, Ownership, check_owners, check_refusals, read_journal

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from arstore.formats.lease import LeaseRow, ProcessId, parse_lease
 from arstore.store.access import create_store, open_store
+from arstore.store.catalog.leases import Leases, current_process, now_ns, process_start, sees_dead
 from arstore.store.errors import BadInput, Fenced, NotFound, StorageFailed
-from arstore.store.lease import Leases, current_process, now_ns, process_start, sees_dead
 from arstore.store.store import Store
 from tests.command import arstore, cli, ended, start
 

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from ..formats.catalog import close_row, open_row
-from ..formats.errors import FormatError
-from .disk import Disk
-from .errors import Corrupt, NoRoom, StorageFailed
+from ...formats.catalog import close_row, open_row
+from ...formats.errors import FormatError
+from ..disk import Disk
+from ..errors import Corrupt, NoRoom, StorageFailed
 
 T = TypeVar("T")
 # Only address space: the file grows as it fills. Doubled when full.

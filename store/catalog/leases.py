@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..formats.lease import LeaseRow, ProcessId, parse_lease
-from .errors import BadInput, Fenced, NotFound
+from ...formats.lease import LeaseRow, ProcessId, parse_lease
+from ..errors import BadInput, Fenced, NotFound
 from .tables import Rows, Tables
 
 TTL_S = 60.0

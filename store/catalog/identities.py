@@ -11,8 +11,8 @@ claims it and its blobs are good; other bytes for the same identity are a confli
 
 from collections.abc import Callable, Iterable
 
-from ..formats.catalog import Named, NamedRow, parse_named
-from ..formats.identity import KeyId
+from ...formats.catalog import Named, NamedRow, parse_named
+from ...formats.identity import KeyId
 from .tables import Rows
 
 TABLE = "identities"

@@ -4,15 +4,15 @@ from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import replace
 
-from ..formats.catalog import QUARANTINED, BlobRow, Place, VersionRow, parse_blob, parse_version
-from ..formats.digest import Digest
-from ..formats.manifest import Needs
-from .accounts import QUARANTINES, account, mark, write_usage
+from ...formats.catalog import QUARANTINED, BlobRow, Place, VersionRow, parse_blob, parse_version
+from ...formats.digest import Digest
+from ...formats.manifest import Needs
 from .catalog import Catalog, Superseded
 from .identities import TABLE as IDENTITIES
 from .identities import Claims
-from .slots import doom
+from .key_slots import doom
 from .tables import Rows
+from .usage import QUARANTINES, account, mark, write_usage
 
 
 def restore(

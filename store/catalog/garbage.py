@@ -9,10 +9,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, field, replace
 
-from ..formats.catalog import BlobRow, Place, SegmentRow, parse_blob, parse_segment, parse_version
-from .accounts import LEFTOVERS, QUARANTINES, account, count
-from .slots import doom
+from ...formats.catalog import BlobRow, Place, SegmentRow, parse_blob, parse_segment, parse_version
+from .key_slots import doom
 from .tables import Rows, Tables
+from .usage import LEFTOVERS, QUARANTINES, account, count
 
 _BATCH = 10_000
 _CYCLE = b"gc-cycle"

@@ -4,8 +4,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..formats.catalog import SegmentRow, parse_segment
-from .errors import Corrupt
+from ...formats.catalog import SegmentRow, parse_segment
+from ..errors import Corrupt
 from .tables import Rows, Tables
 
 # With a tenant: blobs were taken in that a put left behind; blobs were found bad.

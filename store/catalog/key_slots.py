@@ -16,8 +16,8 @@ import threading
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
-from ..formats.errors import FormatError
-from .disk import Disk, is_byte_locked, lock_byte, unlock_byte
+from ...formats.errors import FormatError
+from ..disk import Disk, is_byte_locked, lock_byte, unlock_byte
 from .tables import Rows, Tables
 
 TABLES = ("loans", "spare", "doomed")

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ..formats.catalog import (
+from ...formats.catalog import (
     LIVE,
     QUARANTINED,
     BlobRow,
@@ -26,16 +26,16 @@ from ..formats.catalog import (
     parse_segment,
     parse_version,
 )
-from ..formats.digest import Digest, keyed_hash
-from ..formats.identity import KeyId
-from ..formats.manifest import Needs
-from .accounts import LEFTOVERS, QUARANTINES, account, count, extend, mark, segment_key
-from .errors import Conflict, NoRoom
+from ...formats.digest import Digest, keyed_hash
+from ...formats.identity import KeyId
+from ...formats.manifest import Needs
+from ..errors import Conflict, NoRoom
 from .identities import TABLE as IDENTITIES_TABLE
 from .identities import Claims, claim, unclaim
-from .lease import Lease
-from .slots import doom, doomed_slots
+from .key_slots import doom, doomed_slots
+from .leases import Lease
 from .tables import Rows, Tables
+from .usage import LEFTOVERS, QUARANTINES, account, count, extend, mark, segment_key
 
 _U32, _U64 = struct.Struct(">I"), struct.Struct("<Q")
 _HASH_BYTES = 20
