@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from ..formats.manifest import Manifest, Tensor
 from ..formats.tensor import TensorSpan
-from .blobs import BlobReader, Piece, ReadParts
 from .disk import Out, make_buffer
 from .errors import BadInput, Corrupt, NotFound
 from .names import Found, Summary
 from .prefix import Prefix, layout_of
+from .segments.blobs import BlobReader, Piece, ReadParts
 from .select import tensor_names
 from .tensors import aligned, tensor_from
 

@@ -20,9 +20,9 @@ from ..formats.tensor import DTYPE_BITS, dense_bytes
 from .artifact import Artifact
 from .disk import Disk, make_buffer
 from .errors import BadInput, Corrupt
-from .fetch import workers_count
 from .prefix import Prefix
 from .progress import Progress
+from .segments.fetch import workers_count
 from .select import Part, Selection, select
 
 _BLOCK_BYTES = 64 << 20

@@ -13,8 +13,8 @@ from .ingest import Cut, Ingest, group_cuts
 from .inputs import MemorySource
 from .put import PutParts
 from .scrub import Scrubbed
+from .segments.key_supply import SlotSupply
 from .select import tensor_names
-from .supply import SlotSupply
 from .tiers.arena import Arena
 from .tiers.tier import Held
 

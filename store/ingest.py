@@ -19,12 +19,12 @@ from ..formats.tensor import TensorSpan, cut_span
 from .catalog.catalog import Catalog
 from .disk import make_buffer
 from .errors import NoRoom
-from .fetch import workers_count
 from .inputs import InputFile, Source
 from .progress import Progress
-from .records import Draft, TenantKeys, draft_record
-from .segments import SegmentReader, SegmentWriter, staging_buffer
-from .supply import SlotSupply
+from .segments.fetch import workers_count
+from .segments.key_supply import SlotSupply
+from .segments.records import Draft, TenantKeys, draft_record
+from .segments.writer import SegmentReader, SegmentWriter, staging_buffer
 
 _GROUP_BYTES = 16 << 20
 # A worker holds a group (up to one blob of 64 MiB) and its staging buffer: four stay under 300 MB.

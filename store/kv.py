@@ -13,7 +13,6 @@ from ..formats.identity import Identity, KeyId, make_identity
 from ..formats.kv_shape import KvShape
 from ..formats.manifest import BlobName, Claim, Manifest, StoredFile
 from .artifact import Artifact
-from .blobs import ReadParts
 from .disk import Disk
 from .errors import BadInput
 from .get import Written, write_kv
@@ -28,6 +27,7 @@ from .prefixes import Chain, chain_of, count_stored, find_blocks, find_shape
 from .progress import Progress
 from .put import PutParts, Stored, Wish, put_inputs, put_made
 from .refs import parse_new_ref
+from .segments.blobs import ReadParts
 from .select import Selection
 from .tokens import pack_tokens
 

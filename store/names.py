@@ -23,9 +23,9 @@ from .catalog.catalog import Catalog, Superseded
 from .catalog.recount import recount
 from .errors import BadInput, Conflict, Corrupt, NotFound, StoreError
 from .prefixes import has_quarantines
-from .records import OpenRecord, TenantKeys, corrupt
 from .refs import Ref, parse_ref
-from .segments import SegmentReader
+from .segments.records import OpenRecord, TenantKeys, corrupt
+from .segments.writer import SegmentReader
 
 ID_PREFIX_MIN = 8
 _USE_GRAIN_S = 3600

@@ -22,9 +22,9 @@ from .keys.keyring import Keyring
 from .keys.rotate import RekeyParts, finish_rotation
 from .keys.unlock import Ask, Secrets, Stanzas, open_masters
 from .names import Names
-from .records import TenantKeys
-from .recover import RecoverParts, recover_tails
-from .segments import LIFETIMES, SegmentReader, SegmentWriter
+from .segments.records import TenantKeys
+from .segments.recover import RecoverParts, recover_tails
+from .segments.writer import LIFETIMES, SegmentReader, SegmentWriter
 
 _ATTEMPTS = 100
 

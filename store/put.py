@@ -21,10 +21,10 @@ from .inputs import Inputs
 from .model_identity import add_weights
 from .names import Names, Summary
 from .progress import Progress
-from .records import TenantKeys, draft_record
 from .refs import Ref
-from .segments import SegmentReader, SegmentWriter, staging_buffer
-from .supply import SlotSupply
+from .segments.key_supply import SlotSupply
+from .segments.records import TenantKeys, draft_record
+from .segments.writer import SegmentReader, SegmentWriter, staging_buffer
 
 CODECS = ("auto", "stored", "zstd", "plane")
 _VERSION_FRAME_BYTES = 1 << 20

@@ -28,9 +28,9 @@ from .keys.unlock import Ask, Secrets
 from .names import Names, Summary
 from .opened import create_tables, every_tenant, open_keyring
 from .progress import Progress
-from .records import OpenRecord, TenantKeys
-from .scan import whole_records
-from .segments import SegmentReader, segment_path
+from .segments.records import OpenRecord, TenantKeys
+from .segments.scan import whole_records
+from .segments.writer import SegmentReader, segment_path
 
 _SKIPPED_IDS = 1 << 20
 

@@ -14,12 +14,12 @@ from ..formats.catalog import BlobRow, Place
 from ..formats.digest import Digest
 from ..formats.errors import FormatError
 from ..formats.record import KIND_BLOB
-from .blobs import ReadParts
 from .errors import Corrupt, NotFound
-from .fetch import workers_count
 from .names import Found, Names
 from .progress import Progress
-from .records import OpenRecord, corrupt
+from .segments.blobs import ReadParts
+from .segments.fetch import workers_count
+from .segments.records import OpenRecord, corrupt
 
 # Bytes between two notes of what was good: a killed scrub does at most this much again. Where the rate is lower, a
 # second's worth, so that the end of the time is seen.

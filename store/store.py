@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ..formats.keypage import Tenant
 from ..formats.manifest import KINDS, Manifest
 from .artifact import Artifact
-from .blobs import ReadParts
 from .catalog.leases import Held
 from .collect import CAREFUL, Collected, CollectParts, Margins, collect
 from .config import DEFAULT_TENANT
@@ -36,6 +35,7 @@ from .refs import parse_new_ref
 from .repair import Repaired, mend
 from .retention import KEEP_ALL, Retention
 from .scrub import Pace, Scrubbed, scrub
+from .segments.blobs import ReadParts
 from .select import Selection
 from .stats import Holding, Stats, gather_stats
 from .tenants import remove_tenant

@@ -34,7 +34,7 @@ from arstore.store.disk import Disk
 from arstore.store.errors import Corrupt, KeyRefused, NoRoom, NotFound
 from arstore.store.init import init_store
 from arstore.store.keys.unlock import Secrets
-from arstore.store.records import OpenRecord
+from arstore.store.segments.records import OpenRecord
 from arstore.store.store import Store
 from tests.command import Ran, arstore, cli
 from tests.mortal_disk import killed

@@ -113,9 +113,9 @@ def test_only_deep_finds_content_under_another_name(tmp_path: Path, root: Path) 
     from arstore.formats.codec import Codec
     from arstore.formats.digest import digest_bytes
     from arstore.formats.record import KIND_BLOB
-    from arstore.store.records import draft_record
-    from arstore.store.segments import staging_buffer
-    from arstore.store.supply import SlotSupply
+    from arstore.store.segments.key_supply import SlotSupply
+    from arstore.store.segments.records import draft_record
+    from arstore.store.segments.writer import staging_buffer
 
     (tmp_path / "file").write_bytes(right := os.urandom(20_000))
     with Store(root) as store:

@@ -17,7 +17,7 @@ import torch
 from arstore import BadInput, Corrupt, NotFound, Store, create_store, open_store
 from arstore.cli.main import hoisted, run
 from arstore.store.get import Written
-from arstore.store.records import OpenRecord
+from arstore.store.segments.records import OpenRecord
 from arstore.store.select import COLWISE, ROWWISE, Selection, Shard
 
 MIB = 1 << 20

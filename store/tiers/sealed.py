@@ -16,7 +16,7 @@ from blake3 import blake3
 from ...formats.tensor import TensorSpan
 from ..disk import FileSpan, Out, disk_errors, make_buffer
 from ..errors import Corrupt
-from ..fetch import workers_count
+from ..segments.fetch import workers_count
 from .extent import open_held, read_head
 from .tier import Held
 

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Iterator, Mapping
 
-from ..formats.catalog import place_of
-from ..formats.errors import FormatError
-from ..formats.record import ALIGN_BYTES, HEADER_BYTES, parse_header
-from .errors import Corrupt
+from ...formats.catalog import place_of
+from ...formats.errors import FormatError
+from ...formats.record import ALIGN_BYTES, HEADER_BYTES, parse_header
+from ..errors import Corrupt
 from .records import OpenRecord, TenantKeys
-from .segments import SegmentReader
+from .writer import SegmentReader
 
 
 def whole_records(

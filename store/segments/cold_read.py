@@ -10,9 +10,9 @@ import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from ..formats.record import ALIGN_BYTES, padded
-from .disk import disk_errors, libc
-from .errors import Corrupt
+from ...formats.record import ALIGN_BYTES, padded
+from ..disk import disk_errors, libc
+from ..errors import Corrupt
 
 _CACHESTAT = 451  # its number on every machine
 _SAMPLE_BYTES = 256 << 10

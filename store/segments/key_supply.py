@@ -3,8 +3,8 @@
 import threading
 from collections.abc import Set
 
-from .catalog.key_slots import SlotLedger
-from .keys.keyring import Keyring
+from ..catalog.key_slots import SlotLedger
+from ..keys.keyring import Keyring
 
 _RESERVE_MIN, _RESERVE_MAX = 16, 4096
 

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..formats.catalog import Place
-from ..formats.digest import Digest
-from ..formats.record import ALIGN_BYTES, KIND_BLOB
-from .catalog.catalog import Catalog
-from .disk import Disk, locked, try_lock
-from .errors import StorageFailed
+from ...formats.catalog import Place
+from ...formats.digest import Digest
+from ...formats.record import ALIGN_BYTES, KIND_BLOB
+from ..catalog.catalog import Catalog
+from ..disk import Disk, locked, try_lock
+from ..errors import StorageFailed
 from .records import TenantKeys
 from .scan import whole_records
-from .segments import SegmentReader, segment_path
+from .writer import SegmentReader, segment_path
 
 
 @dataclass(frozen=True, slots=True)

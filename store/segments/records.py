@@ -8,13 +8,13 @@ from mmap import mmap
 
 from blake3 import blake3
 
-from ..formats.catalog import Place, place_of
-from ..formats.codec import Codec, decode, encode
-from ..formats.digest import Digest
-from ..formats.errors import FormatError
-from ..formats.frames import TAG_BYTES, Binding, Frames, frames_of
-from ..formats.keypage import Tenant
-from ..formats.record import (
+from ...formats.catalog import Place, place_of
+from ...formats.codec import Codec, decode, encode
+from ...formats.digest import Digest
+from ...formats.errors import FormatError
+from ...formats.frames import TAG_BYTES, Binding, Frames, frames_of
+from ...formats.keypage import Tenant
+from ...formats.record import (
     AES_256_GCM,
     HEADER_BYTES,
     PLAIN,
@@ -24,11 +24,11 @@ from ..formats.record import (
     seal_footer,
     stored_payload_bytes,
 )
-from .direct import scratch_bytes
-from .disk import make_buffer
-from .errors import Corrupt
-from .keys.keyring import Keyring
-from .segments import Extent, SegmentReader
+from ..disk import make_buffer
+from ..errors import Corrupt
+from ..keys.keyring import Keyring
+from .cold_read import scratch_bytes
+from .writer import Extent, SegmentReader
 
 _MISSING = "is missing: its segment was not there when the catalog was made anew"
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from mmap import MADV_WILLNEED, PROT_READ, mmap
 from pathlib import Path
 
-from ..formats.catalog import Place
-from ..formats.errors import FormatError
-from ..formats.record import ALIGN_BYTES, SegmentHeader, padded, parse_segment_header
-from .catalog.catalog import Catalog
-from .direct import read_cold
-from .disk import Disk, disk_errors, make_buffer, try_lock
-from .errors import Corrupt, StorageFailed
+from ...formats.catalog import Place
+from ...formats.errors import FormatError
+from ...formats.record import ALIGN_BYTES, SegmentHeader, padded, parse_segment_header
+from ..catalog.catalog import Catalog
+from ..disk import Disk, disk_errors, make_buffer, try_lock
+from ..errors import Corrupt, StorageFailed
+from .cold_read import read_cold
 
 SEGMENT_MAX_BYTES = 1 << 30
 LIFETIMES = {"weights": 1, "kv": 2, "intermediate": 3, "file": 4}

@@ -6,15 +6,15 @@ A blob that was moved or stored anew meanwhile is looked up again; one that is b
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ..formats.catalog import QUARANTINED, Place
-from ..formats.digest import Digest
-from ..formats.manifest import BlobName
-from .catalog.catalog import Catalog
-from .disk import Out
-from .errors import Corrupt, NotFound
+from ...formats.catalog import QUARANTINED, Place
+from ...formats.digest import Digest
+from ...formats.manifest import BlobName
+from ..catalog.catalog import Catalog
+from ..disk import Out
+from ..errors import Corrupt, NotFound
 from .fetch import BadBlob, Want, fetch, read_want
 from .records import TenantKeys, corrupt
-from .segments import SegmentReader
+from .writer import SegmentReader
 
 _ATTEMPTS = 10
 

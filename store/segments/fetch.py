@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ..formats.catalog import Place
-from ..formats.digest import Digest
-from ..formats.errors import FormatError
-from ..formats.record import KIND_BLOB
-from .disk import FileSpan, Out
-from .errors import Corrupt
+from ...formats.catalog import Place
+from ...formats.digest import Digest
+from ...formats.errors import FormatError
+from ...formats.record import KIND_BLOB
+from ..disk import FileSpan, Out
+from ..errors import Corrupt
 from .records import OpenRecord, TenantKeys, corrupt, reused
-from .segments import SegmentReader
+from .writer import SegmentReader
 
 _TASK_BYTES, _COLD_TASK_BYTES = 8 << 20, 4 << 20
 
