@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from ..store.artifacts.select import TP_STYLES, Selection, Shard
 from ..store.errors import BadInput
 from ..store.quantities import parse_range
-from ..store.select import TP_STYLES, Selection, Shard
 from .render import rate, size
 from .session import session_of
 

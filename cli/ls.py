@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from ..formats.manifest import KINDS
+from ..store.artifacts.names import Found
 from ..store.errors import BadInput
-from ..store.names import Found
 from .render import size, table
 from .session import session_of
 

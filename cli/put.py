@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..store.put import Stored
+from ..store.artifacts.put import Stored
 from ..store.quantities import parse_duration
 from .identity import IdentityFlags, with_identity
 from .render import rate, size

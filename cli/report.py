@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..store.artifacts.refs import split_object
 from ..store.disk import Disk
 from ..store.prefetch import StagedOne, Staging
-from ..store.refs import split_object
 from ..store.staging import BLOCK
 from .render import rate, size
 from .session import Session, degraded_values, tell

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..formats.manifest import Manifest
-from ..store.names import Found
+from ..store.artifacts.names import Found
 from ..store.prefetch import Placed
 from .ls import summary_values
 from .render import pairs, size, table

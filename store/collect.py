@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..formats.catalog import BlobRow
+from .artifacts.names import Found, Names
 from .catalog.garbage import Garbage
 from .catalog.key_slots import SlotLedger
 from .catalog.leases import Leases
@@ -17,7 +18,6 @@ from .disk import Disk
 from .erase import foreclose_abandoned, shred
 from .errors import Conflict
 from .keys.keyring import Keyring
-from .names import Found, Names
 from .reclaim import reclaim
 from .retention import KEEP_ALL, Retention, choose
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..formats.manifest import Needs
+from .artifacts.names import Found, Names
 from .catalog.catalog import Catalog
 from .catalog.garbage import Garbage, Survey
 from .catalog.key_slots import SlotLedger
@@ -20,7 +21,6 @@ from .catalog.usage import Marks
 from .disk import locked
 from .errors import Corrupt
 from .keys.keyring import Keyring
-from .names import Found, Names
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 from ..formats.digest import Digest, digest_bytes
 from ..formats.manifest import Manifest
-from .artifact import FILE_PREFIX
+from .artifacts.artifact import FILE_PREFIX
+from .artifacts.ingest import Cut, Ingest, group_cuts
+from .artifacts.inputs import MemorySource
+from .artifacts.put import PutParts
+from .artifacts.select import tensor_names
 from .disk import make_buffer
 from .errors import Corrupt, NotFound, StorageFailed
-from .ingest import Cut, Ingest, group_cuts
-from .inputs import MemorySource
-from .put import PutParts
 from .scrub import Scrubbed
 from .segments.key_supply import SlotSupply
-from .select import tensor_names
 from .tiers.arena import Arena
 from .tiers.tier import Held
 

@@ -13,11 +13,11 @@ from typing import BinaryIO
 
 from ..formats.errors import FormatError
 from ..formats.manifest import parse_json
+from .artifacts.refs import parse_ref
 from .checked import WHOLE_MAX, Fields
 from .errors import BadInput, NotFound, StorageFailed
 from .kv_identity import take_identity
 from .quantities import parse_size
-from .refs import parse_ref
 from .staging import BLOCK, Job, Object, PlannedTier, Request, RequestId
 
 JOB_MAX_BYTES = 1 << 20

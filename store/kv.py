@@ -12,23 +12,23 @@ from typing import Any
 from ..formats.identity import Identity, KeyId, make_identity
 from ..formats.kv_shape import KvShape
 from ..formats.manifest import BlobName, Claim, Manifest, StoredFile
-from .artifact import Artifact
+from .artifacts.artifact import Artifact
+from .artifacts.get import Written, write_kv
+from .artifacts.ingest import Cut, Ingest, group_cuts
+from .artifacts.inputs import inputs_from_tensors
+from .artifacts.names import Names, Summary
+from .artifacts.put import PutParts, Stored, Wish, put_inputs, put_made
+from .artifacts.refs import parse_new_ref
+from .artifacts.select import Selection
 from .disk import Disk
 from .errors import BadInput
-from .get import Written, write_kv
-from .ingest import Cut, Ingest, group_cuts
-from .inputs import inputs_from_tensors
 from .key_bounds import bound_keys, bounds_name, check_bounds
 from .kv_identity import complete, make_kv_identity
 from .kv_input import KvArrays, KvSource, Part, arrays_from_path, arrays_from_tensors, cut_of, parts_of
-from .names import Names, Summary
 from .prefix import Prefix, layout_of
 from .prefixes import Chain, chain_of, count_stored, find_blocks, find_shape
 from .progress import Progress
-from .put import PutParts, Stored, Wish, put_inputs, put_made
-from .refs import parse_new_ref
 from .segments.blobs import ReadParts
-from .select import Selection
 from .tokens import pack_tokens
 
 

@@ -15,10 +15,10 @@ from ..formats.kv_layout import Slot, gather_block, infer_shape, page_of, parse_
 from ..formats.kv_shape import KvShape
 from ..formats.safetensors import read_table
 from ..formats.tensor import BLOB_MAX_BYTES, DTYPE_BITS
+from .artifacts.ingest import Cut
+from .artifacts.inputs import FileSource
 from .disk import make_buffer
 from .errors import BadInput
-from .ingest import Cut
-from .inputs import FileSource
 
 if TYPE_CHECKING:
     from ..formats.kv_layout import Array
@@ -85,7 +85,7 @@ def arrays_from_tensors(tensors: Mapping[str, Any], layout: str, tokens_count: i
     """Return KV in memory, torch tensors or numpy arrays by name; raise BadInput if it is none, or not dense."""
     import numpy as np
 
-    from .tensors import dtype_name
+    from .artifacts.tensors import dtype_name
 
     arrays: dict[Slot, Array] = {}
     dtypes = set()

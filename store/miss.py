@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..formats.identity import Identity, differing
+from .artifacts.names import Names
 from .errors import Corrupt, NotFound
 from .kv_identity import complete, make_kv_identity, take_identity
-from .names import Names
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from .artifacts.names import Names
 from .catalog import catalog as catalog_room
 from .catalog import key_slots as slots_room
 from .catalog.catalog import Catalog
@@ -21,7 +22,6 @@ from .errors import Corrupt, KeyRefused
 from .keys.keyring import Keyring
 from .keys.rotate import RekeyParts, finish_rotation
 from .keys.unlock import Ask, Secrets, Stanzas, open_masters
-from .names import Names
 from .segments.records import TenantKeys
 from .segments.recover import RecoverParts, recover_tails
 from .segments.writer import LIFETIMES, SegmentReader, SegmentWriter

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
-from .artifact import Artifact
+from .artifacts.artifact import Artifact
 from .errors import BadInput
 from .job import JobFile, JobRequest, compose, hashed_objects
 from .kv import Kv

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .artifacts.names import Names
+from .artifacts.refs import label_objects
 from .errors import Fenced, StoreError, fresh, without_frames
-from .names import Names
 from .progress import TierProgress, ignore_tiers
-from .refs import label_objects
 from .staged import StagedTensors
 from .tiers.arena import Arena
 from .tiers.fallback import Sources

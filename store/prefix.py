@@ -19,12 +19,12 @@ from ..formats.kv_layout import Slot, array_shapes, has_pages, parse_slot, scatt
 from ..formats.kv_shape import Heads, KvShape
 from ..formats.manifest import BlobName
 from ..formats.tensor import TensorSpan, data_bytes
+from .artifacts.tensors import aligned, tensor_from
 from .disk import Out, make_buffer
 from .errors import BadInput, Corrupt, NotFound
 from .kv_input import Part, parts_of, word_of
 from .segments.blobs import BlobReader, Piece, ReadParts
 from .segments.fetch import workers_count
-from .tensors import aligned, tensor_from
 
 if TYPE_CHECKING:
     import torch

@@ -16,6 +16,7 @@ from ..formats.digest import Digest, digest_bytes
 from ..formats.errors import FormatError
 from ..formats.manifest import Manifest, parse_json, parse_manifest
 from ..formats.record import ALIGN_BYTES, KIND_BLOB, parse_segment_header
+from .artifacts.names import Names, Summary
 from .catalog.catalog import Catalog
 from .catalog.recount import forget_versions, restore
 from .catalog.tables import Tables
@@ -25,7 +26,6 @@ from .disk import Disk
 from .errors import Corrupt, NotFound
 from .keys.keyring import Keyring
 from .keys.unlock import Ask, Secrets
-from .names import Names, Summary
 from .opened import create_tables, every_tenant, open_keyring
 from .progress import Progress
 from .segments.records import OpenRecord, TenantKeys

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 
+from .artifacts.refs import label_objects
 from .errors import StoreError, fresh
 from .planfile import Plan
-from .refs import label_objects
 from .staged import StagedTensors
 from .staging import BLOCK, RequestId
 from .steps import Steps, Taken

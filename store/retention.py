@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ..formats.manifest import BlobName
-from .names import Found
+from .artifacts.names import Found
 
 _COST_PER_BYTE = {"weights": 1.0, "file": 1.0, "kv": 4.0, "intermediate": 4.0}
 _HALF_LIFE_S = 7 * 24 * 3600

@@ -14,8 +14,8 @@ from ..formats.catalog import BlobRow, Place
 from ..formats.digest import Digest
 from ..formats.errors import FormatError
 from ..formats.record import KIND_BLOB
+from .artifacts.names import Found, Names
 from .errors import Corrupt, NotFound
-from .names import Found, Names
 from .progress import Progress
 from .segments.blobs import ReadParts
 from .segments.fetch import workers_count

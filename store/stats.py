@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..formats.catalog import QUARANTINED
+from .artifacts.names import Names
 from .catalog.catalog import Catalog
-from .names import Names
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,34 +9,34 @@ from typing import TYPE_CHECKING, Any
 
 from ..formats.keypage import Tenant
 from ..formats.manifest import KINDS, Manifest
-from .artifact import Artifact
+from .artifacts.artifact import Artifact
+from .artifacts.get import Written, write_files, write_selected
+from .artifacts.inputs import take_inputs
+from .artifacts.model_identity import config_fields, identify_inputs
+from .artifacts.names import Found
+from .artifacts.put import PutParts, Stored, Wish, commit_manifest, put_inputs
+from .artifacts.refs import parse_new_ref
+from .artifacts.select import Selection
 from .catalog.leases import Held
 from .collect import CAREFUL, Collected, CollectParts, Margins, collect
 from .config import DEFAULT_TENANT
 from .disk import Disk
 from .erase import EraseParts, Receipt, erase, foretell, shred
 from .errors import BadInput
-from .get import Written, write_files, write_selected
-from .inputs import take_inputs
 from .key_bounds import bounds_name
 from .keys.rotate import Rotated, add_passphrase, rotate
 from .keys.unlock import Ask, Secrets
 from .kv import Kv
 from .kv_identity import take_identity
 from .miss import Miss, explain_miss
-from .model_identity import config_fields, identify_inputs
-from .names import Found
 from .opened import open_parts
 from .prefetch import How, Stage
 from .prefix import Prefix
 from .progress import Progress, TierProgress, ignore_tiers
-from .put import PutParts, Stored, Wish, commit_manifest, put_inputs
-from .refs import parse_new_ref
 from .repair import Repaired, mend
 from .retention import KEEP_ALL, Retention
 from .scrub import Pace, Scrubbed, scrub
 from .segments.blobs import ReadParts
-from .select import Selection
 from .stats import Holding, Stats, gather_stats
 from .tenants import remove_tenant
 from .tiering import Tiers

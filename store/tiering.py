@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..formats.keypage import Tenant
-from .artifact import Artifact
+from .artifacts.artifact import Artifact
+from .artifacts.names import Names
+from .artifacts.put import PutParts
 from .disk import Disk
 from .errors import BadInput, NoRoom, StorageFailed, StoreError
 from .heal import heal
 from .kv import Kv
-from .names import Names
 from .prefetch import How, Placed, Stage, Wanted, drop_staged, forget_staged, stage, unstage
 from .progress import TierProgress, ignore_tiers
-from .put import PutParts
 from .scrub import Scrubbed
 from .staging import BLOCK
 from .tiers.arena import Arena

@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 
 from arstore import Conflict, NotFound, Store, open_store
 from arstore.formats.manifest import ManifestId
-from arstore.store.names import Found, Names
-from arstore.store.refs import Ref
+from arstore.store.artifacts.names import Found, Names
+from arstore.store.artifacts.refs import Ref
 from tests.command import Ran, arstore, cli, ended, start
 from tests.segment_scan import check_keys_are_used_once
 

@@ -32,18 +32,18 @@ from arstore.formats.frames import TAG_BYTES
 from arstore.formats.manifest import BlobName, Manifest, Needs, Tensor
 from arstore.formats.record import ALIGN_BYTES, HEADER_BYTES, KIND_BLOB, KIND_VERSION, Header, parse_header
 from arstore.store.access import create_store
+from arstore.store.artifacts.names import Summary
+from arstore.store.artifacts.put import Wish, commit_manifest
+from arstore.store.artifacts.refs import parse_ref
+from arstore.store.artifacts.select import Selection
 from arstore.store.catalog.catalog import NewVersion
 from arstore.store.errors import Corrupt, KeyRefused, NotFound, StorageFailed
 from arstore.store.keys.unlock import Secrets
-from arstore.store.names import Summary
-from arstore.store.put import Wish, commit_manifest
-from arstore.store.refs import parse_ref
 from arstore.store.scrub import Scrubbed
 from arstore.store.segments import cold_read as direct
 from arstore.store.segments import fetch
 from arstore.store.segments.records import draft_record
 from arstore.store.segments.writer import staging_buffer
-from arstore.store.select import Selection
 from arstore.store.store import Store
 from arstore.store.tiers.local import Stored, stored_artifact
 from tests.command import arstore

@@ -738,7 +738,7 @@ def flip(store: Store, content: bytes) -> None:
 
 @pytest.mark.parametrize("selected", [False, True], ids=["files", "tensors"])
 def test_the_destination_is_untouched_where_a_blob_is_bad(tmp_path: Path, selected: bool) -> None:
-    from arstore.store.select import Selection
+    from arstore.store.artifacts.select import Selection
 
     create_store(tmp_path / "clear", encrypted=False)
     with open_store(tmp_path / "clear") as store:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from arstore.formats.catalog import Place, VersionRow
 from arstore.formats.digest import Digest
 from arstore.formats.manifest import BlobName
-from arstore.store.names import Found, Summary
+from arstore.store.artifacts.names import Found, Summary
 from arstore.store.retention import KEEP_ALL, Retention, choose
 
 NOW_S = int(datetime(2030, 1, 1, tzinfo=UTC).timestamp())

@@ -16,9 +16,9 @@ import torch
 
 from arstore import BadInput, Corrupt, NotFound, Store, create_store, open_store
 from arstore.cli.main import hoisted, run
-from arstore.store.get import Written
+from arstore.store.artifacts.get import Written
+from arstore.store.artifacts.select import COLWISE, ROWWISE, Selection, Shard
 from arstore.store.segments.records import OpenRecord
-from arstore.store.select import COLWISE, ROWWISE, Selection, Shard
 
 MIB = 1 << 20
 FRAME_BYTES, TAG_BYTES, BLOB_BYTES = 4 * MIB, 16, 64 * MIB

@@ -32,12 +32,12 @@ from arstore.formats.identity import FIELDS, PROVENANCE, KeyId, chain_blocks, id
 from arstore.formats.kv_shape import parse_shape
 from arstore.formats.tensor import TensorSpan, cut_span, dense_bytes
 from arstore.store.access import rebuild_catalog
+from arstore.store.artifacts.ingest import cut_file
+from arstore.store.artifacts.inputs import InputFile, MemorySource
 from arstore.store.collect import AT_ONCE
 from arstore.store.config import write_config
 from arstore.store.disk import Disk
 from arstore.store.errors import Conflict, Corrupt, KeyRefused, StoreError
-from arstore.store.ingest import cut_file
-from arstore.store.inputs import InputFile, MemorySource
 from arstore.store.keys.keyring import Keyring, create_keyring
 from arstore.store.keys.unlock import Secrets, Stanzas, new_key_file, open_masters
 from arstore.store.kv_input import cut_of, parts_of

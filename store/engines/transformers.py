@@ -19,8 +19,8 @@ from blake3 import blake3
 
 from ...formats.identity import make_identity
 from ...formats.model_config import fields_of_config, precision_of
+from ..artifacts.put import Stored
 from ..errors import BadInput
-from ..put import Stored
 from ..store import Store
 
 if TYPE_CHECKING:

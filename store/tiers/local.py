@@ -7,11 +7,11 @@ from functools import lru_cache
 from ...formats.kv_layout import parse_slot
 from ...formats.kv_shape import KvShape
 from ...formats.tensor import TensorSpan, data_bytes
-from ..artifact import Artifact
+from ..artifacts.artifact import Artifact
+from ..artifacts.tensors import aligned
 from ..disk import FileSpan, Out
 from ..errors import NotFound
 from ..prefix import Prefix, Run
-from ..tensors import aligned
 
 _Read = Callable[[int, Out], None]
 _CLEAR_BYTES = 1 << 20

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from .errors import BadInput
+from ..errors import BadInput
 
 NAME_MAX_BYTES = 512
 LABEL_MAX_BYTES = 128

@@ -6,25 +6,25 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from ..formats.catalog import LIVE, Place, VersionRow
-from ..formats.codec import Codec
-from ..formats.digest import Digest, digest_bytes
-from ..formats.identity import Identity, KeyId, identity_key, key_id
-from ..formats.manifest import MANIFEST_MAX_BYTES, BlobName, Claim, Manifest, StoredFile, Tensor
-from ..formats.record import KIND_VERSION
-from .catalog.catalog import BlobGone, Catalog, NewVersion, Superseded
-from .catalog.key_slots import SlotLedger
-from .catalog.leases import Lease, Leases
-from .errors import BadInput, Conflict, Corrupt, NoRoom, StoreError
+from ...formats.catalog import LIVE, Place, VersionRow
+from ...formats.codec import Codec
+from ...formats.digest import Digest, digest_bytes
+from ...formats.identity import Identity, KeyId, identity_key, key_id
+from ...formats.manifest import MANIFEST_MAX_BYTES, BlobName, Claim, Manifest, StoredFile, Tensor
+from ...formats.record import KIND_VERSION
+from ..catalog.catalog import BlobGone, Catalog, NewVersion, Superseded
+from ..catalog.key_slots import SlotLedger
+from ..catalog.leases import Lease, Leases
+from ..errors import BadInput, Conflict, Corrupt, NoRoom, StoreError
+from ..progress import Progress
+from ..segments.key_supply import SlotSupply
+from ..segments.records import TenantKeys, draft_record
+from ..segments.writer import SegmentReader, SegmentWriter, staging_buffer
 from .ingest import Group, Ingest, cut_file, group_cuts
 from .inputs import Inputs
 from .model_identity import add_weights
 from .names import Names, Summary
-from .progress import Progress
 from .refs import Ref
-from .segments.key_supply import SlotSupply
-from .segments.records import TenantKeys, draft_record
-from .segments.writer import SegmentReader, SegmentWriter, staging_buffer
 
 CODECS = ("auto", "stored", "zstd", "plane")
 _VERSION_FRAME_BYTES = 1 << 20

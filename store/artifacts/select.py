@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from ..formats.manifest import Manifest, Tensor
-from ..formats.tensor import DTYPE_BITS
-from .errors import BadInput, NotFound
+from ...formats.manifest import Manifest, Tensor
+from ...formats.tensor import DTYPE_BITS
+from ..errors import BadInput, NotFound
 
 COLWISE, ROWWISE, REPLICATE = "colwise", "rowwise", "replicate"
 # The styles of transformers' tensor-parallel plans, by how they cut what is stored; the rest of a style is about what a

@@ -10,21 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
-from ..formats.catalog import LIVE, BlobRow, Place
-from ..formats.codec import SAMPLE_MAX_BYTES, Codec, choose
-from ..formats.digest import Digest, digest_bytes
-from ..formats.frames import WEIGHT_FRAME_BYTES
-from ..formats.record import KIND_BLOB
-from ..formats.tensor import TensorSpan, cut_span
-from .catalog.catalog import Catalog
-from .disk import make_buffer
-from .errors import NoRoom
+from ...formats.catalog import LIVE, BlobRow, Place
+from ...formats.codec import SAMPLE_MAX_BYTES, Codec, choose
+from ...formats.digest import Digest, digest_bytes
+from ...formats.frames import WEIGHT_FRAME_BYTES
+from ...formats.record import KIND_BLOB
+from ...formats.tensor import TensorSpan, cut_span
+from ..catalog.catalog import Catalog
+from ..disk import make_buffer
+from ..errors import NoRoom
+from ..progress import Progress
+from ..segments.fetch import workers_count
+from ..segments.key_supply import SlotSupply
+from ..segments.records import Draft, TenantKeys, draft_record
+from ..segments.writer import SegmentReader, SegmentWriter, staging_buffer
 from .inputs import InputFile, Source
-from .progress import Progress
-from .segments.fetch import workers_count
-from .segments.key_supply import SlotSupply
-from .segments.records import Draft, TenantKeys, draft_record
-from .segments.writer import SegmentReader, SegmentWriter, staging_buffer
 
 _GROUP_BYTES = 16 << 20
 # A worker holds a group (up to one blob of 64 MiB) and its staging buffer: four stay under 300 MB.

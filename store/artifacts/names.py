@@ -13,19 +13,19 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from ..formats.catalog import BlobRow, Place, VersionRow
-from ..formats.digest import Digest, digest_bytes
-from ..formats.errors import FormatError
-from ..formats.frames import seal, unseal
-from ..formats.manifest import MANIFEST_MAX_BYTES, Manifest, ManifestId, Needs, parse_json, parse_manifest, parse_needs
-from ..formats.record import KIND_VERSION
-from .catalog.catalog import Catalog, Superseded
-from .catalog.recount import recount
-from .errors import BadInput, Conflict, Corrupt, NotFound, StoreError
-from .prefixes import has_quarantines
+from ...formats.catalog import BlobRow, Place, VersionRow
+from ...formats.digest import Digest, digest_bytes
+from ...formats.errors import FormatError
+from ...formats.frames import seal, unseal
+from ...formats.manifest import MANIFEST_MAX_BYTES, Manifest, ManifestId, Needs, parse_json, parse_manifest, parse_needs
+from ...formats.record import KIND_VERSION
+from ..catalog.catalog import Catalog, Superseded
+from ..catalog.recount import recount
+from ..errors import BadInput, Conflict, Corrupt, NotFound, StoreError
+from ..prefixes import has_quarantines
+from ..segments.records import OpenRecord, TenantKeys, corrupt
+from ..segments.writer import SegmentReader
 from .refs import Ref, parse_ref
-from .segments.records import OpenRecord, TenantKeys, corrupt
-from .segments.writer import SegmentReader
 
 ID_PREFIX_MIN = 8
 _USE_GRAIN_S = 3600

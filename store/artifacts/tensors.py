@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from ..formats.tensor import TensorSpan
-from .errors import BadInput
+from ...formats.tensor import TensorSpan
+from ..errors import BadInput
 
 if TYPE_CHECKING:
     import torch

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from ..formats.errors import FormatError
-from ..formats.frames import WEIGHT_FRAME_BYTES
-from ..formats.kv_layout import array_shapes, slot_name
-from ..formats.manifest import Manifest, StoredFile
-from ..formats.safetensors import write_header
-from ..formats.tensor import DTYPE_BITS, dense_bytes
+from ...formats.errors import FormatError
+from ...formats.frames import WEIGHT_FRAME_BYTES
+from ...formats.kv_layout import array_shapes, slot_name
+from ...formats.manifest import Manifest, StoredFile
+from ...formats.safetensors import write_header
+from ...formats.tensor import DTYPE_BITS, dense_bytes
+from ..disk import Disk, make_buffer
+from ..errors import BadInput, Corrupt
+from ..prefix import Prefix
+from ..progress import Progress
+from ..segments.fetch import workers_count
 from .artifact import Artifact
-from .disk import Disk, make_buffer
-from .errors import BadInput, Corrupt
-from .prefix import Prefix
-from .progress import Progress
-from .segments.fetch import workers_count
 from .select import Part, Selection, select
 
 _BLOCK_BYTES = 64 << 20

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
-from ..formats.digest import Digest, digest_bytes
-from ..formats.errors import FormatError
-from ..formats.identity import Identity, make_identity
-from ..formats.model_config import CONFIG_MAX_BYTES, digest_weights, fields_of_config, parse_config
-from ..formats.tensor import TensorSpan, cut_span
-from .errors import BadInput
+from ...formats.digest import Digest, digest_bytes
+from ...formats.errors import FormatError
+from ...formats.identity import Identity, make_identity
+from ...formats.model_config import CONFIG_MAX_BYTES, digest_weights, fields_of_config, parse_config
+from ...formats.tensor import TensorSpan, cut_span
+from ..errors import BadInput
+from ..progress import Progress
+from ..segments.fetch import workers_count
 from .ingest import Cut, Group, cut_file, group_cuts
 from .inputs import InputFile, Inputs
-from .progress import Progress
-from .segments.fetch import workers_count
 
 _CONFIG = "config.json"
 

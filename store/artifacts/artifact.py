@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..formats.manifest import Manifest, Tensor
-from ..formats.tensor import TensorSpan
-from .disk import Out, make_buffer
-from .errors import BadInput, Corrupt, NotFound
+from ...formats.manifest import Manifest, Tensor
+from ...formats.tensor import TensorSpan
+from ..disk import Out, make_buffer
+from ..errors import BadInput, Corrupt, NotFound
+from ..prefix import Prefix, layout_of
+from ..segments.blobs import BlobReader, Piece, ReadParts
 from .names import Found, Summary
-from .prefix import Prefix, layout_of
-from .segments.blobs import BlobReader, Piece, ReadParts
 from .select import tensor_names
 from .tensors import aligned, tensor_from
 
