@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from ..store.errors import BadInput, NotFound
-from ..store.prefix import Prefix
+from ..store.kv.prefix import Prefix
+from ..store.kv.tokens import read_tokens
 from ..store.quantities import parse_duration, parse_range
 from ..store.store import Store
-from ..store.tokens import read_tokens
 from .identity import IdentityFlags, with_identity
 from .put import stored_text, stored_values
 from .render import rate, size

@@ -6,7 +6,7 @@ import typer
 
 from ..formats.manifest import KINDS
 from ..store.errors import BadInput
-from ..store.tokens import read_tokens
+from ..store.kv.tokens import read_tokens
 from .identity import IdentityFlags, with_identity
 from .session import session_of
 

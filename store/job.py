@@ -16,7 +16,7 @@ from ..formats.manifest import parse_json
 from .artifacts.refs import parse_ref
 from .checked import WHOLE_MAX, Fields
 from .errors import BadInput, NotFound, StorageFailed
-from .kv_identity import take_identity
+from .kv.identity import take_identity
 from .quantities import parse_size
 from .staging import BLOCK, Job, Object, PlannedTier, Request, RequestId
 

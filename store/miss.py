@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..formats.identity import Identity, differing
 from .artifacts.names import Names
 from .errors import Corrupt, NotFound
-from .kv_identity import complete, make_kv_identity, take_identity
+from .kv.identity import complete, make_kv_identity, take_identity
 
 
 @dataclass(frozen=True, slots=True)

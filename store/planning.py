@@ -7,10 +7,10 @@ from functools import cache
 from .artifacts.artifact import Artifact
 from .errors import BadInput
 from .job import JobFile, JobRequest, compose, hashed_objects
-from .kv import Kv
+from .kv.kv import Kv
+from .kv.match import find_blocks, find_shape
 from .plan import make_plan
 from .planfile import Plan
-from .prefixes import find_blocks, find_shape
 from .staging import BLOCK, Object, PlannedTier
 from .tiers.local import stored_artifact
 from .tiers.probe import Speeds

@@ -23,15 +23,15 @@ from .config import DEFAULT_TENANT
 from .disk import Disk
 from .erase import EraseParts, Receipt, erase, foretell, shred
 from .errors import BadInput
-from .key_bounds import bounds_name
 from .keys.rotate import Rotated, add_passphrase, rotate
 from .keys.unlock import Ask, Secrets
-from .kv import Kv
-from .kv_identity import take_identity
+from .kv.identity import take_identity
+from .kv.key_bounds import bounds_name
+from .kv.kv import Kv
+from .kv.prefix import Prefix
 from .miss import Miss, explain_miss
 from .opened import open_parts
 from .prefetch import How, Stage
-from .prefix import Prefix
 from .progress import Progress, TierProgress, ignore_tiers
 from .repair import Repaired, mend
 from .retention import KEEP_ALL, Retention

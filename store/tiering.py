@@ -14,7 +14,7 @@ from .artifacts.put import PutParts
 from .disk import Disk
 from .errors import BadInput, NoRoom, StorageFailed, StoreError
 from .heal import heal
-from .kv import Kv
+from .kv.kv import Kv
 from .prefetch import How, Placed, Stage, Wanted, drop_staged, forget_staged, stage, unstage
 from .progress import TierProgress, ignore_tiers
 from .scrub import Scrubbed

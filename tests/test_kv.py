@@ -19,7 +19,7 @@ from arstore.formats.kv_shape import heads_of
 from arstore.store.access import rebuild_catalog
 from arstore.store.collect import AT_ONCE
 from arstore.store.disk import Disk
-from arstore.store.prefix import Prefix
+from arstore.store.kv.prefix import Prefix
 from arstore.store.retention import Retention
 from tests.kv_made import IDENTITY, Array, Arrays, made, raw
 from tests.mortal_disk import killed

@@ -21,7 +21,7 @@ from arstore import NotFound, Store, create_store, open_store
 from arstore.store.artifacts.tensors import tensor_bytes
 from arstore.store.disk import Disk, Out
 from arstore.store.errors import Corrupt, NoRoom, StorageFailed
-from arstore.store.prefix import Prefix
+from arstore.store.kv.prefix import Prefix
 from arstore.store.staged import StagedTensors
 from arstore.store.tiers import device as device_room
 from arstore.store.tiers import sealed as sealed_room

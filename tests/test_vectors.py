@@ -40,8 +40,8 @@ from arstore.store.disk import Disk
 from arstore.store.errors import Conflict, Corrupt, KeyRefused, StoreError
 from arstore.store.keys.keyring import Keyring, create_keyring
 from arstore.store.keys.unlock import Secrets, Stanzas, new_key_file, open_masters
-from arstore.store.kv_input import cut_of, parts_of
-from arstore.store.prefix import Prefix
+from arstore.store.kv.arrays import cut_of, parts_of
+from arstore.store.kv.prefix import Prefix
 from arstore.store.segments.records import OpenRecord, TenantKeys
 from arstore.store.segments.writer import SegmentReader
 from arstore.store.store import Store

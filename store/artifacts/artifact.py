@@ -8,7 +8,7 @@ from ...formats.manifest import Manifest, Tensor
 from ...formats.tensor import TensorSpan
 from ..disk import Out, make_buffer
 from ..errors import BadInput, Corrupt, NotFound
-from ..prefix import Prefix, layout_of
+from ..kv.prefix import Prefix, layout_of
 from ..segments.blobs import BlobReader, Piece, ReadParts
 from .names import Found, Summary
 from .select import tensor_names

@@ -19,7 +19,7 @@ from ...formats.safetensors import write_header
 from ...formats.tensor import DTYPE_BITS, dense_bytes
 from ..disk import Disk, make_buffer
 from ..errors import BadInput, Corrupt
-from ..prefix import Prefix
+from ..kv.prefix import Prefix
 from ..progress import Progress
 from ..segments.fetch import workers_count
 from .artifact import Artifact

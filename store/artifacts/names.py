@@ -22,7 +22,7 @@ from ...formats.record import KIND_VERSION
 from ..catalog.catalog import Catalog, Superseded
 from ..catalog.recount import recount
 from ..errors import BadInput, Conflict, Corrupt, NotFound, StoreError
-from ..prefixes import has_quarantines
+from ..kv.match import has_quarantines
 from ..segments.records import OpenRecord, TenantKeys, corrupt
 from ..segments.writer import SegmentReader
 from .refs import Ref, parse_ref

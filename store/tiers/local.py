@@ -11,7 +11,7 @@ from ..artifacts.artifact import Artifact
 from ..artifacts.tensors import aligned
 from ..disk import FileSpan, Out
 from ..errors import NotFound
-from ..prefix import Prefix, Run
+from ..kv.prefix import Prefix, Run
 
 _Read = Callable[[int, Out], None]
 _CLEAR_BYTES = 1 << 20

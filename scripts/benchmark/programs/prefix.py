@@ -31,9 +31,9 @@ def find(alone: arstore.Store, among: arstore.Store, task: dict[str, Any]) -> Ti
     """
     import numpy as np
 
-    from arstore.store.kv import complete, make_kv_identity
-    from arstore.store.prefixes import Chain, chain_of
-    from arstore.store.tokens import pack_tokens
+    from arstore.store.kv.kv import complete, make_kv_identity
+    from arstore.store.kv.match import Chain, chain_of
+    from arstore.store.kv.tokens import pack_tokens
 
     chance, identity = np.random.default_rng(1), _IDENTITY | {"block_tokens": task["block_tokens"]}
     tokens = chance.integers(0, 1 << 17, task["tokens"])

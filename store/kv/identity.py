@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from ..formats.errors import FormatError
-from ..formats.identity import Identity, make_identity
-from ..formats.kv_layout import has_pages
-from .errors import BadInput
+from ...formats.errors import FormatError
+from ...formats.identity import Identity, make_identity
+from ...formats.kv_layout import has_pages
+from ..errors import BadInput
 
 BLOCK_TOKENS = 256
 BLOCK_TOKENS_MAX = 1 << 16

@@ -6,8 +6,8 @@ et al., ICML 2024), so that a reader can choose pages before any KV is read and 
 
 from typing import TYPE_CHECKING
 
-from ..formats.kv_shape import KvShape
-from .errors import BadInput
+from ...formats.kv_shape import KvShape
+from ..errors import BadInput
 from .prefix import Prefix
 
 if TYPE_CHECKING:

@@ -10,18 +10,18 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..formats.errors import FormatError
-from ..formats.kv_layout import Slot, gather_block, infer_shape, page_of, parse_slot
-from ..formats.kv_shape import KvShape
-from ..formats.safetensors import read_table
-from ..formats.tensor import BLOB_MAX_BYTES, DTYPE_BITS
-from .artifacts.ingest import Cut
-from .artifacts.inputs import FileSource
-from .disk import make_buffer
-from .errors import BadInput
+from ...formats.errors import FormatError
+from ...formats.kv_layout import Slot, gather_block, infer_shape, page_of, parse_slot
+from ...formats.kv_shape import KvShape
+from ...formats.safetensors import read_table
+from ...formats.tensor import BLOB_MAX_BYTES, DTYPE_BITS
+from ..artifacts.ingest import Cut
+from ..artifacts.inputs import FileSource
+from ..disk import make_buffer
+from ..errors import BadInput
 
 if TYPE_CHECKING:
-    from ..formats.kv_layout import Array
+    from ...formats.kv_layout import Array
 
 # What is readable alone: smaller frames lose a third of the speed, larger ones read what nobody asked for.
 GRAIN_BYTES = 256 << 10
@@ -85,7 +85,7 @@ def arrays_from_tensors(tensors: Mapping[str, Any], layout: str, tokens_count: i
     """Return KV in memory, torch tensors or numpy arrays by name; raise BadInput if it is none, or not dense."""
     import numpy as np
 
-    from .artifacts.tensors import dtype_name
+    from ..artifacts.tensors import dtype_name
 
     arrays: dict[Slot, Array] = {}
     dtypes = set()

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .errors import BadInput, StorageFailed
+from ..errors import BadInput, StorageFailed
 
 TOKEN_MAX = (1 << 32) - 1
 TOKENS_MAX_COUNT = 1 << 24

@@ -9,26 +9,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..formats.identity import Identity, KeyId, make_identity
-from ..formats.kv_shape import KvShape
-from ..formats.manifest import BlobName, Claim, Manifest, StoredFile
-from .artifacts.artifact import Artifact
-from .artifacts.get import Written, write_kv
-from .artifacts.ingest import Cut, Ingest, group_cuts
-from .artifacts.inputs import inputs_from_tensors
-from .artifacts.names import Names, Summary
-from .artifacts.put import PutParts, Stored, Wish, put_inputs, put_made
-from .artifacts.refs import parse_new_ref
-from .artifacts.select import Selection
-from .disk import Disk
-from .errors import BadInput
+from ...formats.identity import Identity, KeyId, make_identity
+from ...formats.kv_shape import KvShape
+from ...formats.manifest import BlobName, Claim, Manifest, StoredFile
+from ..artifacts.artifact import Artifact
+from ..artifacts.get import Written, write_kv
+from ..artifacts.ingest import Cut, Ingest, group_cuts
+from ..artifacts.inputs import inputs_from_tensors
+from ..artifacts.names import Names, Summary
+from ..artifacts.put import PutParts, Stored, Wish, put_inputs, put_made
+from ..artifacts.refs import parse_new_ref
+from ..artifacts.select import Selection
+from ..disk import Disk
+from ..errors import BadInput
+from ..progress import Progress
+from ..segments.blobs import ReadParts
+from .arrays import KvArrays, KvSource, Part, arrays_from_path, arrays_from_tensors, cut_of, parts_of
+from .identity import complete, make_kv_identity
 from .key_bounds import bound_keys, bounds_name, check_bounds
-from .kv_identity import complete, make_kv_identity
-from .kv_input import KvArrays, KvSource, Part, arrays_from_path, arrays_from_tensors, cut_of, parts_of
+from .match import Chain, chain_of, count_stored, find_blocks, find_shape
 from .prefix import Prefix, layout_of
-from .prefixes import Chain, chain_of, count_stored, find_blocks, find_shape
-from .progress import Progress
-from .segments.blobs import ReadParts
 from .tokens import pack_tokens
 
 

@@ -13,23 +13,23 @@ from itertools import accumulate, pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
-from ..formats.catalog import Named
-from ..formats.errors import FormatError
-from ..formats.kv_layout import Slot, array_shapes, has_pages, parse_slot, scatter_block, slot_name
-from ..formats.kv_shape import Heads, KvShape
-from ..formats.manifest import BlobName
-from ..formats.tensor import TensorSpan, data_bytes
-from .artifacts.tensors import aligned, tensor_from
-from .disk import Out, make_buffer
-from .errors import BadInput, Corrupt, NotFound
-from .kv_input import Part, parts_of, word_of
-from .segments.blobs import BlobReader, Piece, ReadParts
-from .segments.fetch import workers_count
+from ...formats.catalog import Named
+from ...formats.errors import FormatError
+from ...formats.kv_layout import Slot, array_shapes, has_pages, parse_slot, scatter_block, slot_name
+from ...formats.kv_shape import Heads, KvShape
+from ...formats.manifest import BlobName
+from ...formats.tensor import TensorSpan, data_bytes
+from ..artifacts.tensors import aligned, tensor_from
+from ..disk import Out, make_buffer
+from ..errors import BadInput, Corrupt, NotFound
+from ..segments.blobs import BlobReader, Piece, ReadParts
+from ..segments.fetch import workers_count
+from .arrays import Part, parts_of, word_of
 
 if TYPE_CHECKING:
     import torch
 
-    from ..formats.kv_layout import Array
+    from ...formats.kv_layout import Array
 
 _TASK_BYTES = 8 << 20
 
