@@ -12,7 +12,7 @@ from .render import size
 from .session import session_of
 
 if TYPE_CHECKING:
-    from ..store.planfile import Plan
+    from ..store.plan.planfile import Plan
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,9 @@ def plan(
     ] = None,
 ) -> None:
     """Say what would move when, what it takes at most, and how long; nothing moves."""
-    from ..store.plan import ORDERS  # the planner is loaded where it is used, so that other commands start faster
+    from ..store.plan.planner import (
+        ORDERS,  # the planner is loaded where it is used, so that other commands start faster
+    )
     from .plot import check_same_job, check_suffix, draw_plan, read_measured
 
     session = session_of(context)

@@ -14,9 +14,9 @@ from ..formats.errors import FormatError
 from ..formats.manifest import parse_json
 from ..store.disk import Disk
 from ..store.errors import BadInput
-from ..store.job import read_bounded
-from ..store.planfile import Plan
-from ..store.timeline import Timed, occupancy, parse_trace, planned
+from ..store.plan.job import read_bounded
+from ..store.plan.planfile import Plan
+from ..store.plan.timeline import Timed, occupancy, parse_trace, planned
 from .render import size
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from .report import report, write_timeline
 from .session import PARTIAL, Session, session_of
 
 if TYPE_CHECKING:
-    from ..store.planfile import Plan
+    from ..store.plan.planfile import Plan
 
 _TTL = "1h"
 
@@ -151,8 +151,8 @@ def _plan_in(asked: Asked, store: Store) -> "Plan | None":
     """Return the plan of the one JOB or PLAN file that is asked for; None where artifacts are."""
     if len(asked.names) > 1 or not _is_file(asked.names[0], store):
         return None
-    from ..store.job import holds_plan, read_bounded
-    from ..store.planfile import unpack_plan
+    from ..store.plan.job import holds_plan, read_bounded
+    from ..store.plan.planfile import unpack_plan
 
     path = Path(asked.names[0])
     if asked.command and asked.ttl_s:

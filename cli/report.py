@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from ..store.artifacts.refs import split_object
 from ..store.disk import Disk
+from ..store.plan.model import BLOCK
 from ..store.prefetch import StagedOne, Staging
-from ..store.staging import BLOCK
 from .render import rate, size
 from .session import Session, degraded_values, tell
 
 if TYPE_CHECKING:
-    from ..store.timeline import Timed
+    from ..store.plan.timeline import Timed
 
 _LINES_MAX = 20
 _DIGITS = 12
@@ -74,6 +74,6 @@ def _short(id_: str) -> str:
 def write_timeline(path: Path | None, timed: Callable[[], "Timed"]) -> None:
     """Write what happened to a file, durably, if one is asked for."""
     if path is not None:
-        from ..store.timeline import trace
+        from ..store.plan.timeline import trace
 
         Disk().write_output(path, json.dumps(trace(timed())).encode())

@@ -79,7 +79,7 @@ class Staged(Mapping[str, StagedTensors]):
         if not self._session.keys:
             raise BadInput("requests", "none were planned", hint="prefetch a JOB or a PLAN")
         from .feed import Fed
-        from .planfile import read_plan
+        from .plan.planfile import read_plan
         from .requests import requests_of
 
         return requests_of(read_plan(self._session.plan_path), Fed(self._session.socket_path))
@@ -123,7 +123,7 @@ def _on_device(session: Session, device: str, staged: Mapping[str, Held]) -> dic
 def _attach_run(session: Session, device: str) -> Staged:
     """Carry out the last lane of a plan in this process: from the host tier up to its device."""
     from .feed import Fed
-    from .planfile import read_plan
+    from .plan.planfile import read_plan
     from .requests import labels_of
     from .run import Run
 

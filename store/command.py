@@ -14,10 +14,10 @@ from .attach import Session
 from .disk import Disk
 from .errors import NotFound, StorageFailed, fresh
 from .feed import serving
+from .plan.model import BLOCK
 from .prefetch import Stage, StagedOne, Staging, Wanted
 from .requests import labels_of
 from .run import Run
-from .staging import BLOCK
 from .tiers.device import DeviceTier, parse_device
 from .tiers.filling import take_lock
 from .tiers.ipc import Handle, share

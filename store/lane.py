@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from .errors import Corrupt, Fenced, NotFound, StorageFailed, StoreError, fresh, without_frames
+from .plan.model import Move
 from .progress import BytesTold
-from .staging import Move
 from .steps import Steps, Taken
 from .tiers.fallback import Sources
 from .tiers.probe import WORKERS_COUNT

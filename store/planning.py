@@ -6,12 +6,12 @@ from functools import cache
 
 from .artifacts.artifact import Artifact
 from .errors import BadInput
-from .job import JobFile, JobRequest, compose, hashed_objects
 from .kv.kv import Kv
 from .kv.match import find_blocks, find_shape
-from .plan import make_plan
-from .planfile import Plan
-from .staging import BLOCK, Object, PlannedTier
+from .plan.job import JobFile, JobRequest, compose, hashed_objects
+from .plan.model import BLOCK, Object, PlannedTier
+from .plan.planfile import Plan
+from .plan.planner import make_plan
 from .tiers.local import stored_artifact
 from .tiers.probe import Speeds
 from .tiers.tier import Tier

@@ -19,7 +19,7 @@ from .tiers.fallback import Sources
 from .tiers.tier import Held, Resident, Tier
 
 if TYPE_CHECKING:
-    from .timeline import Timed
+    from .plan.timeline import Timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Staging:
 
     def timeline(self) -> "Timed":
         """Return what moved when."""
-        from .timeline import Event, Timed  # with the planner, which few commands need
+        from .plan.timeline import Event, Timed  # with the planner, which few commands need
 
         events, found = list[Event](), dict[str, int]()
         for one in self.staged:

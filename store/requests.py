@@ -5,9 +5,9 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 
 from .artifacts.refs import label_objects
 from .errors import StoreError, fresh
-from .planfile import Plan
+from .plan.model import BLOCK, RequestId
+from .plan.planfile import Plan
 from .staged import StagedTensors
-from .staging import BLOCK, RequestId
 from .steps import Steps, Taken
 
 

@@ -7,14 +7,14 @@ from contextlib import ExitStack
 from .errors import BadInput, StorageFailed, StoreError, without_frames
 from .lane import Lane, Told
 from .limits import allow_files
-from .planfile import Plan
+from .plan.model import NEVER, Move, steps_below
+from .plan.planfile import Plan
+from .plan.timeline import Event, Timed
 from .progress import BytesTold, TierProgress, ignore_tiers
 from .requests import Ready, requests_of
-from .staging import NEVER, Move, steps_below
 from .steps import Steps
 from .tiers.fallback import Sources
 from .tiers.tier import Tier
-from .timeline import Event, Timed
 
 
 class Run:

@@ -15,10 +15,10 @@ from .disk import Disk
 from .errors import BadInput, NoRoom, StorageFailed, StoreError
 from .heal import heal
 from .kv.kv import Kv
+from .plan.model import BLOCK
 from .prefetch import How, Placed, Stage, Wanted, drop_staged, forget_staged, stage, unstage
 from .progress import TierProgress, ignore_tiers
 from .scrub import Scrubbed
-from .staging import BLOCK
 from .tiers.arena import Arena
 from .tiers.device import DeviceTier, kind_of, parse_device
 from .tiers.extent import KEY
@@ -30,7 +30,7 @@ from .tiers.shared import open_shared, shared_parent
 from .tiers.tier import Tier
 
 if TYPE_CHECKING:
-    from .planfile import Plan
+    from .plan.planfile import Plan
     from .run import Run
 
 UPWARD = ("local", "shared", "host", "device")
@@ -231,7 +231,7 @@ class Tiers:
 
         `to` and the budget of the target go before what the JOB says.
         """
-        from .job import read_job  # loaded where it is used, so that other commands start faster
+        from .plan.job import read_job  # loaded where it is used, so that other commands start faster
         from .planning import plan_job
 
         job = read_job(Path(path))

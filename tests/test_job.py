@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arstore.store.errors import BadInput, NotFound, StorageFailed, StoreError
-from arstore.store.job import JobFile, JobRequest, compose, hashed_objects, read_job
-from arstore.store.plan import make_plan
-from arstore.store.staging import Object, PlannedTier
+from arstore.store.plan.job import JobFile, JobRequest, compose, hashed_objects, read_job
+from arstore.store.plan.model import Object, PlannedTier
+from arstore.store.plan.planner import make_plan
 
 JOB = """
 [job]

@@ -22,11 +22,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from arstore.store.errors import BadInput, NoRoom
-from arstore.store.ordering import live_peak_bytes, prefix_order
-from arstore.store.plan import make_plan
-from arstore.store.planfile import Plan, parse_plan
-from arstore.store.simulate import simulate
-from arstore.store.staging import Job, Move, Object, PlannedTier, Request, replay
+from arstore.store.plan.model import Job, Move, Object, PlannedTier, Request, replay
+from arstore.store.plan.order import live_peak_bytes, prefix_order
+from arstore.store.plan.planfile import Plan, parse_plan
+from arstore.store.plan.planner import make_plan
+from arstore.store.plan.simulate import simulate
 
 TRACE = os.environ.get("ARSTORE_TRACE")
 BLOCK_BYTES, BLOCK_TOKENS = 4 << 20, 512
@@ -505,7 +505,7 @@ def test_plans_are_the_same_in_every_process(tmp_path: Path) -> None:
         "import json, sys, hashlib\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_plan import block_job, conversations\n"
-        "from arstore.store.plan import make_plan\n"
+        "from arstore.store.plan.planner import make_plan\n"
         "job = block_job(conversations(count=150), 0.1)\n"
         "for order in ('given', 'prefix'):\n"
         "    print(hashlib.sha256(json.dumps(make_plan(job, order=order).fields()).encode()).hexdigest())\n"

@@ -10,8 +10,8 @@ import pytest
 
 from arstore import open_store
 from arstore.cli.plot import draw
-from arstore.store.plan import make_plan
-from arstore.store.timeline import Timed, occupancy, planned, trace
+from arstore.store.plan.planner import make_plan
+from arstore.store.plan.timeline import Timed, occupancy, planned, trace
 from tests.command import Ran, cli
 from tests.test_plan import block_job, conversations
 from tests.test_plan_cli import SIZE, host, job, store

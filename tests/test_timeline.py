@@ -11,9 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from arstore.store.errors import BadInput
-from arstore.store.plan import make_plan
-from arstore.store.staging import Job
-from arstore.store.timeline import TIERS_MAX_COUNT, Event, Timed, occupancy, parse_trace, planned, trace
+from arstore.store.plan.model import Job
+from arstore.store.plan.planner import make_plan
+from arstore.store.plan.timeline import TIERS_MAX_COUNT, Event, Timed, occupancy, parse_trace, planned, trace
 from tests.test_plan import JUNK, jobs, places_in, sized_job
 
 PAIR = Timed(
@@ -204,6 +204,6 @@ def test_what_is_no_timeline_is_refused_in_one_line(value: Any, said: str) -> No
 def test_too_many_events_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     value = as_read(PAIR)
     assert parse_trace(as_read(EMPTY), "FILE") == EMPTY
-    monkeypatch.setattr("arstore.store.timeline.EVENTS_MAX_COUNT", len(value["traceEvents"]) - 1)
+    monkeypatch.setattr("arstore.store.plan.timeline.EVENTS_MAX_COUNT", len(value["traceEvents"]) - 1)
     with pytest.raises(BadInput, match="at most"):
         parse_trace(value, "FILE")

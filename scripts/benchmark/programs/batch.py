@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import arstore
-from arstore.store.planfile import Plan
+from arstore.store.plan.planfile import Plan
 from arstore.store.tiers.local import Local
 from benchmark.programs.blocks import drop
 from benchmark.programs.opened import answer

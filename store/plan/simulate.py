@@ -14,7 +14,7 @@ Invariant: pure, and each time follows from earlier ones, so that equal plans gi
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .staging import Job, Lanes
+from .model import Job, Lanes
 
 Span = tuple[float, float]
 

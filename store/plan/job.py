@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from ..formats.errors import FormatError
-from ..formats.manifest import parse_json
-from .artifacts.refs import parse_ref
-from .checked import WHOLE_MAX, Fields
-from .errors import BadInput, NotFound, StorageFailed
-from .kv.identity import take_identity
-from .quantities import parse_size
-from .staging import BLOCK, Job, Object, PlannedTier, Request, RequestId
+from ...formats.errors import FormatError
+from ...formats.manifest import parse_json
+from ..artifacts.refs import parse_ref
+from ..errors import BadInput, NotFound, StorageFailed
+from ..kv.identity import take_identity
+from ..quantities import parse_size
+from .fields import WHOLE_MAX, Fields
+from .model import BLOCK, Job, Object, PlannedTier, Request, RequestId
 
 JOB_MAX_BYTES = 1 << 20
 PLAN_MAX_BYTES = 1 << 28

@@ -7,8 +7,8 @@ text without UTF-8; a field that nobody knows is refused by name.
 from collections.abc import Collection
 from typing import Any, NoReturn
 
-from .errors import BadInput
-from .staging import RequestId
+from ..errors import BadInput
+from .model import RequestId
 
 TEXT_MAX_BYTES = 4096
 WHOLE_MAX = (1 << 63) - 1

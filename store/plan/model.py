@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from .errors import BadInput, NoRoom
+from ..errors import BadInput, NoRoom
 
 RequestId = str | int
 

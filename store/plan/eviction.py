@@ -11,7 +11,7 @@ Invariant: a victim's last user is at most the `after` of the move that evicts i
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 
-from .staging import NEVER, Move
+from .model import NEVER, Move
 
 _END = 1 << 60
 

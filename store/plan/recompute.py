@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from .staging import Job, Lanes, Move
+from .model import Job, Lanes, Move
 
 
 def fetch_seconds(job: Job, lanes: Lanes) -> list[float]:

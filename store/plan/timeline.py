@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any
 
-from .checked import Fields
-from .errors import BadInput
+from ..errors import BadInput
+from .fields import Fields
 from .planfile import Plan
 from .simulate import simulate
 

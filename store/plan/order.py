@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from itertools import accumulate
 
-from .errors import BadInput
-from .staging import Job, RequestId
+from ..errors import BadInput
+from .model import Job, RequestId
 
 
 def given_order(job: Job) -> list[int]:

@@ -8,12 +8,12 @@ unlimited room would bring ends the search: no other moves less, none can be fas
 
 from collections.abc import Sequence
 
-from .ordering import given_order, prefix_order
+from .eviction import Uses, fill
+from .model import Job, Move, check_job, steps_below
+from .order import given_order, prefix_order
 from .planfile import Plan, count_refetches, settle_plan
 from .recompute import fetch_seconds, split_requests
-from .residency import Uses, fill
 from .simulate import simulate
-from .staging import Job, Move, check_job, steps_below
 
 ORDERS = {"given": given_order, "prefix": prefix_order}
 WINDOWS = (0, 8, 32)

@@ -12,14 +12,14 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..formats.errors import FormatError
-from ..formats.manifest import parse_json
-from .checked import Fields
-from .errors import BadInput, NoRoom
+from ...formats.errors import FormatError
+from ...formats.manifest import parse_json
+from ..errors import BadInput, NoRoom
+from .fields import Fields
 from .job import read_bounded
-from .ordering import check_order, live_peak_bytes
+from .model import Job, Lanes, Move, Object, PlannedTier, Request, check_job, replay
+from .order import check_order, live_peak_bytes
 from .simulate import simulate
-from .staging import Job, Lanes, Move, Object, PlannedTier, Request, check_job, replay
 
 _FORMAT = 1
 _JOB = ("format", "source", "tiers", "tokens_per_second", "identity", "objects", "held", "requests")
