@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from .errors import BadInput, Corrupt, NotFound, StorageFailed, fresh
 from .limits import allow_files
-from .staged import StagedTensors
 from .tiers.device import DeviceTier, kind_of, parse_device
 from .tiers.extent import KEY, attach_extent, extent_path
 from .tiers.ipc import Handle, open_handle
+from .tiers.staged import StagedTensors
 from .tiers.tier import Held
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from .errors import Corrupt, Fenced, NotFound, StorageFailed, StoreError, fresh,
 from .plan.model import Move
 from .progress import BytesTold
 from .steps import Steps, Taken
-from .tiers.fallback import Sources
 from .tiers.probe import WORKERS_COUNT
+from .tiers.sources import Sources
 from .tiers.tier import Held, Tier
 
 # Kind ("move", "evict" or "step"), number of the object or step, the tier it came from, when it began; it ends now.

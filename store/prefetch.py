@@ -13,9 +13,9 @@ from .artifacts.names import Names
 from .artifacts.refs import label_objects
 from .errors import Fenced, StoreError, fresh, without_frames
 from .progress import TierProgress, ignore_tiers
-from .staged import StagedTensors
 from .tiers.arena import Arena
-from .tiers.fallback import Sources
+from .tiers.sources import Sources
+from .tiers.staged import StagedTensors
 from .tiers.tier import Held, Resident, Tier
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from .artifacts.refs import label_objects
 from .errors import StoreError, fresh
 from .plan.model import BLOCK, RequestId
 from .plan.planfile import Plan
-from .staged import StagedTensors
 from .steps import Steps, Taken
+from .tiers.staged import StagedTensors
 
 
 class Ready(Mapping[str, StagedTensors]):

@@ -13,7 +13,7 @@ from .plan.timeline import Event, Timed
 from .progress import BytesTold, TierProgress, ignore_tiers
 from .requests import Ready, requests_of
 from .steps import Steps
-from .tiers.fallback import Sources
+from .tiers.sources import Sources
 from .tiers.tier import Tier
 
 

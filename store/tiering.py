@@ -22,11 +22,11 @@ from .scrub import Scrubbed
 from .tiers.arena import Arena
 from .tiers.device import DeviceTier, kind_of, parse_device
 from .tiers.extent import KEY
-from .tiers.fallback import Sources
 from .tiers.host import host_directory, open_host
 from .tiers.local import Local, stored_artifact
 from .tiers.probe import Speed, Speeds, probe, read_speeds
 from .tiers.shared import open_shared, shared_parent
+from .tiers.sources import Sources
 from .tiers.tier import Tier
 
 if TYPE_CHECKING:

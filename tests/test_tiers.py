@@ -22,15 +22,15 @@ from arstore.store.artifacts.tensors import tensor_bytes
 from arstore.store.disk import Disk, Out
 from arstore.store.errors import Corrupt, NoRoom, StorageFailed
 from arstore.store.kv.prefix import Prefix
-from arstore.store.staged import StagedTensors
 from arstore.store.tiers import device as device_room
 from arstore.store.tiers import sealed as sealed_room
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.device import DeviceTier
 from arstore.store.tiers.extent import Head, parse_head
-from arstore.store.tiers.fallback import Sources
 from arstore.store.tiers.local import Local
 from arstore.store.tiers.shared import open_shared
+from arstore.store.tiers.sources import Sources
+from arstore.store.tiers.staged import StagedTensors
 from arstore.store.tiers.tier import Held
 from tests.kv_made import IDENTITY, made
 from tests.mortal_disk import killed

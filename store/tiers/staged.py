@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from ..formats.tensor import TensorSpan
-from .artifacts.artifact import FILE_PREFIX
-from .tiers.device import OnDevice
-from .tiers.extent import Extent
-from .tiers.tier import Held
+from ...formats.tensor import TensorSpan
+from ..artifacts.artifact import FILE_PREFIX
+from .device import OnDevice
+from .extent import Extent
+from .tier import Held
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ class StagedTensors(Mapping[str, "torch.Tensor"]):
         return {span.name.removeprefix(FILE_PREFIX): self._bytes(span) for span in files}
 
     def __getitem__(self, name: str) -> "torch.Tensor":
-        from .artifacts.tensors import shape_tensor, tensor_from
+        from ..artifacts.tensors import shape_tensor, tensor_from
 
         span = self._spans[name]
         if isinstance(self._held, OnDevice):
