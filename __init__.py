@@ -6,7 +6,6 @@ with arstore.open_store("~/models") as store:
 """
 
 from arstore.store.access import create_store, open_store
-from arstore.store.attach import attach
 from arstore.store.errors import (
     BadInput,
     Conflict,
@@ -19,6 +18,7 @@ from arstore.store.errors import (
     StorageFailed,
     StoreError,
 )
+from arstore.store.staging.attach import attach
 from arstore.store.store import Store
 
 __version__ = "0.1.0"

@@ -11,8 +11,8 @@ import typer
 
 from ..store.disk import Disk
 from ..store.errors import BadInput, NotFound, StoreError
-from ..store.prefetch import How
 from ..store.quantities import parse_duration, parse_size
+from ..store.staging.prefetch import How
 from ..store.store import Store
 from ..store.tiers.device import kind_of, parse_device
 from ..store.tiers.probe import predict_s
@@ -118,7 +118,7 @@ def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:
             return PARTIAL
         if not command:
             return 0
-        from ..store.command import run_staged
+        from ..store.staging.command import run_staged
 
         directory = tiers.host().directory
         store.close()  # the command may run for long, and needs nothing of it
@@ -127,7 +127,7 @@ def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:
 
 def _run_planned(asked: Asked, store: Store, plan: "Plan") -> int:
     """Run the command while the plan is carried out; return the exit code."""
-    from ..store.command import run_planned, staging_of
+    from ..store.staging.command import run_planned, staging_of
 
     tiers = store.tiers
     to = asked.to or plan.job.tiers[0].name

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..store.artifacts.refs import split_object
 from ..store.disk import Disk
 from ..store.plan.model import BLOCK
-from ..store.prefetch import StagedOne, Staging
+from ..store.staging.prefetch import StagedOne, Staging
 from .render import rate, size
 from .session import Session, degraded_values, tell
 

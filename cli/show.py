@@ -7,7 +7,7 @@ import typer
 
 from ..formats.manifest import Manifest
 from ..store.artifacts.names import Found
-from ..store.prefetch import Placed
+from ..store.staging.prefetch import Placed
 from .ls import summary_values
 from .render import pairs, size, table
 from .session import session_of

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ..store.tiering import TierState
+from ..store.staging.tenant_tiers import TierState
 from .render import size, table
 from .session import session_of
 

@@ -31,15 +31,15 @@ from .kv.kv import Kv
 from .kv.prefix import Prefix
 from .miss import Miss, explain_miss
 from .opened import open_parts
-from .prefetch import How, Stage
 from .progress import Progress, TierProgress, ignore_tiers
 from .repair import Repaired, mend
 from .retention import KEEP_ALL, Retention
 from .scrub import Pace, Scrubbed, scrub
 from .segments.blobs import ReadParts
+from .staging.prefetch import How, Stage
+from .staging.tenant_tiers import Tiers
 from .stats import Holding, Stats, gather_stats
 from .tenants import remove_tenant
-from .tiering import Tiers
 
 if TYPE_CHECKING:
     import torch

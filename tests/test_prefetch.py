@@ -27,7 +27,7 @@ from arstore.store.config import default_store
 from arstore.store.disk import Disk, Out, try_lock, wait_lock
 from arstore.store.errors import BadInput, StorageFailed
 from arstore.store.keys.keyring import Keyring
-from arstore.store.prefetch import Stage
+from arstore.store.staging.prefetch import Stage
 from arstore.store.tiers import filling as filling_room
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.extent import attach_extent, remove_extent
@@ -853,7 +853,7 @@ def test_the_janitor_wipes_what_was_half_staged_and_leaves_what_another_stages(t
     for key in (KEY, OTHER):
         partial_path(directory, key).write_bytes(b"secret")
     with partial_path(directory, KEY).open("rb") as file, filling(directory, OTHER, Disk(), wait=False):
-        command = [sys.executable, "-m", "arstore.store.janitor", str(directory / "session-1.json")]
+        command = [sys.executable, "-m", "arstore.store.staging.janitor", str(directory / "session-1.json")]
         subprocess.run(command, input=f"{KEY}\n{OTHER}\n", text=True, check=True, timeout=30)
         assert file.read() == bytes(6)
         assert [path.name for path in directory.glob("*.partial")] == [partial_path(directory, OTHER).name]

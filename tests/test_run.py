@@ -25,10 +25,10 @@ from arstore.formats.record import HEADER_BYTES
 from arstore.store.config import default_store
 from arstore.store.disk import Disk
 from arstore.store.errors import StorageFailed
-from arstore.store.feed import Fed, serving
 from arstore.store.plan.planfile import Plan, settle_plan
 from arstore.store.plan.timeline import Timed, occupancy, parse_trace
-from arstore.store.requests import Ready, requests_of
+from arstore.store.staging.requests import Ready, requests_of
+from arstore.store.staging.serve import Fed, serving
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.tier import Held
 from tests.command import PROGRAM, arstore, cli, ended, start

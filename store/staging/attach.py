@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import BadInput, Corrupt, NotFound, StorageFailed, fresh
-from .limits import allow_files
-from .tiers.device import DeviceTier, kind_of, parse_device
-from .tiers.extent import KEY, attach_extent, extent_path
-from .tiers.ipc import Handle, open_handle
-from .tiers.staged import StagedTensors
-from .tiers.tier import Held
+from ..errors import BadInput, Corrupt, NotFound, StorageFailed, fresh
+from ..tiers.device import DeviceTier, kind_of, parse_device
+from ..tiers.extent import KEY, attach_extent, extent_path
+from ..tiers.ipc import Handle, open_handle
+from ..tiers.staged import StagedTensors
+from ..tiers.tier import Held
+from .open_files import allow_files
 
 if TYPE_CHECKING:
     from .requests import Ready
@@ -78,9 +78,9 @@ class Staged(Mapping[str, StagedTensors]):
             return iter(self._run)
         if not self._session.keys:
             raise BadInput("requests", "none were planned", hint="prefetch a JOB or a PLAN")
-        from .feed import Fed
-        from .plan.planfile import read_plan
+        from ..plan.planfile import read_plan
         from .requests import requests_of
+        from .serve import Fed
 
         return requests_of(read_plan(self._session.plan_path), Fed(self._session.socket_path))
 
@@ -122,10 +122,10 @@ def _on_device(session: Session, device: str, staged: Mapping[str, Held]) -> dic
 
 def _attach_run(session: Session, device: str) -> Staged:
     """Carry out the last lane of a plan in this process: from the host tier up to its device."""
-    from .feed import Fed
-    from .plan.planfile import read_plan
+    from ..plan.planfile import read_plan
     from .requests import labels_of
     from .run import Run
+    from .serve import Fed
 
     plan = read_plan(session.plan_path)
     tier = DeviceTier(device, plan.job.tiers[0].capacity_bytes)

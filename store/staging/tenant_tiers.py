@@ -7,30 +7,30 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..formats.keypage import Tenant
-from .artifacts.artifact import Artifact
-from .artifacts.names import Names
-from .artifacts.put import PutParts
-from .disk import Disk
-from .errors import BadInput, NoRoom, StorageFailed, StoreError
-from .heal import heal
-from .kv.kv import Kv
-from .plan.model import BLOCK
+from ...formats.keypage import Tenant
+from ..artifacts.artifact import Artifact
+from ..artifacts.names import Names
+from ..artifacts.put import PutParts
+from ..disk import Disk
+from ..errors import BadInput, NoRoom, StorageFailed, StoreError
+from ..heal import heal
+from ..kv.kv import Kv
+from ..plan.model import BLOCK
+from ..progress import TierProgress, ignore_tiers
+from ..scrub import Scrubbed
+from ..tiers.arena import Arena
+from ..tiers.device import DeviceTier, kind_of, parse_device
+from ..tiers.extent import KEY
+from ..tiers.host import host_directory, open_host
+from ..tiers.local import Local, stored_artifact
+from ..tiers.probe import Speed, Speeds, probe, read_speeds
+from ..tiers.shared import open_shared, shared_parent
+from ..tiers.sources import Sources
+from ..tiers.tier import Tier
 from .prefetch import How, Placed, Stage, Wanted, drop_staged, forget_staged, stage, unstage
-from .progress import TierProgress, ignore_tiers
-from .scrub import Scrubbed
-from .tiers.arena import Arena
-from .tiers.device import DeviceTier, kind_of, parse_device
-from .tiers.extent import KEY
-from .tiers.host import host_directory, open_host
-from .tiers.local import Local, stored_artifact
-from .tiers.probe import Speed, Speeds, probe, read_speeds
-from .tiers.shared import open_shared, shared_parent
-from .tiers.sources import Sources
-from .tiers.tier import Tier
 
 if TYPE_CHECKING:
-    from .plan.planfile import Plan
+    from ..plan.planfile import Plan
     from .run import Run
 
 UPWARD = ("local", "shared", "host", "device")
@@ -231,8 +231,8 @@ class Tiers:
 
         `to` and the budget of the target go before what the JOB says.
         """
-        from .plan.job import read_job  # loaded where it is used, so that other commands start faster
-        from .planning import plan_job
+        from ..plan.job import read_job  # loaded where it is used, so that other commands start faster
+        from .plan_job import plan_job
 
         job = read_job(Path(path))
         to = to or job.to

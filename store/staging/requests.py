@@ -3,12 +3,12 @@
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 
-from .artifacts.refs import label_objects
-from .errors import StoreError, fresh
-from .plan.model import BLOCK, RequestId
-from .plan.planfile import Plan
+from ..artifacts.refs import label_objects
+from ..errors import StoreError, fresh
+from ..plan.model import BLOCK, RequestId
+from ..plan.planfile import Plan
+from ..tiers.staged import StagedTensors
 from .steps import Steps, Taken
-from .tiers.staged import StagedTensors
 
 
 class Ready(Mapping[str, StagedTensors]):

@@ -4,17 +4,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
-from .errors import BadInput, StorageFailed, StoreError, without_frames
+from ..errors import BadInput, StorageFailed, StoreError, without_frames
+from ..plan.model import NEVER, Move, steps_below
+from ..plan.planfile import Plan
+from ..plan.timeline import Event, Timed
+from ..progress import BytesTold, TierProgress, ignore_tiers
+from ..tiers.sources import Sources
+from ..tiers.tier import Tier
 from .lane import Lane, Told
-from .limits import allow_files
-from .plan.model import NEVER, Move, steps_below
-from .plan.planfile import Plan
-from .plan.timeline import Event, Timed
-from .progress import BytesTold, TierProgress, ignore_tiers
+from .open_files import allow_files
 from .requests import Ready, requests_of
 from .steps import Steps
-from .tiers.sources import Sources
-from .tiers.tier import Tier
 
 
 class Run:

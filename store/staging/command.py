@@ -10,18 +10,18 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from ..disk import Disk
+from ..errors import NotFound, StorageFailed, fresh
+from ..plan.model import BLOCK
+from ..tiers.device import DeviceTier, parse_device
+from ..tiers.filling import take_lock
+from ..tiers.ipc import Handle, share
+from ..tiers.tier import Held
 from .attach import Session
-from .disk import Disk
-from .errors import NotFound, StorageFailed, fresh
-from .feed import serving
-from .plan.model import BLOCK
 from .prefetch import Stage, StagedOne, Staging, Wanted
 from .requests import labels_of
 from .run import Run
-from .tiers.device import DeviceTier, parse_device
-from .tiers.filling import take_lock
-from .tiers.ipc import Handle, share
-from .tiers.tier import Held
+from .serve import serving
 
 
 def run_staged(

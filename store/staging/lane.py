@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from .errors import Corrupt, Fenced, NotFound, StorageFailed, StoreError, fresh, without_frames
-from .plan.model import Move
-from .progress import BytesTold
+from ..errors import Corrupt, Fenced, NotFound, StorageFailed, StoreError, fresh, without_frames
+from ..plan.model import Move
+from ..progress import BytesTold
+from ..tiers.probe import WORKERS_COUNT
+from ..tiers.sources import Sources
+from ..tiers.tier import Held, Tier
 from .steps import Steps, Taken
-from .tiers.probe import WORKERS_COUNT
-from .tiers.sources import Sources
-from .tiers.tier import Held, Tier
 
 # Kind ("move", "evict" or "step"), number of the object or step, the tier it came from, when it began; it ends now.
 Told = Callable[[str, int, str, float], None]

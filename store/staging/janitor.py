@@ -1,6 +1,6 @@
 """Janitor: wipes what one run staged, once the run is over. A process of its own: it outlives a stager that is killed.
 
-    python -m arstore.store.janitor SESSION
+    python -m arstore.store.staging.janitor SESSION
 
 Its standard input is a pipe that its starter holds open, and says keys on, a line each: the end of it is the end of the
 run. Its standard output ends when all is wiped that nobody uses; what somebody still uses by then is waited for; what
@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from .disk import Disk
-from .errors import StoreError
-from .tiers.extent import extent_path, forget_session, remove_extent
-from .tiers.filling import remove_partial
+from ..disk import Disk
+from ..errors import StoreError
+from ..tiers.extent import extent_path, forget_session, remove_extent
+from ..tiers.filling import remove_partial
 
 _WAIT_S, _WAIT_MAX_S = 0.05, 5.0
 

@@ -9,17 +9,17 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .artifacts.names import Names
-from .artifacts.refs import label_objects
-from .errors import Fenced, StoreError, fresh, without_frames
-from .progress import TierProgress, ignore_tiers
-from .tiers.arena import Arena
-from .tiers.sources import Sources
-from .tiers.staged import StagedTensors
-from .tiers.tier import Held, Resident, Tier
+from ..artifacts.names import Names
+from ..artifacts.refs import label_objects
+from ..errors import Fenced, StoreError, fresh, without_frames
+from ..progress import TierProgress, ignore_tiers
+from ..tiers.arena import Arena
+from ..tiers.sources import Sources
+from ..tiers.staged import StagedTensors
+from ..tiers.tier import Held, Resident, Tier
 
 if TYPE_CHECKING:
-    from .plan.timeline import Timed
+    from ..plan.timeline import Timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Staging:
 
     def timeline(self) -> "Timed":
         """Return what moved when."""
-        from .plan.timeline import Event, Timed  # with the planner, which few commands need
+        from ..plan.timeline import Event, Timed  # with the planner, which few commands need
 
         events, found = list[Event](), dict[str, int]()
         for one in self.staged:

@@ -21,10 +21,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .disk import Disk, disk_errors
-from .errors import Fenced, StorageFailed, StoreError
+from ..disk import Disk, disk_errors
+from ..errors import Fenced, StorageFailed, StoreError
+from ..tiers.extent import attach_extent, extent_path
 from .steps import Steps, Taken
-from .tiers.extent import attach_extent, extent_path
 
 _ASK_MAX_BYTES = 256
 _ANSWER_MAX_BYTES = 1 << 28

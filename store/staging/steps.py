@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .errors import StoreError
-from .tiers.tier import Held
+from ..errors import StoreError
+from ..tiers.tier import Held
 
 
 @dataclass(frozen=True, slots=True)

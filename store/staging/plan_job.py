@@ -4,17 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
-from .artifacts.artifact import Artifact
-from .errors import BadInput
-from .kv.kv import Kv
-from .kv.match import find_blocks, find_shape
-from .plan.job import JobFile, JobRequest, compose, hashed_objects
-from .plan.model import BLOCK, Object, PlannedTier
-from .plan.planfile import Plan
-from .plan.planner import make_plan
-from .tiers.local import stored_artifact
-from .tiers.probe import Speeds
-from .tiers.tier import Tier
+from ..artifacts.artifact import Artifact
+from ..errors import BadInput
+from ..kv.kv import Kv
+from ..kv.match import find_blocks, find_shape
+from ..plan.job import JobFile, JobRequest, compose, hashed_objects
+from ..plan.model import BLOCK, Object, PlannedTier
+from ..plan.planfile import Plan
+from ..plan.planner import make_plan
+from ..tiers.local import stored_artifact
+from ..tiers.probe import Speeds
+from ..tiers.tier import Tier
 
 
 def plan_job(
