@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from ..store.collect import AT_ONCE, CAREFUL, Collected, Margins
+from ..store.maintenance.collect import AT_ONCE, CAREFUL, Collected, Margins
+from ..store.maintenance.retention import Retention
 from ..store.quantities import parse_duration, parse_size
-from ..store.retention import Retention
 from .render import size
 from .session import session_of
 

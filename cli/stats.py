@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..store.stats import Stats
+from ..store.maintenance.stats import Stats
 from .render import pairs, size
 from .session import session_of
 

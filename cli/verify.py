@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from ..store.errors import BadInput, Corrupt
+from ..store.maintenance.scrub import Scrubbed
 from ..store.quantities import parse_duration, parse_size
-from ..store.scrub import Scrubbed
 from .render import rate, size
 from .session import Reported, session_of
 

@@ -7,8 +7,8 @@ from .config import Config, default_store, default_tenant
 from .disk import Disk, locked
 from .init import init_store
 from .keys.unlock import Ask, Secrets
+from .maintenance.repair import Repaired, rebuild
 from .progress import Progress
-from .repair import Repaired, rebuild
 from .store import Store, silent
 
 

@@ -18,10 +18,8 @@ from .artifacts.put import PutParts, Stored, Wish, commit_manifest, put_inputs
 from .artifacts.refs import parse_new_ref
 from .artifacts.select import Selection
 from .catalog.leases import Held
-from .collect import CAREFUL, Collected, CollectParts, Margins, collect
 from .config import DEFAULT_TENANT
 from .disk import Disk
-from .erase import EraseParts, Receipt, erase, foretell, shred
 from .errors import BadInput
 from .keys.rotate import Rotated, add_passphrase, rotate
 from .keys.unlock import Ask, Secrets
@@ -29,17 +27,19 @@ from .kv.identity import take_identity
 from .kv.key_bounds import bounds_name
 from .kv.kv import Kv
 from .kv.prefix import Prefix
-from .miss import Miss, explain_miss
+from .maintenance.collect import CAREFUL, Collected, CollectParts, Margins, collect
+from .maintenance.erase import EraseParts, Receipt, erase, foretell, shred
+from .maintenance.repair import Repaired, mend
+from .maintenance.retention import KEEP_ALL, Retention
+from .maintenance.scrub import Pace, Scrubbed, scrub
+from .maintenance.stats import Holding, Stats, gather_stats
+from .maintenance.tenants import remove_tenant
+from .maintenance.why_miss import Miss, explain_miss
 from .opened import open_parts
 from .progress import Progress, TierProgress, ignore_tiers
-from .repair import Repaired, mend
-from .retention import KEEP_ALL, Retention
-from .scrub import Pace, Scrubbed, scrub
 from .segments.blobs import ReadParts
 from .staging.prefetch import How, Stage
 from .staging.tenant_tiers import Tiers
-from .stats import Holding, Stats, gather_stats
-from .tenants import remove_tenant
 
 if TYPE_CHECKING:
     import torch

@@ -24,10 +24,10 @@ from arstore.store.catalog.key_slots import _slots
 from arstore.store.catalog.recount import restore
 from arstore.store.catalog.tables import Rows
 from arstore.store.catalog.usage import write_segments
-from arstore.store.collect import AT_ONCE, CAREFUL, Collected, Margins
 from arstore.store.disk import Disk
 from arstore.store.errors import Fenced, NotFound, StorageFailed, StoreError
-from arstore.store.retention import Retention
+from arstore.store.maintenance.collect import AT_ONCE, CAREFUL, Collected, Margins
+from arstore.store.maintenance.retention import Retention
 from arstore.store.store import Store
 from tests.command import cli, ended, start
 

@@ -36,10 +36,10 @@ from arstore.formats.keypage import (
     slot_key,
 )
 from arstore.formats.record import ALIGN_BYTES, HEADER_BYTES, Header, open_footer, parse_header
-from arstore.store.collect import AT_ONCE
 from arstore.store.disk import Disk
 from arstore.store.init import init_store
 from arstore.store.keys.unlock import Secrets
+from arstore.store.maintenance.collect import AT_ONCE
 from tests.command import arstore, cli
 from tests.mortal_disk import Died, deaths
 

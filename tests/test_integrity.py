@@ -39,7 +39,7 @@ from arstore.store.artifacts.select import Selection
 from arstore.store.catalog.catalog import NewVersion
 from arstore.store.errors import Corrupt, KeyRefused, NotFound, StorageFailed
 from arstore.store.keys.unlock import Secrets
-from arstore.store.scrub import Scrubbed
+from arstore.store.maintenance.scrub import Scrubbed
 from arstore.store.segments import cold_read as direct
 from arstore.store.segments import fetch
 from arstore.store.segments.records import draft_record

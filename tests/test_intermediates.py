@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from arstore import Conflict, Store, create_store, open_store
-from arstore.store.collect import AT_ONCE
+from arstore.store.maintenance.collect import AT_ONCE
 from tests.command import arstore
 
 IDENTITY = {"model": "llama", "revision": "r1", "layer": 12, "sequence": "doc-7", "positions": "100:400"}

@@ -17,10 +17,10 @@ from arstore.formats.catalog import LIVE, QUARANTINED, BlobRow
 from arstore.formats.kv_layout import LAYOUTS
 from arstore.formats.kv_shape import heads_of
 from arstore.store.access import rebuild_catalog
-from arstore.store.collect import AT_ONCE
 from arstore.store.disk import Disk
 from arstore.store.kv.prefix import Prefix
-from arstore.store.retention import Retention
+from arstore.store.maintenance.collect import AT_ONCE
+from arstore.store.maintenance.retention import Retention
 from tests.kv_made import IDENTITY, Array, Arrays, made, raw
 from tests.mortal_disk import killed
 from tests.test_erase import Scene, canary, found

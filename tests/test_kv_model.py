@@ -19,11 +19,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from arstore import Conflict, Store, create_store, open_store
 from arstore.formats.identity import KeyId
 from arstore.store.access import rebuild_catalog
-from arstore.store.collect import AT_ONCE
 from arstore.store.kv.identity import complete, make_kv_identity
 from arstore.store.kv.match import Chain, chain_of
 from arstore.store.kv.tokens import pack_tokens
-from arstore.store.retention import Retention
+from arstore.store.maintenance.collect import AT_ONCE
+from arstore.store.maintenance.retention import Retention
 from tests.kv_made import made, raw
 
 BLOCK = 3

@@ -12,9 +12,9 @@ import pytest
 
 from arstore import create_store, open_store
 from arstore.formats.catalog import Place
-from arstore.store.collect import AT_ONCE
 from arstore.store.errors import Corrupt, NotFound
-from arstore.store.retention import Retention
+from arstore.store.maintenance.collect import AT_ONCE
+from arstore.store.maintenance.retention import Retention
 from arstore.store.store import Store
 from tests.command import arstore as cli
 

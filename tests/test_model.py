@@ -27,11 +27,11 @@ from hypothesis.stateful import (
 
 from arstore.formats.catalog import parse_blob, parse_version
 from arstore.store.access import create_store
-from arstore.store.collect import AT_ONCE, CAREFUL, Margins
 from arstore.store.disk import Disk
 from arstore.store.errors import Fenced, NotFound, StorageFailed
 from arstore.store.keys.unlock import Secrets
-from arstore.store.retention import Retention
+from arstore.store.maintenance.collect import AT_ONCE, CAREFUL, Margins
+from arstore.store.maintenance.retention import Retention
 from arstore.store.store import Store
 from tests.key_account import unaccounted
 

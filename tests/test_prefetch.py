@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 from arstore import Corrupt, NoRoom, NotFound, Store, StoreError, attach, create_store, open_store
 from arstore.formats.record import HEADER_BYTES
 from arstore.formats.tensor import TensorSpan
-from arstore.store import erase as erase_room
 from arstore.store.artifacts.tensors import _TORCH_NAMES, tensor_bytes
 from arstore.store.config import default_store
 from arstore.store.disk import Disk, Out, try_lock, wait_lock
 from arstore.store.errors import BadInput, StorageFailed
 from arstore.store.keys.keyring import Keyring
+from arstore.store.maintenance import erase as erase_room
 from arstore.store.staging.prefetch import Stage
 from arstore.store.tiers import filling as filling_room
 from arstore.store.tiers.arena import Arena

@@ -11,10 +11,10 @@ import pytest
 
 from arstore import NotFound, Store
 from arstore.formats.record import KIND_BLOB
-from arstore.store.collect import AT_ONCE, CollectParts, collect
 from arstore.store.disk import Disk
-from arstore.store.erase import foreclose_abandoned
-from arstore.store.retention import KEEP_ALL
+from arstore.store.maintenance.collect import AT_ONCE, CollectParts, collect
+from arstore.store.maintenance.erase import foreclose_abandoned
+from arstore.store.maintenance.retention import KEEP_ALL
 from tests.command import cli
 from tests.mortal_disk import Died, MortalDisk
 from tests.segment_scan import records

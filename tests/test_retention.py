@@ -12,7 +12,7 @@ from arstore.formats.catalog import Place, VersionRow
 from arstore.formats.digest import Digest
 from arstore.formats.manifest import BlobName
 from arstore.store.artifacts.names import Found, Summary
-from arstore.store.retention import KEEP_ALL, Retention, choose
+from arstore.store.maintenance.retention import KEEP_ALL, Retention, choose
 
 NOW_S = int(datetime(2030, 1, 1, tzinfo=UTC).timestamp())
 DAY_S, WEEK_S = 24 * 3600, 7 * 24 * 3600

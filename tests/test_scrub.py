@@ -10,8 +10,8 @@ import pytest
 
 from arstore import Corrupt, Store
 from arstore.formats.catalog import LIVE, QUARANTINED, BlobRow
-from arstore.store import scrub as scrub_room
-from arstore.store.scrub import Scrubbed
+from arstore.store.maintenance import scrub as scrub_room
+from arstore.store.maintenance.scrub import Scrubbed
 from tests.command import cli
 
 

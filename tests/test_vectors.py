@@ -34,7 +34,6 @@ from arstore.formats.tensor import TensorSpan, cut_span, dense_bytes
 from arstore.store.access import rebuild_catalog
 from arstore.store.artifacts.ingest import cut_file
 from arstore.store.artifacts.inputs import InputFile, MemorySource
-from arstore.store.collect import AT_ONCE
 from arstore.store.config import write_config
 from arstore.store.disk import Disk
 from arstore.store.errors import Conflict, Corrupt, KeyRefused, StoreError
@@ -42,6 +41,7 @@ from arstore.store.keys.keyring import Keyring, create_keyring
 from arstore.store.keys.unlock import Secrets, Stanzas, new_key_file, open_masters
 from arstore.store.kv.arrays import cut_of, parts_of
 from arstore.store.kv.prefix import Prefix
+from arstore.store.maintenance.collect import AT_ONCE
 from arstore.store.segments.records import OpenRecord, TenantKeys
 from arstore.store.segments.writer import SegmentReader
 from arstore.store.store import Store

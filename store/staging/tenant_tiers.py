@@ -13,11 +13,11 @@ from ..artifacts.names import Names
 from ..artifacts.put import PutParts
 from ..disk import Disk
 from ..errors import BadInput, NoRoom, StorageFailed, StoreError
-from ..heal import heal
 from ..kv.kv import Kv
+from ..maintenance.heal import heal
+from ..maintenance.scrub import Scrubbed
 from ..plan.model import BLOCK
 from ..progress import TierProgress, ignore_tiers
-from ..scrub import Scrubbed
 from ..tiers.arena import Arena
 from ..tiers.device import DeviceTier, kind_of, parse_device
 from ..tiers.extent import KEY

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..formats.record import ALIGN_BYTES
-from .catalog.garbage import Garbage, Survey
-from .disk import Disk, disk_errors, try_lock
-from .segments.writer import segment_path
+from ...formats.record import ALIGN_BYTES
+from ..catalog.garbage import Garbage, Survey
+from ..disk import Disk, disk_errors, try_lock
+from ..segments.writer import segment_path
 
 
 @dataclass(frozen=True, slots=True)

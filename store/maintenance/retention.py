@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from ..formats.manifest import BlobName
-from .artifacts.names import Found
+from ...formats.manifest import BlobName
+from ..artifacts.names import Found
 
 _COST_PER_BYTE = {"weights": 1.0, "file": 1.0, "kv": 4.0, "intermediate": 4.0}
 _HALF_LIFE_S = 7 * 24 * 3600

@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..formats.catalog import BlobRow
-from .artifacts.names import Found, Names
-from .catalog.garbage import Garbage
-from .catalog.key_slots import SlotLedger
-from .catalog.leases import Leases
-from .disk import Disk
+from ...formats.catalog import BlobRow
+from ..artifacts.names import Found, Names
+from ..catalog.garbage import Garbage
+from ..catalog.key_slots import SlotLedger
+from ..catalog.leases import Leases
+from ..disk import Disk
+from ..errors import Conflict
+from ..keys.keyring import Keyring
 from .erase import foreclose_abandoned, shred
-from .errors import Conflict
-from .keys.keyring import Keyring
 from .reclaim import reclaim
 from .retention import KEEP_ALL, Retention, choose
 

@@ -4,9 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..formats.catalog import QUARANTINED
-from .artifacts.names import Names
-from .catalog.catalog import Catalog
+from ...formats.catalog import QUARANTINED
+from ..artifacts.names import Names
+from ..catalog.catalog import Catalog
 
 
 @dataclass(frozen=True, slots=True)

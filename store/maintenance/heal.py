@@ -4,19 +4,19 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 
-from ..formats.digest import Digest, digest_bytes
-from ..formats.manifest import Manifest
-from .artifacts.artifact import FILE_PREFIX
-from .artifacts.ingest import Cut, Ingest, group_cuts
-from .artifacts.inputs import MemorySource
-from .artifacts.put import PutParts
-from .artifacts.select import tensor_names
-from .disk import make_buffer
-from .errors import Corrupt, NotFound, StorageFailed
+from ...formats.digest import Digest, digest_bytes
+from ...formats.manifest import Manifest
+from ..artifacts.artifact import FILE_PREFIX
+from ..artifacts.ingest import Cut, Ingest, group_cuts
+from ..artifacts.inputs import MemorySource
+from ..artifacts.put import PutParts
+from ..artifacts.select import tensor_names
+from ..disk import make_buffer
+from ..errors import Corrupt, NotFound, StorageFailed
+from ..segments.key_supply import SlotSupply
+from ..tiers.arena import Arena
+from ..tiers.tier import Held
 from .scrub import Scrubbed
-from .segments.key_supply import SlotSupply
-from .tiers.arena import Arena
-from .tiers.tier import Held
 
 
 def heal(parts: PutParts, tier: Arena, scrubbed: Scrubbed) -> Scrubbed:

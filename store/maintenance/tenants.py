@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from .catalog.catalog import Catalog
-from .catalog.garbage import Garbage
-from .catalog.tables import Tables
-from .errors import BadInput, Conflict
-from .keys.keyring import Keyring
+from ..catalog.catalog import Catalog
+from ..catalog.garbage import Garbage
+from ..catalog.tables import Tables
+from ..errors import BadInput, Conflict
+from ..keys.keyring import Keyring
 from .stats import Holding, holding
 
 

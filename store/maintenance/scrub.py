@@ -10,16 +10,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ..formats.catalog import BlobRow, Place
-from ..formats.digest import Digest
-from ..formats.errors import FormatError
-from ..formats.record import KIND_BLOB
-from .artifacts.names import Found, Names
-from .errors import Corrupt, NotFound
-from .progress import Progress
-from .segments.blobs import ReadParts
-from .segments.fetch import workers_count
-from .segments.records import OpenRecord, corrupt
+from ...formats.catalog import BlobRow, Place
+from ...formats.digest import Digest
+from ...formats.errors import FormatError
+from ...formats.record import KIND_BLOB
+from ..artifacts.names import Found, Names
+from ..errors import Corrupt, NotFound
+from ..progress import Progress
+from ..segments.blobs import ReadParts
+from ..segments.fetch import workers_count
+from ..segments.records import OpenRecord, corrupt
 
 # Bytes between two notes of what was good: a killed scrub does at most this much again. Where the rate is lower, a
 # second's worth, so that the end of the time is seen.

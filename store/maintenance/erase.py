@@ -12,15 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..formats.manifest import Needs
-from .artifacts.names import Found, Names
-from .catalog.catalog import Catalog
-from .catalog.garbage import Garbage, Survey
-from .catalog.key_slots import SlotLedger
-from .catalog.usage import Marks
-from .disk import locked
-from .errors import Corrupt
-from .keys.keyring import Keyring
+from ...formats.manifest import Needs
+from ..artifacts.names import Found, Names
+from ..catalog.catalog import Catalog
+from ..catalog.garbage import Garbage, Survey
+from ..catalog.key_slots import SlotLedger
+from ..catalog.usage import Marks
+from ..disk import locked
+from ..errors import Corrupt
+from ..keys.keyring import Keyring
 
 
 @dataclass(frozen=True, slots=True)

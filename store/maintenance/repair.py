@@ -11,26 +11,26 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..formats.catalog import QUARANTINED, BlobRow, Place, SegmentRow, VersionRow, missing_place
-from ..formats.digest import Digest, digest_bytes
-from ..formats.errors import FormatError
-from ..formats.manifest import Manifest, parse_json, parse_manifest
-from ..formats.record import ALIGN_BYTES, KIND_BLOB, parse_segment_header
-from .artifacts.names import Names, Summary
-from .catalog.catalog import Catalog
-from .catalog.recount import forget_versions, restore
-from .catalog.tables import Tables
-from .catalog.usage import write_segments
-from .config import CATALOG_DIR, SEGMENTS_DIR
-from .disk import Disk
-from .errors import Corrupt, NotFound
-from .keys.keyring import Keyring
-from .keys.unlock import Ask, Secrets
-from .opened import create_tables, every_tenant, open_keyring
-from .progress import Progress
-from .segments.records import OpenRecord, TenantKeys
-from .segments.scan import whole_records
-from .segments.writer import SegmentReader, segment_path
+from ...formats.catalog import QUARANTINED, BlobRow, Place, SegmentRow, VersionRow, missing_place
+from ...formats.digest import Digest, digest_bytes
+from ...formats.errors import FormatError
+from ...formats.manifest import Manifest, parse_json, parse_manifest
+from ...formats.record import ALIGN_BYTES, KIND_BLOB, parse_segment_header
+from ..artifacts.names import Names, Summary
+from ..catalog.catalog import Catalog
+from ..catalog.recount import forget_versions, restore
+from ..catalog.tables import Tables
+from ..catalog.usage import write_segments
+from ..config import CATALOG_DIR, SEGMENTS_DIR
+from ..disk import Disk
+from ..errors import Corrupt, NotFound
+from ..keys.keyring import Keyring
+from ..keys.unlock import Ask, Secrets
+from ..opened import create_tables, every_tenant, open_keyring
+from ..progress import Progress
+from ..segments.records import OpenRecord, TenantKeys
+from ..segments.scan import whole_records
+from ..segments.writer import SegmentReader, segment_path
 
 _SKIPPED_IDS = 1 << 20
 
