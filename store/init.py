@@ -25,7 +25,7 @@ from .disk import Disk
 from .errors import BadInput, Conflict
 from .keys.keyring import Keyring, create_keyring
 from .keys.unlock import Secrets, Stanzas, check_passphrase, new_key_file
-from .opened import create_tables
+from .parts import create_tables
 
 
 def init_store(

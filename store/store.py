@@ -35,7 +35,7 @@ from .maintenance.scrub import Pace, Scrubbed, scrub
 from .maintenance.stats import Holding, Stats, gather_stats
 from .maintenance.tenants import remove_tenant
 from .maintenance.why_miss import Miss, explain_miss
-from .opened import open_parts
+from .parts import open_parts
 from .progress import Progress, TierProgress, ignore_tiers
 from .segments.blobs import ReadParts
 from .staging.prefetch import How, Stage

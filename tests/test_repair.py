@@ -18,7 +18,7 @@ from arstore.store.disk import Disk
 from arstore.store.keys.unlock import Secrets
 from arstore.store.maintenance.collect import AT_ONCE
 from arstore.store.maintenance.repair import rebuild
-from arstore.store.opened import open_keyring
+from arstore.store.parts import open_keyring
 from tests.command import arstore, cli
 from tests.mortal_disk import Died, deaths
 

@@ -26,7 +26,7 @@ from ..disk import Disk
 from ..errors import Corrupt, NotFound
 from ..keys.keyring import Keyring
 from ..keys.unlock import Ask, Secrets
-from ..opened import create_tables, every_tenant, open_keyring
+from ..parts import create_tables, every_tenant, open_keyring
 from ..progress import Progress
 from ..segments.records import OpenRecord, TenantKeys
 from ..segments.scan import whole_records
