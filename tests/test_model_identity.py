@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from arstore import BadInput, Store, open_store
 from arstore.formats.errors import FormatError
 from arstore.formats.identity import differing, make_identity
-from arstore.formats.model_config import fields_of_config, parse_config
+from arstore.formats.readers.model_config import fields_of_config, parse_config
 from tests.command import cli
 
 Tensors = dict[str, torch.Tensor]

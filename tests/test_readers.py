@@ -24,9 +24,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arstore.formats import gguf, numpy_file, sniff, torch_file, torch_values, zip_members
-from arstore.formats import safetensors as safetensors_file
 from arstore.formats.errors import FormatError
+from arstore.formats.readers import gguf, numpy_file, sniff, torch_file, torch_values, zip_members
+from arstore.formats.readers import safetensors as safetensors_file
 from arstore.formats.tensor import DTYPE_BITS, Source, TensorSpan, dense_bytes
 
 FUZZ = settings(max_examples=200, deadline=None)

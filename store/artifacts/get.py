@@ -15,7 +15,7 @@ from ...formats.errors import FormatError
 from ...formats.frames import WEIGHT_FRAME_BYTES
 from ...formats.kv_layout import array_shapes, slot_name
 from ...formats.manifest import Manifest, StoredFile
-from ...formats.safetensors import write_header
+from ...formats.readers.safetensors import write_header
 from ...formats.tensor import DTYPE_BITS, dense_bytes
 from ..disk import Disk, make_buffer
 from ..errors import BadInput, Corrupt

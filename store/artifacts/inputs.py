@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ...formats.errors import FormatError
 from ...formats.manifest import check_path
-from ...formats.sniff import read_table
+from ...formats.readers.sniff import read_table
 from ...formats.tensor import DTYPE_BITS, TensorSpan
 from ..errors import BadInput, NotFound, StorageFailed
 
@@ -210,8 +210,8 @@ def inputs_from_path(path: Path, opaque: Sequence[str], *, look_inside: bool) ->
 
 def inputs_from_tensors(tensors: Mapping[str, "torch.Tensor"]) -> Inputs:
     """Return tensors in host memory as one safetensors file; raise BadInput for what the format can't hold."""
-    from ...formats.safetensors import read_table as read_safetensors
-    from ...formats.safetensors import write_header
+    from ...formats.readers.safetensors import read_table as read_safetensors
+    from ...formats.readers.safetensors import write_header
     from .tensors import dtype_name, tensor_bytes
 
     named = sorted(tensors.items(), key=lambda pair: (-DTYPE_BITS[dtype_name(pair[1])], pair[0]))

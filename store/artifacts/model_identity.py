@@ -11,7 +11,7 @@ from itertools import accumulate
 from ...formats.digest import Digest, digest_bytes
 from ...formats.errors import FormatError
 from ...formats.identity import Identity, make_identity
-from ...formats.model_config import CONFIG_MAX_BYTES, digest_weights, fields_of_config, parse_config
+from ...formats.readers.model_config import CONFIG_MAX_BYTES, digest_weights, fields_of_config, parse_config
 from ...formats.tensor import TensorSpan, cut_span
 from ..errors import BadInput
 from ..progress import Progress

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from ...formats.identity import make_identity
-from ...formats.model_config import fields_of_config, precision_of
+from ...formats.readers.model_config import fields_of_config, precision_of
 from ..artifacts.put import Stored
 from ..errors import BadInput
 from ..store import Store

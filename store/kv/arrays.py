@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ...formats.errors import FormatError
 from ...formats.kv_layout import Slot, gather_block, infer_shape, page_of, parse_slot
 from ...formats.kv_shape import KvShape
-from ...formats.safetensors import read_table
+from ...formats.readers.safetensors import read_table
 from ...formats.tensor import BLOB_MAX_BYTES, DTYPE_BITS
 from ..artifacts.ingest import Cut
 from ..artifacts.inputs import FileSource

@@ -16,8 +16,8 @@ A string is its length (8) and that many bytes; an array its element type (4), c
 from dataclasses import dataclass
 from math import prod
 
-from .errors import FormatError
-from .tensor import DTYPE_BITS, NAME_MAX_BYTES, TENSORS_MAX_COUNT, Source, TensorSpan, dense_bytes
+from ..errors import FormatError
+from ..tensor import DTYPE_BITS, NAME_MAX_BYTES, TENSORS_MAX_COUNT, Source, TensorSpan, dense_bytes
 
 MAGIC = b"GGUF"
 HEADER_MAX_BYTES = 1 << 30

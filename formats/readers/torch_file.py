@@ -10,8 +10,8 @@ Records are stored, not compressed. Kept as bytes only, without a span: sparse, 
 dtypes that safetensors has no name for, tensors with a pending conjugation, storages that were compressed.
 """
 
-from .errors import FormatError
-from .tensor import DTYPE_BITS, NAME_MAX_BYTES, TENSORS_MAX_COUNT, Source, TensorSpan
+from ..errors import FormatError
+from ..tensor import DTYPE_BITS, NAME_MAX_BYTES, TENSORS_MAX_COUNT, Source, TensorSpan
 from .torch_values import Mapping, StoredTensor
 from .weights_pickle import OPCODES_MAX_COUNT, PICKLE_MAX_BYTES, read_pickle
 from .zip_members import Member, looks_zipped, read_members

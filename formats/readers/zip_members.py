@@ -10,8 +10,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .errors import FormatError
-from .tensor import Source
+from ..errors import FormatError
+from ..tensor import Source
 
 _MAGIC = b"PK\x03\x04"
 _EMPTY_MAGIC = b"PK\x05\x06"

@@ -4,7 +4,7 @@ Invariant: a file of no tensor format is "bytes" with an empty table, never an e
 of one and breaks its rules is refused. Pickles that are not checkpoints are never looked into.
 """
 
-from .tensor import Source, TensorSpan
+from ..tensor import Source, TensorSpan
 
 _TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 _PICKLE_ENDINGS = (".pkl", ".pickle")

@@ -19,16 +19,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NoReturn, cast
 
-from .errors import FormatError
-from .tensor import (
-    DTYPE_BITS,
-    NAME_MAX_BYTES,
-    RANK_MAX,
-    TENSORS_MAX_COUNT,
-    Source,
-    TensorSpan,
-    dense_bytes,
-)
+from ..errors import FormatError
+from ..tensor import DTYPE_BITS, NAME_MAX_BYTES, RANK_MAX, TENSORS_MAX_COUNT, Source, TensorSpan, dense_bytes
 
 HEADER_MAX_BYTES = 100_000_000
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from blake3 import blake3
 
-from .digest import Digest, derive, keyed_hash
-from .errors import FormatError
-from .identity import make_identity
-from .tensor import TensorSpan
+from ..digest import Digest, derive, keyed_hash
+from ..errors import FormatError
+from ..identity import make_identity
+from ..tensor import TensorSpan
 
 CONFIG_MAX_BYTES = 16 << 20
 # A directory names no revision of itself: the digest of its weights says more than a name could.

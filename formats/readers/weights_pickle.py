@@ -9,7 +9,7 @@ sizes and names are made of them; every other value is None.
 
 import pickletools
 
-from .errors import FormatError
+from ..errors import FormatError
 from .torch_values import ALLOWED, Global, Mapping, Storage, StoredTensor, call, open_storage
 
 PICKLE_MAX_BYTES = 256 << 20

@@ -6,8 +6,8 @@ imports, calls or computes anything but what is in this module. Values of no int
 
 from dataclasses import dataclass, field
 
-from .errors import FormatError
-from .tensor import RANK_MAX
+from ..errors import FormatError
+from ..tensor import RANK_MAX
 
 # By the first word of a storage class, and by the name of a dtype: the safetensors name of the element.
 _STORAGE_ELEMENTS = {

@@ -14,8 +14,8 @@ other arrays are left to be kept as bytes, and arrays of python objects are refu
 import ast
 import re
 
-from .errors import FormatError
-from .tensor import NAME_MAX_BYTES, RANK_MAX, Source, TensorSpan, dense_bytes
+from ..errors import FormatError
+from ..tensor import NAME_MAX_BYTES, RANK_MAX, Source, TensorSpan, dense_bytes
 from .zip_members import Member, looks_zipped, read_members
 
 ARRAY_NAME = "array"
