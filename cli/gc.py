@@ -51,7 +51,7 @@ def gc(
     with session.open() as store:
         done = store.gc(margins, retention, dry_run=dry_run, lock_wait_s=parse_duration(lock_wait))
         if not dry_run:
-            store.tiers.sweep()
+            store.tiers.arenas.sweep()
     seconds = session.seconds
     session.emit(_values(done, dry_run, seconds), lambda: _text(done, dry_run, seconds))
 

@@ -30,7 +30,7 @@ def rotate(
     """Give the store a new master key and a new key file. The old one opens nothing then; no data is rewritten."""
     session = session_of(context)
     with session.open() as store:
-        done = store.rotate_key(key_file, drop_others=drop_others, dry_run=dry_run)
+        done = store.keys.rotate(key_file, drop_others=drop_others, dry_run=dry_run)
     values = {"key_file": str(done.key_file), "dropped": list(done.dropped), "dry_run": dry_run}
     session.emit(values, lambda: _text(done, dry_run))
 
@@ -46,5 +46,5 @@ def add_passphrase(context: typer.Context) -> None:
     """Let a passphrase open the store as well: asked for, or from ARSTORE_PASSPHRASE_FILE."""
     session = session_of(context)
     with session.open() as store:
-        store.add_passphrase(new_passphrase("add-passphrase"))
+        store.keys.add_passphrase(new_passphrase("add-passphrase"))
     session.emit({"added": "passphrase"}, lambda: "a passphrase opens the store from now on")

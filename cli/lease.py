@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..store.catalog.leases import Held
+from ..store.catalog.leases import HeldLease
 from .render import table
 from .session import session_of
 
@@ -47,7 +47,7 @@ def break_(
     )
 
 
-def _values(one: Held) -> dict[str, object]:
+def _values(one: HeldLease) -> dict[str, object]:
     return {
         "id": one.id,
         "purpose": one.purpose,
@@ -59,5 +59,5 @@ def _values(one: Held) -> dict[str, object]:
     }
 
 
-def _since(one: Held) -> str:
+def _since(one: HeldLease) -> str:
     return datetime.fromtimestamp(one.acquired_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

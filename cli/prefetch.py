@@ -111,7 +111,7 @@ def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:
             stage = tiers.prefetch(asked.names, to, asked.budget_bytes, how, host_only=bool(command))
     with stage:
         staging = stage.staging
-        predicted_s = predict_s(tiers.speeds(), to, staging.moved_bytes)
+        predicted_s = predict_s(tiers.arenas.speeds(), to, staging.moved_bytes)
         report(asked.session, staging, predicted_s, to_stderr=bool(command) and not staging.failed)
         write_timeline(asked.timeline, staging.timeline)
         if staging.failed:
@@ -120,9 +120,9 @@ def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:
             return 0
         from ..store.staging.command import run_staged
 
-        directory = tiers.host().directory
+        directory = tiers.arenas.host().directory
         store.close()  # the command may run for long, and needs nothing of it
-        return run_staged(stage, directory, command, to, tiers.disk, budget_bytes=asked.budget_bytes)
+        return run_staged(stage, directory, command, to, tiers.arenas.disk, budget_bytes=asked.budget_bytes)
 
 
 def _run_planned(asked: Asked, store: Store, plan: "Plan") -> int:
@@ -131,11 +131,11 @@ def _run_planned(asked: Asked, store: Store, plan: "Plan") -> int:
 
     tiers = store.tiers
     to = asked.to or plan.job.tiers[0].name
-    directory = tiers.host().directory
+    directory = tiers.arenas.host().directory
     with ExitStack() as shown:
         progress = shown.enter_context(asked.session.progress_of_tiers())
         run = tiers.run(plan, from_=asked.from_, host_only=True, progress=progress)
-        code = run_planned(run, directory, asked.command, to, tiers.disk, placed=shown.close)
+        code = run_planned(run, directory, asked.command, to, tiers.arenas.disk, placed=shown.close)
     staging = staging_of(run)
     report(asked.session, staging, plan.predicted_s, to_stderr=True)
     try:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..store.artifacts.put import Stored
+from ..store.artifacts.commit import PutResult
 from ..store.quantities import parse_duration
 from .identity import IdentityFlags, with_identity
 from .render import rate, size
@@ -52,7 +52,7 @@ def put(
     session.emit(stored_values(stored, seconds), lambda: stored_text(stored, seconds))
 
 
-def stored_values(stored: Stored, seconds: float) -> dict[str, object]:
+def stored_values(stored: PutResult, seconds: float) -> dict[str, object]:
     """Return what JSON says of a put."""
     one = stored.summary
     return {
@@ -69,7 +69,7 @@ def stored_values(stored: Stored, seconds: float) -> dict[str, object]:
     }
 
 
-def stored_text(stored: Stored, seconds: float) -> str:
+def stored_text(stored: PutResult, seconds: float) -> str:
     """Return the line that a person sees after a put."""
     one = stored.summary
     return (

@@ -25,7 +25,7 @@ def show(
     session = session_of(context)
     with session.open() as store:
         found, manifest = store.show(name)
-        staged = store.tiers.placed(found.summary.id)
+        staged = store.tiers.arenas.placed(found.summary.id)
     session.emit(_values(found, manifest, staged), lambda: _text(found, manifest, staged))
 
 

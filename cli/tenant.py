@@ -29,7 +29,7 @@ def add(
     if quota is not None and not quota_bytes:
         raise BadInput(f"--quota {quota}", "would store nothing; leave it out for no quota")
     with session.open() as store:
-        store.add_tenant(name, quota_bytes)
+        store.tenants.add(name, quota_bytes)
     session.emit({"tenant": name, "quota_bytes": quota_bytes}, lambda: f"added {name}")
 
 
@@ -42,7 +42,7 @@ def rm(
     """Remove a tenant that has no artifacts, or with --erase one that has."""
     session = session_of(context)
     with session.open() as store:
-        gone = store.remove_tenant(name, erase=erase, dry_run=dry_run)
+        gone = store.tenants.remove(name, erase=erase, dry_run=dry_run)
     values = {
         "tenant": name,
         "erased": erase,
@@ -60,7 +60,7 @@ def ls(context: typer.Context) -> None:
     """List tenants."""
     session = session_of(context)
     with session.open() as store:
-        found = store.tenants()
+        found = store.tenants.all()
     rows = [(tenant.name, size(tenant.quota_bytes) if tenant.quota_bytes else "none") for tenant in found]
     values = [{"name": tenant.name, "quota_bytes": tenant.quota_bytes} for tenant in found]
     session.emit({"tenants": values}, lambda: table(("TENANT", "QUOTA"), rows))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ..store.staging.tenant_tiers import TierState
+from ..store.staging.arenas import TierState
 from .render import size, table
 from .session import session_of
 
@@ -21,9 +21,9 @@ def tiers(
     session = session_of(context)
     with session.open() as store:
         if probe:
-            store.tiers.probe()
+            store.tiers.arenas.probe()
         stats = store.stats()
-        found = store.tiers.states(stats.disk_bytes, stats.free_bytes)
+        found = store.tiers.arenas.states(stats.disk_bytes, stats.free_bytes)
     titles = ("TIER", "STATE", "USED", "SPEED", "LATENCY", "PATH")
     session.emit({"tiers": [_values(one) for one in found]}, lambda: table(titles, [_row(one) for one in found]))
 

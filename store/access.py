@@ -8,13 +8,13 @@ from .disk import Disk, locked
 from .init import init_store
 from .keys.unlock import Ask, Secrets
 from .maintenance.repair import Repaired, rebuild
-from .progress import Progress
-from .store import Store, silent
+from .progress import Progress, ignore_progress
+from .store import Store
 
 
 def rebuild_catalog(
     path: str | Path | None = None, *, key_file: str | Path | None = None, passphrase: bytes | None = None,
-    ask: Ask = lambda: None, forget_lost: bool = False, progress: Progress = silent,
+    ask: Ask = lambda: None, forget_lost: bool = False, progress: Progress = ignore_progress,
 ) -> Repaired:  # fmt: skip
     """Make the catalog of the store at `path` anew from its segments; nobody else may use the store meanwhile.
 

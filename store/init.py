@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..formats.frames import KEY_BYTES
+from .catalog.opening import create_tables
 from .config import (
     CATALOG_DIR,
     CONFIG_NAME,
@@ -25,7 +26,6 @@ from .disk import Disk
 from .errors import BadInput, Conflict
 from .keys.keyring import Keyring, create_keyring
 from .keys.unlock import Secrets, Stanzas, check_passphrase, new_key_file
-from .parts import create_tables
 
 
 def init_store(

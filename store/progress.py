@@ -12,6 +12,10 @@ TierProgress = Callable[[str, int, int], None]
 BytesTold = Callable[[int], object]
 
 
+def ignore_progress(advance_bytes: int, total_bytes: int) -> None:
+    """A `Progress` for where nobody waits."""
+
+
 def ignore_bytes(length_bytes: int) -> None:
     """A `BytesTold` for where nobody waits."""
 

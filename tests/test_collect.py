@@ -582,7 +582,7 @@ with open_store() as store, store._parts.leases.hold(b"gc", "gc"):
 
 
 def test_every_tenant_is_collected_and_none_is_mixed_up(room: Room) -> None:
-    room.store.add_tenant("team")
+    room.store.tenants.add("team")
     team = room.open("team")
     mine, theirs = room.put("model", 1, 2), room.put("model", 1, 3, store=team)
     room.put("old", 4)

@@ -238,7 +238,7 @@ def test_two_stores_on_one_directory_in_one_process(store: Path, tmp_path: Path)
         for n, name in enumerate(("a", "b"))
     }
     with open_store() as first:
-        first.add_tenant("team")
+        first.tenants.add("team")
         with open_store(tenant="team") as second, open_store() as third:
 
             def fill(opened: Store, name: str) -> None:
@@ -299,7 +299,7 @@ if not os.fork():
         "get": attempt(lambda: store.get("before")),
         "put": attempt(lambda: store.put(source, name="child")),
         "rm": attempt(lambda: store.rm("before")),
-        "add_tenant": attempt(lambda: store.add_tenant("child")),
+        "add_tenant": attempt(lambda: store.tenants.add("child")),
         "open": attempt(lambda: arstore.open_store().put(source, name="again")),
     }
     os.write(writing, json.dumps(answers).encode())
@@ -311,7 +311,7 @@ store.put(source, name="after")
 store.get_to("before", out)
 assert store.verify(deep=True).corrupt == ()
 answers["names"] = [found.summary.name for found in store.ls()]
-answers["tenants"] = [tenant.name for tenant in store.tenants()]
+answers["tenants"] = [tenant.name for tenant in store.tenants.all()]
 store.close()
 
 if not os.fork():

@@ -259,12 +259,12 @@ def test_add_tenant_survives_a_crash_at_every_point(
         disk = FaultyDisk(world.root)
         with world.open(disk) as store:
             store.put(checkpoints["first"], name="first")
-            died = dies(disk, at, loss, lambda: store.add_tenant("team"))
+            died = dies(disk, at, loss, lambda: store.tenants.add("team"))
         disk.restart()
         check(world, {"first": checkpoints["first"]})
         with world.open(disk) as store:
             try:
-                store.add_tenant("team")
+                store.tenants.add("team")
             except Conflict:  # which says that it is there: so it must stay
                 pass
             else:
@@ -436,7 +436,7 @@ def test_a_sync_of_the_root_that_failed_is_remembered(
         assert store.ls() == []  # reads go on
     with world.open(disk) as store:
         store.put(checkpoints["first"], name="first")
-        store.add_tenant("other")
+        store.tenants.add("other")
     disk.cut_power(POWER)
     disk.restart()
     check(world, {"first": checkpoints["first"]})

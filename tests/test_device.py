@@ -12,7 +12,7 @@ from arstore.formats.tensor import TensorSpan
 from arstore.store.disk import Out
 from arstore.store.tiers import device as device_tier
 from arstore.store.tiers.device import parse_device, upload
-from arstore.store.tiers.local import Stored
+from arstore.store.tiers.local import StoredObject
 from tests.command import arstore, cli
 
 DEVICES = ["device:cpu", pytest.param("device:cuda:0", marks=pytest.mark.skipif(
@@ -91,8 +91,8 @@ def test_an_upload_asks_for_every_byte_once_and_in_order(monkeypatch: pytest.Mon
         asked.append((at, len(out)))
         out[:] = bytes(range(at, at + len(out)))
 
-    def made(length: int) -> Stored:
-        return Stored("m", (TensorSpan("f", "U8", (length,), 0, length),), fill)
+    def made(length: int) -> StoredObject:
+        return StoredObject("m", (TensorSpan("f", "U8", (length,), 0, length),), fill)
 
     memory = upload(made(47), "cpu")
     assert asked == [(0, 10), (10, 10), (20, 10), (30, 10), (40, 7)]

@@ -559,26 +559,26 @@ def test_erasing_a_tenant_takes_everything_of_it_at_once(tmp_path: Path, scene: 
     (theirs.source / "bulk").write_bytes(os.urandom(1 << 20))
     with scene.open() as store:
         kept = put(store, ours)
-        store.add_tenant("guests")
+        store.tenants.add("guests")
     with scene.open("guests") as store:
         lost = put(store, theirs)
     assert found(scene.now(), [*lost, *kept]) == {*lost, *kept}
     with scene.open() as store:
         with pytest.raises(Conflict):
-            store.remove_tenant("guests")
+            store.tenants.remove("guests")
         with pytest.raises(BadInput):
-            store.remove_tenant("default", erase=True)
+            store.tenants.remove("default", erase=True)
         assert [shown.summary.name for shown in store.ls()] == [ours.name.partition("@")[0]]
-        store.remove_tenant("guests", erase=True)
+        store.tenants.remove("guests", erase=True)
         assert not found(scene.worst(), lost)
         assert found(scene.worst(), kept) == set(kept)
         assert found(scene.ever(old_roots=True), lost) == set(lost)
         before = _allocated(scene.root)
         assert store.gc(AT_ONCE).freed_bytes > 1 << 20
         assert before - _allocated(scene.root) > 1 << 20
-        assert [tenant.name for tenant in store.tenants()] == ["default"]
+        assert [tenant.name for tenant in store.tenants.all()] == ["default"]
         assert store.verify().corrupt == ()
-        store.add_tenant("guests")
+        store.tenants.add("guests")
     with scene.open("guests") as store:
         assert store.ls() == []
 
@@ -588,7 +588,7 @@ def test_a_tenant_erase_that_is_killed_is_finished_by_the_next(tmp_path: Path) -
     (tmp_path / "bulk").write_bytes(os.urandom(1 << 20))
     with scene.open() as store:
         store.put(tmp_path / "bulk", name="ours")
-        store.add_tenant("guests")
+        store.tenants.add("guests")
     with scene.open("guests") as store:
         store.put(tmp_path / "bulk", name="theirs")
     saved = tmp_path / "saved"
@@ -598,14 +598,14 @@ def test_a_tenant_erase_that_is_killed_is_finished_by_the_next(tmp_path: Path) -
         shutil.copytree(saved, scene.root)
         store = Store(scene.root, disk=disk)
         try:
-            store.remove_tenant("guests", erase=True)
+            store.tenants.remove("guests", erase=True)
         except Died:
             pass
         finally:
             store.close()
         with Store(scene.root) as store:
-            if "guests" in [tenant.name for tenant in store.tenants()]:
-                store.remove_tenant("guests", erase=True)
+            if "guests" in [tenant.name for tenant in store.tenants.all()]:
+                store.tenants.remove("guests", erase=True)
             store.gc(AT_ONCE)
             assert len(list(store._parts.catalog.all_blobs())) == 1
             assert store._parts.garbage.survey().blobs == 1  # nothing of the tenant holds space

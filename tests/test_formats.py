@@ -93,7 +93,7 @@ from arstore.formats.record import (
     stored_payload_bytes,
 )
 from arstore.formats.tensor import BLOB_MAX_BYTES, DTYPE_BITS, TensorSpan, cut_span, dense_bytes
-from arstore.store.artifacts.ingest import cut_file
+from arstore.store.artifacts.cuts import cut_file
 from arstore.store.artifacts.inputs import InputFile
 from tests import spec_reader
 

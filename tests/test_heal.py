@@ -119,17 +119,17 @@ def test_an_erase_takes_what_was_staged_while_it_ran(store: Store, monkeypatch: 
     monkeypatch.setattr(type(store._parts.catalog), "drop", lambda _, *words, **more: staged_between(*words, **more))
     store.erase("m")
     assert staged
-    assert store.tiers.host().residents() == []
+    assert store.tiers.arenas.host().residents() == []
 
 
 def test_what_is_over_time_is_wiped_by_whoever_comes_next(store: Store) -> None:
     for name in ("m", "n"):
         store.put(tensors=made(0), name=name)
     store.prefetch(["m"], ttl_s=0.05).release()
-    assert len(store.tiers.host().residents()) == 1
+    assert len(store.tiers.arenas.host().residents()) == 1
     time.sleep(0.06)
     store.prefetch(["n"]).release()
-    assert store.tiers.host().residents() == []
+    assert store.tiers.arenas.host().residents() == []
 
 
 def test_unstage_knows_the_name_that_was_staged(store: Store) -> None:
@@ -159,10 +159,10 @@ def test_the_word_prefetch_may_be_a_name(store: Store, tmp_path: Path) -> None:
 
 
 def test_half_a_table_of_speeds_is_none(store: Store) -> None:
-    store.tiers.probe()
+    store.tiers.arenas.probe()
     shutil.copy(store._parts.root / "tiers.json", store._parts.root / "kept")
     (store._parts.root / "tiers.json").write_text('{"host": {"bytes_per_s": 1, "latency_s": 0, "measured": "x"}}')
-    assert store.tiers.speeds() == {}
+    assert store.tiers.arenas.speeds() == {}
 
 
 @pytest.mark.parametrize("staged", [True, False])

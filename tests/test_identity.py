@@ -161,7 +161,7 @@ def test_a_look_up_finds_no_sequence_that_differs_in_a_token(store: arstore.Stor
 def test_tenants_do_not_find_each_others_kv(store: arstore.Store, tmp_path: Path) -> None:
     arrays = made_kv(BASE, 0)
     store.kv.put(arrays, name="base", tokens=TOKENS, identity=BASE)
-    store.add_tenant("other")
+    store.tenants.add("other")
     with arstore.open_store(tmp_path / "store", tenant="other") as other:
         assert read(other, BASE) == {}
         other.kv.put(made_kv(BASE, 1), name="base", tokens=TOKENS, identity=BASE)

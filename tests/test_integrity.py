@@ -32,20 +32,22 @@ from arstore.formats.frames import TAG_BYTES
 from arstore.formats.manifest import BlobName, Manifest, Needs, Tensor
 from arstore.formats.record import ALIGN_BYTES, HEADER_BYTES, KIND_BLOB, KIND_VERSION, Header, parse_header
 from arstore.store.access import create_store
+from arstore.store.artifacts.commit import Wish
 from arstore.store.artifacts.names import Summary
-from arstore.store.artifacts.put import Wish, commit_manifest
+from arstore.store.artifacts.put import tag_manifest
 from arstore.store.artifacts.refs import parse_ref
 from arstore.store.artifacts.select import Selection
 from arstore.store.catalog.catalog import NewVersion
+from arstore.store.disk import make_buffer
 from arstore.store.errors import Corrupt, KeyRefused, NotFound, StorageFailed
 from arstore.store.keys.unlock import Secrets
 from arstore.store.maintenance.scrub import Scrubbed
 from arstore.store.segments import cold_read as direct
 from arstore.store.segments import fetch
 from arstore.store.segments.records import draft_record
-from arstore.store.segments.writer import staging_buffer
+from arstore.store.segments.writer import STAGING_BYTES
 from arstore.store.store import Store
-from arstore.store.tiers.local import Stored, stored_artifact
+from arstore.store.tiers.local import StoredObject, stored_artifact
 from tests.command import arstore
 
 Tree = dict[str, bytes]
@@ -189,7 +191,7 @@ def pristine(request: pytest.FixtureRequest, sources: Path, tmp_path_factory: py
     world = World(tmp_path_factory.mktemp("world"), sources, request.param)
     create_store(world.root, encrypted=world.encrypted, key_file=world.base / "key" if world.encrypted else None)
     with world.open() as store:
-        store.add_tenant("stranger")
+        store.tenants.add("stranger")
         for name in NAMES:
             store.put(world.source(name), name=name, kind="file" if name == "other" else None)
     return world
@@ -847,7 +849,7 @@ def reading(monkeypatch: pytest.MonkeyPatch, *, cold: bool) -> Iterator[list[int
         yield lengths
 
 
-def staged(held: Stored) -> bytes:
+def staged(held: StoredObject) -> bytes:
     """Return the bytes of an artifact as they are staged."""
     held.read(0, memoryview(buffer := bytearray(held.length_bytes)))
     return bytes(buffer)
@@ -965,14 +967,14 @@ def test_a_file_that_changes_while_it_is_mapped(world: World, monkeypatch: pytes
 
 def plant_bytes(store: Store, name: str, packed: bytes) -> None:
     """Commit any bytes as the version record of `name`."""
-    parts = store._put_parts()
+    parts = store._parts.put
     key = digest_bytes(parts.keys.tenant.digest_key, packed)
     slot, secret = (0, None)
     if parts.keys.encrypted:
         [(slot, secret)] = parts.keys.keyring.reserve(parts.keys.number, 1)
     draft = draft_record(parts.keys, slot, secret, KIND_VERSION, key, memoryview(packed), Codec.ZSTD, 1 << 20)
     with closing(parts.open_writer("weights")) as writer:
-        extent = writer.extent(draft.record_bytes).use(staging_buffer())
+        extent = writer.reserve(draft.record_bytes).use(memoryview(make_buffer(STAGING_BYTES)))
         place = draft.seal_into(extent)
         extent.finish()
         summary = Summary(name, 1, None, "0" * 64, "weights", None, 1, "2026-01-01T00:00:00Z", False)
@@ -1064,7 +1066,7 @@ def test_a_hostile_manifest_writes_nothing(stained: World, trick: str) -> None:
     with stained.open() as store:
         evil = EVIL[trick](store.show("model")[1])
         # On the way in nothing parses a manifest: the store made it itself.
-        commit_manifest(store._put_parts(), evil, Wish(parse_ref(name), "weights", ()))
+        tag_manifest(store._parts.put, evil, Wish(parse_ref(name), "weights", ()))
     check_evil(stained, name)
 
 
@@ -1085,7 +1087,7 @@ def test_a_hostile_tensor_table_is_refused(stained: World, changes: dict[str, An
     with stained.open() as store:
         evil = with_tensor(store.show("model")[1], **changes)
         first = evil.tensors[0].span.name
-        commit_manifest(store._put_parts(), evil, Wish(parse_ref(name), "weights", ()))
+        tag_manifest(store._parts.put, evil, Wish(parse_ref(name), "weights", ()))
     with stained.open() as store, pytest.raises(Corrupt):
         store.get(name).tensors([first])
 

@@ -629,7 +629,7 @@ def test_equal_plaintext_looks_different_everywhere(tmp_path: Path, source: Path
     for name in ("a", "b"):
         create_store(tmp_path / name, key_file=tmp_path / "key")
         with open_store(tmp_path / name) as store:
-            store.add_tenant("second")
+            store.tenants.add("second")
         for tenant in ("default", "second"):
             with open_store(tmp_path / name, tenant=tenant) as store:
                 stored = store.put(source, name="m", codec="stored")
@@ -648,7 +648,7 @@ def test_without_encryption_equal_tenants_have_other_digests_too(root: Path, sou
     ids = set()
     digests: list[Digest] = []
     with open_store() as store:
-        store.add_tenant("second")
+        store.tenants.add("second")
     for tenant in ("default", "second"):
         with open_store(tenant=tenant) as store:
             ids.add(store.put(source, name="m").summary.id)
@@ -664,7 +664,7 @@ def two_tenants(request: pytest.FixtureRequest, root: Path, source: Path) -> Pat
     """A store in which `default` has the artifact `mine` and `second` has `theirs`, of the same content."""
     create_store(encrypted=request.param)
     with open_store() as store:
-        store.add_tenant("second")
+        store.tenants.add("second")
         store.put(source, name="mine")
     with open_store(tenant="second") as store:
         store.put(source, name="theirs")
@@ -703,7 +703,7 @@ def test_an_unknown_tenant(two_tenants: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_bad_name_for_a_tenant(root: Path, name: str) -> None:
     create_store()
     with open_store() as store, pytest.raises(Exception, match="name"):
-        store.add_tenant(name)
+        store.tenants.add(name)
 
 
 def test_a_tenant_is_made_once(two_tenants: Path) -> None:
@@ -783,7 +783,7 @@ def test_versions_count_against_the_quota_too(root: Path, source: Path) -> None:
     quota_bytes = 64 << 10
     create_store()
     with open_store() as store:
-        store.add_tenant("small", quota_bytes)
+        store.tenants.add("small", quota_bytes)
     with open_store(tenant="small") as store:
         store.put(source, name="m")
         with pytest.raises(NoRoom, match="quota"):

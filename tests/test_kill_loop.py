@@ -110,7 +110,7 @@ class Loop:
         """Check that what was acknowledged is so, what was under way happened or did not, and all reads back."""
         self.model.begin(deeds)
         with open_store(self.store) as store:  # by itself: nothing was repaired
-            tenants = {tenant.name for tenant in store.tenants()}
+            tenants = {tenant.name for tenant in store.tenants.all()}
             assert all(one.state == "dead" for one in store.leases())
         assert tenants ^ self.model.tenants <= {deed.words[2] for deed in self.model.open if deed.words[0] == "tenant"}
         self.model.tenants = tenants

@@ -117,7 +117,7 @@ def test_every_field_of_the_identity_tells_apart(store: Store) -> None:
 
 
 def test_two_tenants_never_meet(store: Store) -> None:
-    store.add_tenant("guests")
+    store.tenants.add("guests")
     put(store, "chat", TOKENS)
     with open_store(tenant="guests") as guests:
         assert match(guests, TOKENS) == 0
@@ -126,7 +126,7 @@ def test_two_tenants_never_meet(store: Store) -> None:
         assert mine.id != theirs.id
         store.erase("chat")
         assert (match(store, TOKENS), match(guests, TOKENS)) == (0, 70)
-    store.remove_tenant("guests", erase=True)
+    store.tenants.remove("guests", erase=True)
     with store._parts.tables.reading() as rows:
         assert list(rows.scan("identities", b"")) == []
 

@@ -162,7 +162,7 @@ def test_put_records_what_identify_finds(store: Store, tmp_path: Path) -> None:
 
 
 def test_two_tenants_can_not_compare_their_weights(store: Store, tmp_path: Path) -> None:
-    store.add_tenant("other")
+    store.tenants.add("other")
     with open_store(tmp_path / "store", tenant="other") as other:
         assert other.identify(tensors=weights()) != store.identify(tensors=weights())
 

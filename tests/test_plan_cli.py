@@ -275,13 +275,17 @@ def test_what_is_on_the_way_up_bounds_the_prediction(store: Store) -> None:
         tier: {"bytes_per_s": s, "latency_s": 0.0, "measured": "2026-01-01T00:00:00Z"} for tier, s in speeds.items()
     }
     (default_store() / "tiers.json").write_text(json.dumps(rows))
-    assert predict_s(store.tiers.speeds(), "host", 10**6) == predict_s(store.tiers.speeds(), "device:cpu", 10**6) == 1.0
-    assert predict_s(store.tiers.speeds(), "shared", 10**6) is None  # never measured
+    assert (
+        predict_s(store.tiers.arenas.speeds(), "host", 10**6)
+        == predict_s(store.tiers.arenas.speeds(), "device:cpu", 10**6)
+        == 1.0
+    )
+    assert predict_s(store.tiers.arenas.speeds(), "shared", 10**6) is None  # never measured
 
 
 def test_two_probes_at_once_are_in_nobodys_way(store: Store, host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_room, "_BYTES", 64 << 20)
     with ThreadPoolExecutor(2) as pool:
-        found = [pool.submit(store.tiers.probe) for _ in range(2)]
+        found = [pool.submit(store.tiers.arenas.probe) for _ in range(2)]
         assert all(one.result().keys() >= {"local", "host"} for one in found)
     assert not [path for path in host.rglob("*") if path.is_file()]

@@ -27,12 +27,14 @@ from arstore.store.disk import Disk, Out, try_lock, wait_lock
 from arstore.store.errors import BadInput, StorageFailed
 from arstore.store.keys.keyring import Keyring
 from arstore.store.maintenance import erase as erase_room
+from arstore.store.maintenance.shred import shred
+from arstore.store.parts import Parts
 from arstore.store.staging.prefetch import Stage
 from arstore.store.tiers import filling as filling_room
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.extent import attach_extent, remove_extent
 from arstore.store.tiers.filling import filling, partial_path, say_erased, take_lock
-from arstore.store.tiers.local import Local, Stored
+from arstore.store.tiers.local import Local, StoredObject
 from tests.command import Ran, arstore, cli, ended, start
 from tests.mortal_disk import killed
 from tests.tier_faults import Given
@@ -426,7 +428,7 @@ def test_what_others_are_staging_takes_room_too(store: Store, host: Path) -> Non
         tier.make_room(60_000, frozenset([KEY]))  # it is what we wait for
 
     with tier.filling(KEY, wait=False):
-        tier.fill(KEY, Stored("m@1", (span,), meanwhile))
+        tier.fill(KEY, StoredObject("m@1", (span,), meanwhile))
 
 
 def test_a_full_memory_file_system_is_no_room(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,7 +440,7 @@ def test_a_full_memory_file_system_is_no_room(store: Store, tmp_path: Path, monk
         monkeypatch.setenv("ARSTORE_HOST_DIR", str(mount))
         for name in "ab":
             put_file(store, tmp_path, name, 3 << 20)
-        assert store.tiers.host().capacity_bytes == 2 << 20  # half of what is mounted there
+        assert store.tiers.arenas.host().capacity_bytes == 2 << 20  # half of what is mounted there
         assert cli("prefetch", "a").code == 14
         assert cli("prefetch", "a", "--budget", "1GiB").code == 0
         ran = cli("prefetch", "b", "--budget", "1GiB")
@@ -467,7 +469,7 @@ def test_two_that_stage_the_same_do_it_once(store: Store, tmp_path: Path, host: 
 def test_who_does_not_wait_is_told_and_who_waits_takes_over(store: Store, tmp_path: Path, host: Path) -> None:
     content = put_file(store, tmp_path, "m")
     key = store.get("m").summary.id
-    tier = store.tiers.host()
+    tier = store.tiers.arenas.host()
     with tier.filling(key, wait=False):
         ran = cli("--json", "prefetch", "m")
         assert (ran.code, ran.json["error"]["kind"]) == (11, "fenced")
@@ -536,7 +538,7 @@ def fill(tier: Arena, byte: int, until_s: float = 0.0) -> object:
     def read(at: int, out: Out) -> None:
         out[:] = bytes([byte]) * len(out)
 
-    return tier.fill(KEY, Stored("m@1", (TensorSpan("f", "U8", (5000,), 0, 5000),), read), until_s)
+    return tier.fill(KEY, StoredObject("m@1", (TensorSpan("f", "U8", (5000,), 0, 5000),), read), until_s)
 
 
 def test_what_was_just_published_is_held_already(host: Path) -> None:
@@ -708,7 +710,7 @@ def test_a_damaged_extent_is_never_served_and_staged_anew(store: Store, host: Pa
     session.write_text(json.dumps({"format": 1, "artifacts": [{"name": "a", "key": keys[0]}]}))
     with pytest.raises(Corrupt):
         attach(session)
-    assert len(store.tiers.host().residents()) == 2  # so that it can be taken away
+    assert len(store.tiers.arenas.host().residents()) == 2  # so that it can be taken away
     with in_host(store, ["a"]) as staged:
         assert staged.staging.staged[0].fresh
         assert torch.equal(staged["a"]["w"], weights(0)["w"])
@@ -749,7 +751,7 @@ def test_erase_wipes_staged_copies_first_or_refuses(store: Store, host: Path) ->
     with store.prefetch(["a"]):
         assert cli("erase", "a").code == 11
         assert store.get("a").tensors()
-    with store.tiers.host().filling(key, wait=False):  # of what is being staged right now the same is true
+    with store.tiers.arenas.host().filling(key, wait=False):  # of what is being staged right now the same is true
         assert cli("erase", "a").code == 11
     assert cli("erase", "a", "--dry-run").code == 0
     assert len(extents(host)) == 2
@@ -802,7 +804,7 @@ def test_tenants_are_apart_and_removing_one_wipes_what_it_had(store: Store, host
             assert cli("tenant", "rm", "other", "--erase").code == 11
             assert other.tiers.unstage(["m"]).in_use
         assert in_host(other, ["m"], ttl_s=60).staging.staged
-    assert [one.name for one in store.tiers.host().residents()] == ["m@1"]
+    assert [one.name for one in store.tiers.arenas.host().residents()] == ["m@1"]
     gc.collect()
     assert cli("tenant", "rm", "other", "--erase").code == 0
     assert [path.stem for path in extents(host)] == [store.get("m").summary.id]
@@ -814,7 +816,7 @@ def test_a_directory_that_is_not_ours_alone_is_refused(
     store: Store, tmp_path: Path, host: Path, which: str, how: str
 ) -> None:
     store.put(tensors=weights(), name="m")
-    place = store.tiers.host().directory
+    place = store.tiers.arenas.host().directory
     place = place if which == "directory" else place.parent
     shutil.rmtree(place)
     (away := tmp_path / "away").mkdir(mode=0o700)
@@ -889,13 +891,13 @@ def test_a_command_finds_what_is_staged_from_any_directory(
 
 def between(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
     """Let something happen in the middle of the next erase: names are dropped, and keys not destroyed yet."""
-    real: Callable[..., int] = erase_room.shred
+    real = shred
 
-    def shred(*given: object) -> int:
+    def shred_later(parts: Parts) -> int:
         happens()
-        return real(*given)
+        return real(parts)
 
-    monkeypatch.setattr(erase_room, "shred", shred)
+    monkeypatch.setattr(erase_room, "shred", shred_later)
 
 
 def copy_of(store: Store, name: str) -> tuple[str, Given]:
@@ -910,7 +912,7 @@ def test_a_copy_staged_in_the_middle_of_an_erase_is_said_and_goes_with_its_user(
     store: Store, host: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put(tensors=weights(), name="m")
-    (key, copy), arena, held = copy_of(store, "m"), store.tiers.host(), list[object]()
+    (key, copy), arena, held = copy_of(store, "m"), store.tiers.arenas.host(), list[object]()
     between(monkeypatch, lambda: held.append(arena.fill(key, copy, time.time() + 100)))
     assert store.erase("m").still_staged == ("m@1",)
     assert left(host) == []  # nobody else finds it
@@ -921,7 +923,7 @@ def test_a_stager_at_work_in_an_erase_drops_what_it_staged(
     store: Store, host: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put(tensors=weights(), name="m")
-    (key, copy), arena = copy_of(store, "m"), store.tiers.host()
+    (key, copy), arena = copy_of(store, "m"), store.tiers.arenas.host()
     at_work, go_on, ended = threading.Event(), threading.Event(), list[object]()
 
     class Slow(Given):
@@ -953,7 +955,7 @@ def test_a_stager_at_work_in_an_erase_drops_what_it_staged(
 
 def test_a_removal_beside_a_stager_harms_nothing(store: Store, host: Path) -> None:
     store.put(tensors=weights(), name="m")
-    (key, copy), arena = copy_of(store, "m"), store.tiers.host()
+    (key, copy), arena = copy_of(store, "m"), store.tiers.arenas.host()
     with arena.filling(key, wait=False):
         store.rm("m")
         held = arena.fill(key, copy, time.time() + 100)
@@ -981,7 +983,7 @@ def test_a_tenant_that_is_removed_says_what_was_staged_meanwhile(
     assert cli("tenant", "add", "other").code == 0
     with open_store(tenant="other") as other:
         other.put(tensors=weights(), name="m")
-        (key, copy), arena, held = copy_of(other, "m"), other.tiers.host(), list[object]()
+        (key, copy), arena, held = copy_of(other, "m"), other.tiers.arenas.host(), list[object]()
     real = Keyring.remove_tenant
 
     def remove(keyring: Keyring, number: int) -> None:

@@ -12,9 +12,10 @@ import pytest
 from arstore import NotFound, Store
 from arstore.formats.record import KIND_BLOB
 from arstore.store.disk import Disk
-from arstore.store.maintenance.collect import AT_ONCE, CollectParts, collect
-from arstore.store.maintenance.erase import foreclose_abandoned
+from arstore.store.maintenance.collect import AT_ONCE, collect
 from arstore.store.maintenance.retention import KEEP_ALL
+from arstore.store.maintenance.shred import foreclose_abandoned
+from arstore.store.parts import Parts
 from tests.command import cli
 from tests.mortal_disk import Died, MortalDisk
 from tests.segment_scan import records
@@ -74,21 +75,26 @@ def check(root: Path, source: Path, out: Path) -> None:
             assert not store._parts.ledger.doomed()
 
 
-def test_a_record_whose_key_is_doomed_is_never_taken_in(tmp_path: Path, root: Path) -> None:
+def test_a_record_whose_key_is_doomed_is_never_taken_in(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A put is killed when a collection has looked for such, and the collection when it has judged what that left."""
     source = tmp_path / "file"
     process = stopped_put(root, source)
     with Store(root, disk=MortalDisk(1)) as store:
         p = store._parts
 
-        def recover() -> int:
-            assert p.recover() == 0
+        recover = Parts.recover
+
+        def recover_then_kill(parts: Parts) -> int:
+            assert recover(parts) == 0
             kill(process)
             return 0
 
-        parts = CollectParts(p.directory, p.disk, p.garbage, p.ledger, p.keyring, p.leases, p.names, recover)
+        monkeypatch.setattr(Parts, "recover", recover_then_kill)
         with pytest.raises(Died):
-            collect(parts, AT_ONCE, KEEP_ALL, 0, dry_run=False, lock_wait_s=0)
+            collect(p, AT_ONCE, KEEP_ALL, 0, dry_run=False, lock_wait_s=0)
+        monkeypatch.undo()
         [doomed] = p.ledger.doomed().values()
     [left] = [header.slot for header, whole in records(root) if whole and header.binding.kind == KIND_BLOB]
     assert left in doomed
@@ -125,7 +131,7 @@ def test_no_key_is_destroyed_while_records_are_taken_in(tmp_path: Path, root: Pa
 
         with Store(root, disk=Meanwhile(shred)) as store:
             p = store._parts
-            foreclose_abandoned(p.directory, p.ledger, p.garbage)
+            foreclose_abandoned(p)
             [doomed] = p.ledger.doomed().values()
             assert len(doomed) > 1
             assert store.recover() == 0

@@ -251,12 +251,12 @@ def test_a_rotation_that_is_killed_is_finished_at_the_next_open(tmp_path: Path, 
             assert not any(way["kind"] == "previous" for way in stanzas)
             assert not readable(root, Secrets(key_file=old))
         with Store(root) as store:  # and it can be rotated, whatever was left lying about
-            made = store.rotate_key().key_file
+            made = store.keys.rotate().key_file
         assert readable(root)
         assert not any(readable(root, held) for held in files if held.key_file != made)
         assert len(json.loads((root / "keys" / "stanzas.json").read_text())["stanzas"]) == 1
 
-    assert killed_everywhere(root, tmp_path, Store.rotate_key, check) >= 20
+    assert killed_everywhere(root, tmp_path, lambda store: store.keys.rotate(), check) >= 20
     assert outcomes == {False, True}
 
 
@@ -269,7 +269,7 @@ def test_a_passphrase_that_was_added_by_half_takes_nothing_away(tmp_path: Path, 
         assert cli("ls").code == 0
 
     def change(store: Store) -> None:
-        store.add_passphrase(PASSPHRASE)
+        store.keys.add_passphrase(PASSPHRASE)
 
     assert killed_everywhere(root, tmp_path, change, check) >= 5
     assert outcomes == {False, True}
@@ -288,7 +288,7 @@ def test_a_rotation_that_is_killed_keeps_the_passphrase(tmp_path: Path, root: Pa
             shutil.copytree(copy, place)
         held = Secrets(passphrase_file=passphrase)
         with Store(root, held=held, disk=MortalDisk(at)) as store, contextlib.suppress(Died):
-            store.rotate_key()
+            store.keys.rotate()
         # Whoever has nothing but the passphrase finishes it, and whoever has the key file that the config names.
         assert readable(root, only_passphrase(tmp_path))
         assert readable(root)
@@ -299,7 +299,7 @@ def test_rotation_needs_the_other_secrets_to_be_right(tmp_path: Path, root: Path
     """A wrong passphrase that lies in the environment must not silently become the one that opens the store."""
     (tmp_path / "other").write_bytes(b"not the passphrase")
     with Store(root, held=Secrets(passphrase_file=tmp_path / "other")) as store, pytest.raises((BadInput, KeyRefused)):
-        store.rotate_key()
+        store.keys.rotate()
     assert readable(root, only_passphrase(tmp_path))
 
 
@@ -309,7 +309,7 @@ def test_a_rotation_that_is_killed_is_run_again_with_the_same_file(tmp_path: Pat
 
     def change(disk: Disk) -> None:
         with Store(root, disk=disk) as store:
-            store.rotate_key(fresh)
+            store.keys.rotate(fresh)
 
     left = set()
     for at in itertools.count(1):
@@ -333,7 +333,7 @@ def test_a_rotation_that_is_killed_is_run_again_with_the_same_file(tmp_path: Pat
 
 def test_a_key_file_of_somebody_else_is_never_taken(tmp_path: Path, root: Path) -> None:
     """Not even after a rotation was killed: only the file that it made is."""
-    assert killed(6, lambda disk: Store(root, disk=disk).rotate_key(tmp_path / "new.key"))
+    assert killed(6, lambda disk: Store(root, disk=disk).keys.rotate(tmp_path / "new.key"))
     for name, content in (("other.key", "ab" * 32), ("empty.key", "")):
         (tmp_path / name).write_text(content)
         assert cli("key", "rotate", "--key-file", tmp_path / name).code == 2

@@ -37,7 +37,7 @@ Pausing.done = when != "pausing"
 with Store(default_store(), disk=Pausing()) as store:
     wait("opened")
     try:
-        store.add_passphrase(passphrase.encode()) if passphrase else store.rotate_key()
+        store.keys.add_passphrase(passphrase.encode()) if passphrase else store.keys.rotate()
     except StoreError as error:
         print(error, flush=True)
         sys.exit(EXIT_CODES[type(error)])
@@ -163,7 +163,7 @@ VERBS: dict[str, Callable[[Store, Path], object]] = {
     "rm": lambda store, path: store.rm("one"),
     "erase": lambda store, path: store.erase("one"),
     "tag": lambda store, path: store.tag("one", "two"),
-    "tenant": lambda store, path: store.add_tenant("team"),
+    "tenant": lambda store, path: store.tenants.add("team"),
 }
 
 
@@ -177,7 +177,7 @@ def test_a_store_that_is_open_says_that_the_key_is_another(root: Path, tmp_path:
     with open_store() as again:
         assert again.stats().quarantined_blobs == 0
         assert [found.summary.name for found in again.ls()] == ["one"]
-        assert [tenant.name for tenant in again.tenants()] == ["default"]
+        assert [tenant.name for tenant in again.tenants.all()] == ["default"]
         VERBS[verb](again, tmp_path)
         assert again.verify(deep=True).corrupt == ()
 

@@ -15,10 +15,10 @@ import pytest
 from arstore import Corrupt, Store
 from arstore.store.catalog.tables import Rows
 from arstore.store.disk import Disk
+from arstore.store.keys.opening import open_keyring
 from arstore.store.keys.unlock import Secrets
 from arstore.store.maintenance.collect import AT_ONCE
 from arstore.store.maintenance.repair import rebuild
-from arstore.store.parts import open_keyring
 from tests.command import arstore, cli
 from tests.mortal_disk import Died, deaths
 

@@ -173,7 +173,7 @@ def test_tensors_that_outlive_their_request_stay_whole_and_are_wiped_after(
                 kept.setdefault(name, request[name]["w"])
     assert {name: value_of(tensor) for name, tensor in kept.items()} == {n: i for i, n in enumerate(NAMES)}
     kept.clear()
-    store.tiers.sweep()
+    store.tiers.arenas.sweep()
     assert left(host) == []
 
 
@@ -462,7 +462,7 @@ def test_an_error_that_is_raised_again_keeps_nothing(store: Store, tmp_path: Pat
             with contextlib.suppress(Corrupt):
                 use(request)
             assert staged_bytes(host) <= 3 * SIZE
-    store.tiers.sweep()
+    store.tiers.arenas.sweep()
     assert left(host) == []
 
 
@@ -671,7 +671,7 @@ def test_a_client_without_a_thread_is_let_go_and_the_next_is_served(
     store: Store, tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with store.tiers.run(store.tiers.plan(tight(tmp_path))) as run:
-        path, real = store.tiers.host().directory / "s.socket", threading.Thread.start
+        path, real = store.tiers.arenas.host().directory / "s.socket", threading.Thread.start
         with serving(run.lanes[0], run.keys, path, Disk()):
             with monkeypatch.context() as patched:
                 failed = threading.Event()
@@ -733,7 +733,7 @@ def test_the_child_of_a_fork_neither_speaks_for_its_parent_nor_keeps_its_connect
 ) -> None:
     plan = store.tiers.plan(tight(tmp_path))
     with store.tiers.run(plan) as run:
-        path = store.tiers.host().directory / "s.socket"
+        path = store.tiers.arenas.host().directory / "s.socket"
         with serving(run.lanes[0], run.keys, path, Disk()):
             fed = Fed(path)
             requests = requests_of(plan, fed)

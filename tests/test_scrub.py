@@ -113,9 +113,10 @@ def test_only_deep_finds_content_under_another_name(tmp_path: Path, root: Path) 
     from arstore.formats.codec import Codec
     from arstore.formats.digest import digest_bytes
     from arstore.formats.record import KIND_BLOB
+    from arstore.store.disk import make_buffer
     from arstore.store.segments.key_supply import SlotSupply
     from arstore.store.segments.records import draft_record
-    from arstore.store.segments.writer import staging_buffer
+    from arstore.store.segments.writer import STAGING_BYTES
 
     (tmp_path / "file").write_bytes(right := os.urandom(20_000))
     with Store(root) as store:
@@ -126,7 +127,7 @@ def test_only_deep_finds_content_under_another_name(tmp_path: Path, root: Path) 
         wrong = memoryview(os.urandom(20_000))
         draft = draft_record(parts.keys, slot, key, KIND_BLOB, digest, wrong, Codec.STORED, 1 << 20)
         writer = parts.open_writer("file")
-        extent = writer.extent(draft.record_bytes).use(staging_buffer())
+        extent = writer.reserve(draft.record_bytes).use(memoryview(make_buffer(STAGING_BYTES)))
         place = draft.seal_into(extent)
         extent.finish()
         parts.catalog.adopt({digest: place}, writer.sync())

@@ -370,7 +370,7 @@ def test_what_can_not_be_wiped_is_said(
     assert [one["tier"] for one in ran.json["unstaged"]] == ["host"]
     assert [one["tier"] for one in ran.json["degraded"]] == ["shared"]
     assert "warning: without tier shared" in ran.err
-    store.add_tenant("other")
+    store.tenants.add("other")
     for words in (["erase", "m"], ["tenant", "rm", "other", "--erase"]):
         ran = cli(*words)
         assert ran.code == 1
@@ -378,7 +378,7 @@ def test_what_can_not_be_wiped_is_said(
         assert "ARSTORE_SHARED_DIR" in ran.err
     assert cli("get", "m", tmp_path / "out").code == 0
     assert (tmp_path / "out/f").read_bytes() == content
-    assert "other" in [one.name for one in store.tenants()]
+    assert "other" in [one.name for one in store.tenants.all()]
 
 
 def test_erase_wipes_what_was_published(store: Store, tmp_path: Path, memory: Path) -> None:
@@ -397,7 +397,7 @@ def test_erase_wipes_what_was_published(store: Store, tmp_path: Path, memory: Pa
 
 def test_removing_a_tenant_wipes_what_it_published(store: Store, tmp_path: Path, memory: Path) -> None:
     published(store, tmp_path)
-    store.add_tenant("other")
+    store.tenants.add("other")
     with open_store(tenant="other") as other:
         put(other, tmp_path, "n")
         other.prefetch(["n"], to="shared", ttl_s=60).release()
@@ -410,14 +410,14 @@ def test_removing_a_tenant_wipes_what_it_published(store: Store, tmp_path: Path,
 
 def test_tenants_are_apart_there(store: Store, tmp_path: Path, memory: Path) -> None:
     content = put(store, tmp_path)
-    store.add_tenant("other")
+    store.tenants.add("other")
     with open_store(tenant="other") as other:
         other.put(tmp_path / "of-m", name="m", kind="file")
         other.prefetch(["m"], to="shared", ttl_s=60).release()
         assert came_from(cli("--json", "prefetch", "m")) == ["local"], "the same bytes by the same name"
         assert cli("unstage", "--all").code == 0
         [theirs] = lying(memory)
-        published_ = store.tiers.shared()
+        published_ = store.tiers.arenas.shared()
         assert published_
         mine = published_.directory / f"{store.get('m').summary.id}.extent"
         mine.write_bytes(theirs.read_bytes())  # whoever may write there still can't sign for another tenant
@@ -489,7 +489,7 @@ def test_two_that_publish_the_same_do_it_once(store: Store, tmp_path: Path, memo
 
 def test_who_publishes_while_another_does_is_told(store: Store, tmp_path: Path) -> None:
     put(store, tmp_path)
-    tier = store.tiers.shared()
+    tier = store.tiers.arenas.shared()
     assert tier
     with tier.filling(store.get("m").summary.id, wait=False):
         assert cli("prefetch", "m", "--to", "shared").code == 11

@@ -196,7 +196,7 @@ def stocked(store: Store, tmp_path: Path) -> Iterator[Stocked]:
             assert span.length == len(tensors[span.name]) or span.stride
             content[span.place] = tensors[span.name][: span.length]
         objects[key] = Given(held.name, held.spans, bytes(content))
-    store.add_tenant("other")
+    store.tenants.add("other")
     with open_store(tenant="other") as other:
         yield Stocked(source, objects, local_of(other, layout))
 

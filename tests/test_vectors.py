@@ -32,18 +32,19 @@ from arstore.formats.identity import FIELDS, PROVENANCE, KeyId, chain_blocks, id
 from arstore.formats.kv_shape import parse_shape
 from arstore.formats.tensor import TensorSpan, cut_span, dense_bytes
 from arstore.store.access import rebuild_catalog
-from arstore.store.artifacts.ingest import cut_file
+from arstore.store.artifacts.cuts import cut_file
 from arstore.store.artifacts.inputs import InputFile, MemorySource
 from arstore.store.config import write_config
 from arstore.store.disk import Disk
 from arstore.store.errors import Conflict, Corrupt, KeyRefused, StoreError
 from arstore.store.keys.keyring import Keyring, create_keyring
+from arstore.store.keys.tenant_keys import TenantKeys
 from arstore.store.keys.unlock import Secrets, Stanzas, new_key_file, open_masters
 from arstore.store.kv.arrays import cut_of, parts_of
 from arstore.store.kv.prefix import Prefix
 from arstore.store.maintenance.collect import AT_ONCE
-from arstore.store.segments.records import OpenRecord, TenantKeys
-from arstore.store.segments.writer import SegmentReader
+from arstore.store.segments.reader import SegmentReader
+from arstore.store.segments.records import OpenRecord
 from arstore.store.store import Store
 from tests import spec_reader
 from tests.spec_reader import Refused
@@ -877,7 +878,7 @@ def test_a_fresh_store_is_read_from_the_specification(kind: str, checkpoint: Pat
     arstore.create_store(root, encrypted=kind != "open", passphrase=passphrase, key_file=tmp_path / "key")
     with arstore.open_store(root, passphrase=passphrase) as store:
         for number in range(3):
-            store.add_tenant(f"other-{number}")
+            store.tenants.add(f"other-{number}")
         store.put(checkpoint, name="model", codec="plane", identity={"model": "größe"})
         store.put(checkpoint / "run.sh", name="model@script", pin=True)
     with arstore.open_store(root, passphrase=passphrase, tenant="other-1") as store:
@@ -1062,8 +1063,8 @@ def test_a_store_with_holes_is_read_from_the_specification(encrypted: bool, tmp_
         else:
             store.rm("erased")
         for number in range(3):
-            store.add_tenant(f"other-{number}")
-        store.remove_tenant("other-0")
+            store.tenants.add(f"other-{number}")
+        store.tenants.remove("other-0")
         collected = store.gc(AT_ONCE)
         assert collected.deleted_blobs >= 38
     with arstore.open_store(root, tenant="other-1") as store:

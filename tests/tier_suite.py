@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from arstore.formats.tensor import TensorSpan
 from arstore.store.errors import Corrupt, Fenced, NoRoom, StorageFailed
-from arstore.store.tiers.tier import Held, Source, Tier
+from arstore.store.tiers.tier import Held, ObjectSource, Tier
 from tests.tier_faults import Faulty, Given, Met, Slow, given
 
 CAPACITY_BYTES = 60_000
@@ -57,9 +57,9 @@ def part(held: Held, at: int, length: int, before: int = 0xAA) -> bytes:
 class Stocked:
     """A source and what is in it; `stranger` is the same place as another tenant has it."""
 
-    source: Source
+    source: ObjectSource
     objects: Mapping[str, Given]
-    stranger: Source
+    stranger: ObjectSource
 
 
 def reads_whole_what_was_stored(stocked: Stocked) -> None:

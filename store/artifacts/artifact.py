@@ -8,9 +8,8 @@ from ...formats.manifest import Manifest, Tensor
 from ...formats.tensor import TensorSpan
 from ..disk import Out, make_buffer
 from ..errors import BadInput, Corrupt, NotFound
-from ..kv.prefix import Prefix, layout_of
 from ..segments.blobs import BlobReader, Piece, ReadParts
-from .names import Found, Summary
+from .names import Found, Names, Summary
 from .select import tensor_names
 from .tensors import aligned, tensor_from
 
@@ -27,7 +26,7 @@ class Artifact:
     """One stored version. Nothing is read until asked for; what is read was verified."""
 
     def __init__(self, parts: ReadParts, found: Found, manifest: Manifest) -> None:
-        self._parts, self._found = parts, found
+        self.parts, self._found = parts, found
         self.manifest = manifest
         hint = f"put {self.summary.name} again from its source to heal it; 'arstore verify' lists what else is bad"
         self._reader = BlobReader(parts, found.text, self._is_gone, hint)
@@ -77,18 +76,6 @@ class Artifact:
                 at += last - first
         self.bytes_read += self._reader.read(pieces, cold=cold)
 
-    def prefix(self) -> Prefix:
-        """Return the whole KV that this is; raise BadInput if it is none."""
-        manifest = self.manifest
-        if manifest.shape is None:
-            raise BadInput(self._found.text, f"is {manifest.kind}, not kv")
-        blocks = [named for _, named in manifest.needs().claims if named.tokens]
-        layout, page_tokens = layout_of(dict(manifest.identity))
-        return Prefix(
-            self._parts, self._found.text, self.summary.id, manifest.shape, [block.tokens for block in blocks],
-            lambda: blocks, layout=layout, page_tokens=page_tokens,
-        )  # fmt: skip
-
     def side_by_side(self) -> tuple[dict[FileRange, int], tuple[TensorSpan, ...]]:
         """Return where in one buffer every tensor goes, then every file that holds none, named `FILE_PREFIX` + path.
 
@@ -115,7 +102,17 @@ class Artifact:
         self._reader.places(self.manifest.blobs)
 
     def _is_gone(self) -> bool:
-        return self.summary.version not in dict(self._parts.catalog.versions(self.summary.name))
+        return self.summary.version not in dict(self.parts.catalog.versions(self.summary.name))
+
+
+def open_artifact(parts: ReadParts, names: Names, name: str, now_s: int) -> Artifact:
+    """Return a stored version by ref or id, and note that it was used.
+
+    Raises NotFound, or Corrupt if its record is bad.
+    """
+    found = names.resolve(name)
+    names.note_use(found, now_s)
+    return Artifact(parts, found, names.manifest(found))
 
 
 def _layout(tensors: Iterable[Tensor]) -> tuple[dict[FileRange, int], int]:

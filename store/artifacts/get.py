@@ -5,25 +5,22 @@ byte of the artifact has been checked.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from ...formats.errors import FormatError
 from ...formats.frames import WEIGHT_FRAME_BYTES
-from ...formats.kv_layout import array_shapes, slot_name
 from ...formats.manifest import Manifest, StoredFile
 from ...formats.readers.safetensors import write_header
 from ...formats.tensor import DTYPE_BITS, dense_bytes
 from ..disk import Disk, make_buffer
 from ..errors import BadInput, Corrupt
-from ..kv.prefix import Prefix
 from ..progress import Progress
-from ..segments.fetch import workers_count
+from ..workers import run_all, workers_count
 from .artifact import Artifact
-from .select import Part, Selection, select
+from .select import Selection, TensorPart, select
 
 _BLOCK_BYTES = 64 << 20
 _TASK_BYTES = 16 << 20
@@ -86,35 +83,12 @@ def write_selected(artifact: Artifact, dest: Path, wanted: Selection, disk: Disk
     if dest.is_dir():
         dest = dest / f"{artifact.summary.name.rpartition('/')[2]}.safetensors"
     total = len(header) + sum(dense_bytes(part.tensor.span.dtype, part.shape) for part in chosen)
-    written = _write_one(dest, _with_first(memoryview(header), _blocks(artifact, chosen)), total, disk, progress)
+    written = write_whole(dest, _with_first(memoryview(header), _blocks(artifact, chosen)), total, disk, progress)
     return Written(1, written, artifact.bytes_read)
 
 
-def write_kv(
-    prefix: Prefix, dest: Path, layers: Sequence[int] | None, positions: tuple[int, int], disk: Disk, progress: Progress
-) -> Written:  # fmt: skip
-    """Write the KV of some layers and token positions of a prefix as one safetensors file, a layer at a time."""
-    assert prefix.shape is not None
-    wanted = sorted(set(prefix.layers if layers is None else layers))
-    try:
-        shape = prefix.shape.narrow(layers=wanted)
-        shapes = array_shapes(shape, prefix.layout, positions[1] - positions[0], page=prefix.page_tokens)
-        header = write_header([(slot_name(slot), shape.dtype, lengths) for slot, lengths in shapes.items()])
-    except FormatError as error:
-        raise BadInput("kv", str(error)) from None
-    total = len(header) + sum(dense_bytes(shape.dtype, lengths) for lengths in shapes.values())
-
-    def blocks() -> Iterator[memoryview]:
-        yield memoryview(header)
-        for _, loaded in prefix.stream_loaded(wanted, range, positions, None, ahead=2):
-            yield from (loaded.buffer[span.place] for span in loaded.spans)
-
-    written = _write_one(dest, blocks(), total, disk, progress)
-    return Written(1, written, prefix.bytes_read)
-
-
-def _write_one(dest: Path, blocks: Iterable[memoryview], total: int, disk: Disk, progress: Progress) -> int:
-    """Write one file, which appears whole; return its length."""
+def write_whole(dest: Path, blocks: Iterable[memoryview], total: int, disk: Disk, progress: Progress) -> int:
+    """Write one file of `total` bytes, which appears whole or not at all; return its length."""
     private = disk.make_private_dir(dest)
     try:
         at = 0
@@ -148,11 +122,7 @@ def _write_blobs(artifact: Artifact, private: Path, disk: Disk, progress: Progre
 
     for number in range(len(artifact.manifest.files)):
         disk.write_file_at(private / str(number), b"", 0)
-    pool = ThreadPoolExecutor(min(workers_count(), _WORKERS_MAX))
-    try:
-        artifact.bytes_read += sum(pool.map(write, _tasks(artifact)))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    artifact.bytes_read += sum(run_all(write, _tasks(artifact), workers=min(workers_count(), _WORKERS_MAX)))
 
 
 def _tasks(artifact: Artifact) -> Iterator[tuple[int, int, list[int]]]:
@@ -173,7 +143,7 @@ def _file_tasks(artifact: Artifact, number: int, file: StoredFile) -> Iterator[t
         yield number, offset, waiting
 
 
-def _blocks(artifact: Artifact, chosen: Iterable[Part]) -> Iterator[memoryview]:
+def _blocks(artifact: Artifact, chosen: Iterable[TensorPart]) -> Iterator[memoryview]:
     """Yield the bytes of parts in order, in blocks of whole rows of up to 64 MiB."""
     buffer = memoryview(make_buffer(_BLOCK_BYTES))
     for part in chosen:
@@ -193,7 +163,7 @@ def _blocks(artifact: Artifact, chosen: Iterable[Part]) -> Iterator[memoryview]:
             yield _inner(part, rows, block) if part.axis else block
 
 
-def _needed(part: Part, length: int) -> list[tuple[int, int]]:
+def _needed(part: TensorPart, length: int) -> list[tuple[int, int]]:
     """Return which bytes of a block of whole rows to read: no frame that lies between two runs of an inner range."""
     if not part.axis:
         return [(0, length)]
@@ -205,7 +175,7 @@ def _needed(part: Part, length: int) -> list[tuple[int, int]]:
     return [(at + first, at + last) for at in range(0, length, period)]
 
 
-def _inner(part: Part, rows: int, block: memoryview) -> memoryview:
+def _inner(part: TensorPart, rows: int, block: memoryview) -> memoryview:
     """Return the bytes of the selected range of an inner axis, from a block of whole rows."""
     import numpy as np
 

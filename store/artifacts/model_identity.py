@@ -5,7 +5,6 @@ Invariant: what `put` records of a directory and what `identify_inputs` finds fo
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
 from ...formats.digest import Digest, digest_bytes
@@ -15,8 +14,8 @@ from ...formats.readers.model_config import CONFIG_MAX_BYTES, digest_weights, fi
 from ...formats.tensor import TensorSpan, cut_span
 from ..errors import BadInput
 from ..progress import Progress
-from ..segments.fetch import workers_count
-from .ingest import Cut, Group, cut_file, group_cuts
+from ..workers import run_all
+from .cuts import Cut, FileCuts, Group, digest_files
 from .inputs import InputFile, Inputs
 
 _CONFIG = "config.json"
@@ -63,14 +62,15 @@ def digest_tensors(
         yield span, own
 
 
-def add_weights(
-    identity: Identity, key: bytes, inputs: Inputs, found: Iterable[tuple[InputFile, Sequence[Cut], Sequence[Digest]]]
-) -> Identity:
+def add_weights(identity: Identity, key: bytes, inputs: Inputs, files: Iterable[FileCuts]) -> Identity:
     """Return an identity that names the weights by digest, unless it names them already."""
     if "weights" in dict(identity):
         return identity
     chosen = weights_files(inputs)
-    tensors = (one for file, cuts, of in found if file.path in chosen for one in digest_tensors(key, file, cuts, of))
+    tensors = (
+        tensor for one in files if one.file.path in chosen
+        for tensor in digest_tensors(key, one.file, one.cuts, one.digests)
+    )  # fmt: skip
     return make_identity({**dict(identity), "weights": digest_weights(key, tensors)})
 
 
@@ -80,9 +80,8 @@ def identify_inputs(inputs: Inputs, key: bytes, opaque: Sequence[str], progress:
     chosen = weights_files(inputs)
     if not chosen:
         raise BadInput("identity", "no tensors were found, wanted a model")
-    files = [(file, list(cut_file(file))) for file in inputs.files if file.path in chosen]
-    groups = [list(group_cuts(file.source, cuts)) for file, cuts in files]
-    total = sum(file.source.size for file, _ in files)
+    files = [file for file in inputs.files if file.path in chosen]
+    total = sum(file.source.size for file in files)
 
     def perform(group: Group) -> list[Digest]:
         with group.source.mapped(group.offset, group.length) as plain:
@@ -90,13 +89,7 @@ def identify_inputs(inputs: Inputs, key: bytes, opaque: Sequence[str], progress:
         progress(group.length, total)
         return digests
 
-    with ThreadPoolExecutor(workers_count()) as pool:
-        done = pool.map(perform, [group for of_file in groups for group in of_file])
-        found = [
-            (file, cuts, [digest for _ in of_file for digest in next(done)])
-            for (file, cuts), of_file in zip(files, groups, strict=True)
-        ]
-    return add_weights(identity, key, inputs, found)
+    return add_weights(identity, key, inputs, digest_files(files, lambda groups: run_all(perform, groups)))
 
 
 def _config_of(inputs: Inputs) -> InputFile | None:

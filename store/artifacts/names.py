@@ -8,23 +8,21 @@ import fnmatch
 import json
 import re
 import secrets
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from ...formats.catalog import BlobRow, Place, VersionRow
-from ...formats.digest import Digest, digest_bytes
+from ...formats.catalog import VersionRow
+from ...formats.digest import digest_bytes
 from ...formats.errors import FormatError
 from ...formats.frames import seal, unseal
 from ...formats.manifest import MANIFEST_MAX_BYTES, Manifest, ManifestId, Needs, parse_json, parse_manifest, parse_needs
 from ...formats.record import KIND_VERSION
-from ..catalog.catalog import Catalog, Superseded
-from ..catalog.recount import recount
+from ..catalog.catalog import Catalog
 from ..errors import BadInput, Conflict, Corrupt, NotFound, StoreError
-from ..kv.match import has_quarantines
-from ..segments.records import OpenRecord, TenantKeys, corrupt
-from ..segments.writer import SegmentReader
+from ..keys.tenant_keys import TenantKeys
+from ..segments.reader import SegmentReader
+from ..segments.records import OpenRecord, corrupt
 from .refs import Ref, parse_ref
 
 ID_PREFIX_MIN = 8
@@ -80,7 +78,7 @@ class Names:
     """One tenant's names."""
 
     def __init__(self, catalog: Catalog, keys: TenantKeys, segments: SegmentReader) -> None:
-        self._catalog, self._keys, self._segments = catalog, keys, segments
+        self.catalog, self._keys, self._segments = catalog, keys, segments
 
     def all(self) -> Iterator[Found]:
         """Yield every version of every name, in no particular order of names."""
@@ -101,9 +99,9 @@ class Names:
     def unopened(self) -> list[Unopened]:
         """Return the versions that are there and can't be opened: nobody can say of which name they are."""
         found = []
-        for version, row in self._catalog.versions():
+        for version, row in self.catalog.versions():
             try:
-                self._there(version, row)
+                self._open_unless_removed(version, row)
             except Corrupt as error:
                 found.append(Unopened(version, row, error.why))
         return found
@@ -114,9 +112,10 @@ class Names:
         Raises NotFound, BadInput if it is ambiguous, Corrupt if that very version can't be opened.
         """
         ref = parse_ref(text)
-        rows = self._catalog.versions(ref.name)
-        for version, row in reversed(rows):
-            if ref.label is None and ref.version in (None, version) and (found := self._there(version, row)):
+        rows = self.catalog.versions(ref.name)
+        numbered = [] if ref.label else [row for row in reversed(rows) if ref.version in (None, row[0])]
+        for version, row in numbered:
+            if found := self._open_unless_removed(version, row):
                 return found
         versions = self.versions(ref.name)
         for found in versions:
@@ -156,12 +155,12 @@ class Names:
         """Note that a version was read, to the hour; where that can't be written it is left."""
         if now_s - found.row.used_s >= _USE_GRAIN_S:
             with contextlib.suppress(StoreError):
-                self._catalog.set_used(found.summary.name, found.summary.version, now_s)
+                self.catalog.set_used(found.summary.name, found.summary.version, now_s)
 
     def set_pinned(self, text: str, pinned: bool) -> Found:
         """Pin or unpin a version, durably."""
         found = self.resolve(text)
-        self._catalog.set_pinned(found.summary.name, found.summary.version, pinned)
+        self.catalog.set_pinned(found.summary.name, found.summary.version, pinned)
         return replace(found, summary=replace(found.summary, pinned=pinned))
 
     def addressed(self, text: str, *, all_versions: bool) -> list[Found]:
@@ -170,68 +169,13 @@ class Names:
         A version that can't be opened is there too, blank but for its name and number. Raises NotFound.
         """
         ref = parse_ref(text)
-        rows = self._catalog.versions(ref.name)
+        rows = self.catalog.versions(ref.name)
         if all_versions and "@" not in text and rows:
             return [self._found_or_blank(ref.name, version, row) for version, row in rows]
         for version, row in rows:
             if ref.version == version:
                 return [self._found_or_blank(ref.name, version, row)]
         return [self.resolve(text)]
-
-    def remove(self, text: str, *, all_versions: bool, dry_run: bool) -> list[Found]:
-        """Drop one version of a name, or all of them, durably; return what was (or would be) dropped.
-
-        Blobs that nothing else needs stay until they are collected.
-        """
-        if all_versions and "@" in text:
-            raise BadInput(text, "names one version; to drop all, give the bare name")
-        doomed = self.addressed(text, all_versions=all_versions)
-        for found in doomed if not dry_run else ():
-            self.drop(found)
-        return doomed
-
-    def drop(self, found: Found) -> None:
-        """Drop a version, durably. One that can't be read goes too: what it needed is found by counting anew."""
-        try:
-            needs = self.needs(found)
-        except Corrupt:
-            self._catalog.drop(found.summary.name, found.summary.version, Needs())
-            with contextlib.suppress(Corrupt):  # of another version: 'repair' counts when that is gone as well
-                self.recount()
-            return
-        self._catalog.drop(found.summary.name, found.summary.version, needs)
-        self.settle_claims([needs])
-
-    def settle_claims(self, dropped: Iterable[Needs]) -> None:
-        """Count claims anew, after versions were dropped that had any, where blobs were ever found bad.
-
-        What healed an identity took it from whoever held it: who holds it now can't be told from counts alone.
-        """
-        if any(needs.claims for needs in dropped) and has_quarantines(self._catalog):
-            with contextlib.suppress(Corrupt):
-                self.recount()
-
-    def recount(self, without: Set[Place] = frozenset(), *, dry_run: bool = False) -> int:
-        """Count anew how many versions need each blob, durably; return how many counts were wrong.
-
-        Raises Corrupt if a version can't be read that does not lie in one of the places `without`.
-        """
-        for _ in range(_ATTEMPTS):
-            needs: dict[Place, Needs] = {}
-            rows = self._catalog.versions()
-            for version, row in rows:
-                needs[row.place] = Needs() if row.place in without else self.needs(self._found(version, row))
-            with contextlib.suppress(Superseded):
-                return recount(self._catalog, needs, dry_run=dry_run)
-        raise Conflict("repair", "versions kept being added and removed; try again")
-
-    def released(self, dropped: Iterable[Found]) -> list[BlobRow]:
-        """Return the rows of blobs that nothing would need once these versions are dropped."""
-        counts: Counter[Digest] = Counter()
-        for found in dropped:
-            with contextlib.suppress(Corrupt, NotFound):
-                counts.update(self.needs(found).blobs)
-        return [row for digest, row in self._catalog.find_blobs(counts).items() if 0 < row.refs <= counts[digest]]
 
     def check_free(self, ref: Ref, manifest_id: ManifestId) -> Found | None:
         """Return the version that already has this label and content, None if the label is free; else Conflict."""
@@ -250,30 +194,31 @@ class Names:
             raise BadInput(prefix, f"{len(found)} ids start like this; give more digits")
         return max(found, key=lambda one: one.summary.created)
 
-    def _there(self, version: int, row: VersionRow) -> Found | None:
+    def _open_unless_removed(self, version: int, row: VersionRow) -> Found | None:
         """Return a version, None if it was removed since its row was read; raise Corrupt if it can't be opened."""
         try:
-            return self._found(version, row)
+            return self.opened(version, row)
         except Corrupt:
             if self._is_there(None, row):
                 raise
             return None
 
     def _opened(self, name: str | None) -> Iterator[Found]:
-        for version, row in self._catalog.versions(name):
+        for version, row in self.catalog.versions(name):
             with contextlib.suppress(Corrupt):  # removed since, and its key with it; or see `unopened`
-                yield self._found(version, row)
+                yield self.opened(version, row)
 
     def _found_or_blank(self, name: str, version: int, row: VersionRow) -> Found:
         try:
-            return self._found(version, row)
+            return self.opened(version, row)
         except Corrupt:
             return Found(Summary(name, version, None, "", "unknown", None, 0, "", row.pinned), row)
 
     def _is_there(self, name: str | None, row: VersionRow) -> bool:
-        return any(other.place == row.place for _, other in self._catalog.versions(name))
+        return any(other.place == row.place for _, other in self.catalog.versions(name))
 
-    def _found(self, version: int, row: VersionRow) -> Found:
+    def opened(self, version: int, row: VersionRow) -> Found:
+        """Return a version with its summary opened; raise Corrupt if that can't be done."""
         key = self._keys.key(row.place)
         try:
             packed = row.summary if key is None else unseal(key, _SUMMARY, row.summary)

@@ -51,7 +51,7 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TensorPart:
     """Rows [start, stop) of a tensor's first axis, of which [inner_start, inner_stop) along `axis` where axis > 0."""
 
     name: str
@@ -96,7 +96,7 @@ def layer_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def select(manifest: Manifest, wanted: Selection) -> list[Part]:
+def select(manifest: Manifest, wanted: Selection) -> list[TensorPart]:
     """Return the parts of tensors that a selection picks, in the artifact's order.
 
     Raises NotFound if a glob, layer or slice picks nothing, BadInput if a range or shard does not fit.
@@ -143,19 +143,19 @@ def _check_hits(named: Mapping[str, Tensor], wanted: Selection) -> None:
             raise NotFound(f"--slice {name}", "no such tensor", hint="'arstore show NAME' lists the tensors")
 
 
-def _whole(name: str, tensor: Tensor) -> Part:
+def _whole(name: str, tensor: Tensor) -> TensorPart:
     shape = tensor.span.shape
-    return Part(name, tensor, 0, shape[0] if shape else 1)
+    return TensorPart(name, tensor, 0, shape[0] if shape else 1)
 
 
-def _sliced(part: Part, start: int, stop: int) -> Part:
+def _sliced(part: TensorPart, start: int, stop: int) -> TensorPart:
     _check_sliceable(part)
     if not 0 <= start <= stop <= part.stop:
         raise BadInput(f"--slice {part.name}={start}:{stop}", f"the first axis has {part.stop} rows")
     return replace(part, start=start, stop=stop)
 
 
-def _positioned(part: Part, positions: tuple[int, int], held: str) -> Part:
+def _positioned(part: TensorPart, positions: tuple[int, int], held: str) -> TensorPart:
     """Return the rows of token positions, of a tensor whose first axis is the positions that the identity says."""
     (first, end), where = positions, f"--positions {positions[0]}:{positions[1]}"
     if not held:
@@ -170,7 +170,7 @@ def _positioned(part: Part, positions: tuple[int, int], held: str) -> Part:
     return replace(part, start=first - start, stop=end - start)
 
 
-def _sharded(part: Part, shard: Shard, plan: Sequence[tuple[str, str]]) -> Part:
+def _sharded(part: TensorPart, shard: Shard, plan: Sequence[tuple[str, str]]) -> TensorPart:
     axis = shard.axis
     if plan:
         style = next((style for pattern, style in plan if _covers(pattern, part.name)), None)
@@ -201,7 +201,7 @@ def _covers(pattern: str, name: str) -> bool:
     )
 
 
-def _check_sliceable(part: Part) -> None:
+def _check_sliceable(part: TensorPart) -> None:
     span = part.tensor.span
     if span.dtype not in DTYPE_BITS or DTYPE_BITS[span.dtype] % 8:
         raise BadInput(part.name, f"{span.dtype} can't be cut by rows")

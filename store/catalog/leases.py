@@ -67,7 +67,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldLease:
     """A lease as `lease ls` shows it. `state` is live, expired or dead; the last two can be taken over."""
 
     id: str
@@ -101,13 +101,13 @@ class Leases:
             keeper.join()
             self._release(lease)
 
-    def held(self) -> list[Held]:
+    def held(self) -> list[HeldLease]:
         """Return every lease that has an owner."""
         with self._tables.reading() as rows:
             found = [(key, parse_lease(value)) for key, value in rows.scan(TABLE, b"")]
         return [self._shown(key, row) for key, row in found if row.held]
 
-    def break_(self, lease_id: str, *, dry_run: bool = False) -> Held:
+    def break_(self, lease_id: str, *, dry_run: bool = False) -> HeldLease:
         """Take a lease away from its owner, who is fenced from then on; raise NotFound if there is none."""
         found = [held for held in self.held() if lease_id and held.id.startswith(lease_id)]
         if len(found) == 1:
@@ -171,9 +171,9 @@ class Leases:
             return "dead"
         return "expired" if self._clock() >= row.expires_ns else "live"
 
-    def _shown(self, key: bytes, row: LeaseRow) -> Held:
+    def _shown(self, key: bytes, row: LeaseRow) -> HeldLease:
         left = (row.expires_ns - self._clock()) / 1e9
-        return Held(key.hex(), row.purpose, row.epoch, row.process.pid, row.acquired_s, left, self._state(row))
+        return HeldLease(key.hex(), row.purpose, row.epoch, row.process.pid, row.acquired_s, left, self._state(row))
 
 
 def _read(rows: Rows, scope: bytes) -> LeaseRow | None:

@@ -12,7 +12,7 @@ from .identities import TABLE as IDENTITIES
 from .identities import Claims
 from .key_slots import doom
 from .tables import Rows
-from .usage import QUARANTINES, account, mark, write_usage
+from .usage import QUARANTINES, account, count, mark, write_usage
 
 
 def restore(
@@ -100,3 +100,9 @@ def forget_versions(catalog: Catalog, places: Set[Place]) -> None:
                 account(rows, catalog.prefix, {place.segment: -place.record_bytes})
 
     catalog.tables.write(change)
+
+
+def has_quarantines(catalog: Catalog) -> bool:
+    """Say whether blobs of a tenant were ever found bad."""
+    with catalog.tables.reading() as rows:
+        return count(rows, QUARANTINES + catalog.prefix) > 0

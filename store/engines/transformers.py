@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from ...formats.identity import make_identity
 from ...formats.readers.model_config import fields_of_config, precision_of
-from ..artifacts.put import Stored
+from ..artifacts.commit import PutResult
 from ..errors import BadInput
 from ..store import Store
 
@@ -38,7 +38,7 @@ _PEFT_BESIDE = (
 
 def save_cache(
     store: Store, name: str, cache: Any, tokens: Any, identity: Mapping[str, object], **options: Any
-) -> Stored:
+) -> PutResult:
     """Store the KV of `tokens` as the newest version of a name, durably; blocks that are stored already stay.
 
     `options` are those of `Kv.put`. Raises BadInput, with nothing stored, for a cache that can't be had back exactly,

@@ -1,4 +1,4 @@
-"""Rekey: further ways in, and a new master key, without rewriting anything that it protects.
+"""Rotate: further ways in, and a new master key, without rewriting anything that it protects.
 
 Rotation: (1) the new ways in and the old master, sealed under the new one, join the stanzas; (2) the new key file is
 written, which the stanzas tell from a stranger's if this is where it ends; (3) the config points to it; (4) the root is
@@ -20,14 +20,30 @@ from .unlock import Secrets, Stanzas, check_passphrase, fresh_secret, new_key_fi
 
 
 @dataclass(frozen=True, slots=True)
-class RekeyParts:
-    """The mechanisms that rekeying works with."""
+class Rekeying:
+    """The ways into one open store: more of them, or new ones."""
 
     root: Path
     config: Config
     disk: Disk
     held: Secrets
     keyring: Keyring
+
+    def add_passphrase(self, passphrase: bytes) -> None:
+        """Let a passphrase open the store as well, durably; raise BadInput if it is too short."""
+        check_passphrase(passphrase)
+        with locked(self.root / KEYS_DIR):
+            stanzas = _current(self)
+            added = stanzas.adding("passphrase", passphrase, self.keyring.master, self.config.store_id)
+            added.write(self.root / KEYS_DIR, self.disk)
+
+    def rotate(self, key_file: Path | None = None, *, drop_others: bool = False, dry_run: bool = False) -> "Rotated":
+        """Give the store a new master key and a new key file, durably. The old one opens nothing then.
+
+        Other ways in go on to work if their secrets are given. If one is not, BadInput is raised, unless `drop_others`.
+        """
+        with locked(self.root / KEYS_DIR):
+            return _rotate(self, key_file, drop_others=drop_others, dry_run=dry_run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +54,7 @@ class Rotated:
     dropped: tuple[str, ...]
 
 
-def add_passphrase(parts: RekeyParts, passphrase: bytes) -> None:
-    """Let a passphrase open the store as well, durably."""
-    check_passphrase(passphrase)
-    with locked(parts.root / KEYS_DIR):
-        stanzas = _current(parts)
-        added = stanzas.adding("passphrase", passphrase, parts.keyring.master, parts.config.store_id)
-        added.write(parts.root / KEYS_DIR, parts.disk)
-
-
-def _current(parts: RekeyParts) -> Stanzas:
+def _current(parts: Rekeying) -> Stanzas:
     """Return the ways in; raise Conflict if the key that the store was opened with has been rotated since."""
     stanzas = Stanzas.read(parts.root / KEYS_DIR)
     if not stanzas.only_to(parts.keyring.master).ways:
@@ -56,16 +63,7 @@ def _current(parts: RekeyParts) -> Stanzas:
     return stanzas
 
 
-def rotate(parts: RekeyParts, key_file: Path | None, *, drop_others: bool, dry_run: bool) -> Rotated:
-    """Give the store a new master key and a new key file, durably. The old one opens nothing then.
-
-    Ways in besides the key file go on if their secrets are at hand; raise BadInput if one is not, unless `drop_others`.
-    """
-    with locked(parts.root / KEYS_DIR):
-        return _rotate(parts, key_file, drop_others=drop_others, dry_run=dry_run)
-
-
-def _rotate(parts: RekeyParts, key_file: Path | None, *, drop_others: bool, dry_run: bool) -> Rotated:
+def _rotate(parts: Rekeying, key_file: Path | None, *, drop_others: bool, dry_run: bool) -> Rotated:
     old = parts.config.key_file
     if old is None:
         raise BadInput(str(parts.root), "opens with no key file; rotate the secret where it is kept")
@@ -95,7 +93,7 @@ def _rotate(parts: RekeyParts, key_file: Path | None, *, drop_others: bool, dry_
     return rotated
 
 
-def _secret_for(key_file: Path, parts: RekeyParts, stanzas: Stanzas) -> bytes:
+def _secret_for(key_file: Path, parts: Rekeying, stanzas: Stanzas) -> bytes:
     """Return a fresh secret for the new key file, or what is in it if a rotation that was killed made it."""
     if not key_file.exists():
         return fresh_secret()
@@ -110,14 +108,14 @@ def _secret_for(key_file: Path, parts: RekeyParts, stanzas: Stanzas) -> bytes:
     raise BadInput(str(key_file), "is there already; a new key takes a new file")
 
 
-def finish_rotation(parts: RekeyParts, master: bytes) -> None:
+def finish_rotation(parts: Rekeying, master: bytes) -> None:
     """Do the last two steps of a rotation to `master` that was killed, durably."""
     with locked(parts.root / KEYS_DIR):
         if Stanzas.read(parts.root / KEYS_DIR).only_to(master).ways:
             _finish(parts, master)
 
 
-def _finish(parts: RekeyParts, master: bytes) -> None:
+def _finish(parts: Rekeying, master: bytes) -> None:
     if parts.keyring.master != master:
         parts.keyring.reseal(master)
     directory = parts.root / KEYS_DIR

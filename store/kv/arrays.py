@@ -1,7 +1,6 @@
 """KV that a user hands to `kv put`: arrays of a file or of memory, cut into the prefix blocks that are stored."""
 
 import contextlib
-import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from ...formats.kv_layout import Slot, gather_block, infer_shape, page_of, parse
 from ...formats.kv_shape import KvShape
 from ...formats.readers.safetensors import read_table
 from ...formats.tensor import BLOB_MAX_BYTES, DTYPE_BITS
-from ..artifacts.ingest import Cut
+from ..artifacts.cuts import Cut
 from ..artifacts.inputs import FileSource
-from ..disk import make_buffer
 from ..errors import BadInput
+from ..workers import ThreadBuffers
 
 if TYPE_CHECKING:
     from ...formats.kv_layout import Array
@@ -46,7 +45,7 @@ class KvArrays:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BlockPart:
     """Some layers of one block: what becomes one blob."""
 
     first_token: int
@@ -117,9 +116,9 @@ def arrays_from_tensors(tensors: Mapping[str, Any], layout: str, tokens_count: i
 
 
 @_of_alike
-def parts_of(shape: KvShape, first_token: int, tokens: int) -> tuple[Part, ...]:
+def parts_of(shape: KvShape, first_token: int, tokens: int) -> tuple[BlockPart, ...]:
     """Return a block as runs of whole layers of about 32 MiB; raise BadInput if a layer of it exceeds a blob."""
-    parts: list[Part] = []
+    parts: list[BlockPart] = []
     waiting: list[int] = []
     size = 0
     for number, _ in shape.layers:
@@ -128,15 +127,15 @@ def parts_of(shape: KvShape, first_token: int, tokens: int) -> tuple[Part, ...]:
             why = f"a layer of {tokens} tokens takes {length} bytes, at most {BLOB_MAX_BYTES} are allowed"
             raise BadInput("kv", why, hint="use blocks of fewer tokens")
         if waiting and size + length > _PART_BYTES:
-            parts.append(Part(first_token, tokens, shape.narrow(layers=waiting)))
+            parts.append(BlockPart(first_token, tokens, shape.narrow(layers=waiting)))
             waiting, size = [], 0
         waiting.append(number)
         size += length
-    return *parts, Part(first_token, tokens, shape.narrow(layers=waiting))
+    return *parts, BlockPart(first_token, tokens, shape.narrow(layers=waiting))
 
 
 @_of_alike
-def cut_of(part: Part) -> Cut:
+def cut_of(part: BlockPart) -> Cut:
     """Return the blob that a part becomes: a frame is as many whole heads, sides or layers as reach the grain."""
     layer = part.shape.layers[0][1]
     head_bytes = layer.key_dim * part.tokens * part.shape.element_bytes
@@ -156,11 +155,11 @@ def cut_of(part: Part) -> Cut:
 class KvSource:
     """Parts of blocks one after the other, as one file that is made as it is read."""
 
-    def __init__(self, kv: KvArrays, parts: list[Part]) -> None:
+    def __init__(self, kv: KvArrays, parts: list[BlockPart]) -> None:
         self._kv, self._parts = kv, parts
         self._ends = list(accumulate(part.length for part in parts))
         self.size = self._ends[-1] if parts else 0
-        self._local = threading.local()
+        self._buffers = ThreadBuffers()
 
     def read(self, offset: int, length: int) -> bytes:
         out = bytearray(length)
@@ -178,9 +177,7 @@ class KvSource:
 
     @contextlib.contextmanager
     def mapped(self, offset: int, length: int) -> Iterator[memoryview]:
-        if len(held := getattr(self._local, "buffer", b"")) < length:
-            held = self._local.buffer = make_buffer(length)
-        plain = memoryview(held)[:length]
+        plain = self._buffers.take(length)
         self.read_into(offset, plain)
         yield plain
 

@@ -5,19 +5,12 @@ from collections.abc import Mapping
 from ...formats.errors import FormatError
 from ...formats.identity import Identity, make_identity
 from ...formats.kv_layout import has_pages
+from ..artifacts.identity import take_identity
 from ..errors import BadInput
 
 BLOCK_TOKENS = 256
 BLOCK_TOKENS_MAX = 1 << 16
 REQUIRED = ("model", "revision", "precision")
-
-
-def take_identity(fields: Mapping[str, object], where: str = "identity") -> Identity:
-    """Return the identity of the given fields; raise BadInput for a field that is unknown or bad."""
-    try:
-        return make_identity(fields)
-    except FormatError as error:
-        raise BadInput(where, str(error)) from None
 
 
 def make_kv_identity(fields: Mapping[str, object]) -> Identity:

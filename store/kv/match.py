@@ -56,12 +56,6 @@ def count_stored(catalog: Catalog, chain: Chain) -> int:
     return known
 
 
-def has_quarantines(catalog: Catalog) -> bool:
-    """Say whether blobs of a tenant were ever found bad."""
-    with catalog.tables.reading() as rows:
-        return count(rows, QUARANTINES + catalog.prefix) > 0
-
-
 def find_blocks(catalog: Catalog, ids: Sequence[KeyId], *, whole: bool = False) -> list[Named | None]:
     """Return what each id stands for, None where nothing is stored (any more); or, with `whole`, nothing good."""
     with catalog.tables.reading() as rows:

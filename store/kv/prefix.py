@@ -4,9 +4,7 @@ Blocks hold whole layers, layers hold heads one after the other: a layer, a rang
 only the frames that it lies in (`bytes_read`).
 """
 
-import threading
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate, pairwise
@@ -19,12 +17,13 @@ from ...formats.kv_layout import Slot, array_shapes, has_pages, parse_slot, scat
 from ...formats.kv_shape import Heads, KvShape
 from ...formats.manifest import BlobName
 from ...formats.tensor import TensorSpan, data_bytes
+from ..artifacts.artifact import Artifact
 from ..artifacts.tensors import aligned, tensor_from
 from ..disk import Out, make_buffer
 from ..errors import BadInput, Corrupt, NotFound
 from ..segments.blobs import BlobReader, Piece, ReadParts
-from ..segments.fetch import workers_count
-from .arrays import Part, parts_of, word_of
+from ..workers import ThreadBuffers, run_all
+from .arrays import BlockPart, parts_of, word_of
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +34,7 @@ _TASK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TokenRun:
     """Tokens [start, stop) of a prefix, which go to token `to` of what is read."""
 
     start: int
@@ -114,7 +113,7 @@ class Prefix:
         first, end = positions or (0, self.tokens_count)
         if not 0 <= first < end <= self.tokens_count:
             raise BadInput(f"positions {first}:{end}", f"the prefix has {self.tokens_count} tokens")
-        return self.load([Run(first, end, 0)], layers, heads, layout, page_tokens).tensors()
+        return self.load([TokenRun(first, end, 0)], layers, heads, layout, page_tokens).tensors()
 
     def select(
         self, positions: Sequence[int], *, layers: Collection[int] | None = None, heads: Heads = range,
@@ -125,7 +124,7 @@ class Prefix:
         if not chosen or not 0 <= chosen[0] <= chosen[-1] < self.tokens_count:
             raise BadInput("positions", f"are none or not all of 0 to {self.tokens_count - 1}")
         cuts = [0, *(n for n, (a, b) in enumerate(pairwise(chosen), 1) if b != a + 1), len(chosen)]
-        runs = [Run(chosen[a], chosen[b - 1] + 1, a) for a, b in pairwise(cuts)]
+        runs = [TokenRun(chosen[a], chosen[b - 1] + 1, a) for a, b in pairwise(cuts)]
         return self.load(runs, layers, heads, layout, None).tensors()
 
     def stream(
@@ -143,7 +142,9 @@ class Prefix:
     ) -> Iterator[tuple[int, Loaded]]:
         """Yield layers as `stream` does, as bytes."""
         wanted = self.layers if layers is None else tuple(layers)
-        run = Run(*positions, 0)
+        run = TokenRun(*positions, 0)
+        from concurrent.futures import ThreadPoolExecutor
+
         pool = ThreadPoolExecutor(1)
         try:
             waiting = [(n, pool.submit(self.load, [run], [n], heads, layout, None)) for n in wanted[: ahead + 1]]
@@ -156,28 +157,26 @@ class Prefix:
             pool.shutdown(cancel_futures=True)
 
     def load(
-        self, runs: Sequence[Run], layers: Collection[int] | None, heads: Heads, layout: str | None,
+        self, runs: Sequence[TokenRun], layers: Collection[int] | None, heads: Heads, layout: str | None,
         page_tokens: int | None, into: memoryview | None = None,
     ) -> Loaded:  # fmt: skip
         """Read runs of tokens into one buffer, of its own or `into`, on every core."""
         layout, shape = layout or self.layout, self._narrowed(layers, heads)
         loaded, arrays = self._prepare(shape, runs, layout, page_tokens or self.page_of(layout), into)
         wanted = None if layers is None else frozenset(layers)
-        local = threading.local()  # scratch memory is reused: fresh memory costs more to touch than to fill
+        buffers = ThreadBuffers()
 
         @cache  # what to read of a part, which is the same of every block
         def cut(tokens: int, index: int, chosen: tuple[int, ...]) -> tuple[KvShape, list[tuple[int, int]]]:
             whole = self._parts_of(tokens)[index].shape
             return whole.narrow(layers=chosen, heads=heads), whole.runs(tokens, layers=chosen, heads=heads)
 
-        def perform(task: tuple[int, int, Part, tuple[int, ...]]) -> int:
+        def perform(task: tuple[int, int, BlockPart, tuple[int, ...]]) -> int:
             number, index, part, chosen = task
             blob = BlobName(self._blocks[number].blobs[index], part.length)
             narrow, extents = cut(part.tokens, index, chosen)
             length = narrow.block_bytes(part.tokens)
-            if len(held := getattr(local, "scratch", b"")) < length:
-                held = local.scratch = make_buffer(length)
-            scratch = memoryview(held)[:length]
+            scratch = buffers.take(length)
             pieces, at = [], 0
             for start, stop in extents:
                 pieces.append(Piece(blob, start, stop, scratch[at : at + stop - start]))
@@ -190,9 +189,7 @@ class Prefix:
                     scatter_block(scratch, narrow, layout, part.tokens, arrays, to, take=range(first, end))
             return read
 
-        tasks = list(self._tasks(runs, wanted))
-        with ThreadPoolExecutor(max(min(workers_count(), len(tasks)), 1)) as pool:
-            self.bytes_read += sum(pool.map(perform, tasks))
+        self.bytes_read += sum(run_all(perform, self._tasks(runs, wanted)))
         return loaded
 
     def fill(self, at: int, out: Out) -> None:
@@ -229,7 +226,7 @@ class Prefix:
             raise BadInput("prefix", str(error)) from None
 
     def _prepare(
-        self, shape: KvShape, runs: Sequence[Run], layout: str, page: int | None, into: memoryview | None
+        self, shape: KvShape, runs: Sequence[TokenRun], layout: str, page: int | None, into: memoryview | None
     ) -> "tuple[Loaded, dict[Slot, Array]]":
         """Return the buffer that is to be filled, and its arrays."""
         import numpy as np
@@ -243,8 +240,8 @@ class Prefix:
         return loaded, arrays
 
     def _tasks(
-        self, runs: Sequence[Run], wanted: frozenset[int] | None
-    ) -> Iterator[tuple[int, int, Part, tuple[int, ...]]]:
+        self, runs: Sequence[TokenRun], wanted: frozenset[int] | None
+    ) -> Iterator[tuple[int, int, BlockPart, tuple[int, ...]]]:
         """Yield block, number of the part in it, the part, and some layers of it: what one thread reads at a time."""
         for number, block in enumerate(self._blocks):
             start, stop = self._starts[number], self._starts[number + 1]
@@ -259,6 +256,19 @@ class Prefix:
                 for at in range(0, len(layers), step):
                     yield number, index, part, tuple(layers[at : at + step])
 
-    def _parts_of(self, tokens: int) -> tuple[Part, ...]:
+    def _parts_of(self, tokens: int) -> tuple[BlockPart, ...]:
         assert self.shape is not None
         return parts_of(self.shape, 0, tokens)
+
+
+def prefix_of(artifact: Artifact) -> Prefix:
+    """Return the whole KV that a stored version is; raise BadInput if it is none."""
+    manifest, summary = artifact.manifest, artifact.summary
+    if manifest.shape is None:
+        raise BadInput(f"{summary.name}@{summary.version}", f"is {manifest.kind}, not kv")
+    blocks = [named for _, named in manifest.needs().claims if named.tokens]
+    layout, page_tokens = layout_of(dict(manifest.identity))
+    return Prefix(
+        artifact.parts, f"{summary.name}@{summary.version}", summary.id, manifest.shape,
+        [block.tokens for block in blocks], lambda: blocks, layout=layout, page_tokens=page_tokens,
+    )  # fmt: skip

@@ -5,21 +5,17 @@ safe to be killed in and finished by the next collection; puts and gets go on be
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ...formats.catalog import BlobRow
-from ..artifacts.names import Found, Names
-from ..catalog.garbage import Garbage
-from ..catalog.key_slots import SlotLedger
-from ..catalog.leases import Leases
-from ..disk import Disk
+from ..artifacts.drop import drop, released
+from ..artifacts.names import Found
 from ..errors import Conflict
-from ..keys.keyring import Keyring
-from .erase import foreclose_abandoned, shred
+from ..parts import Parts
 from .reclaim import reclaim
 from .retention import KEEP_ALL, Retention, choose
+from .shred import foreclose_abandoned, shred
 
 SCOPE = b"gc"
 
@@ -41,20 +37,6 @@ AT_ONCE = Margins(cycles=1, grace_s=0)
 
 
 @dataclass(frozen=True, slots=True)
-class CollectParts:
-    """The mechanisms a collection works with."""
-
-    directory: Path
-    disk: Disk
-    garbage: Garbage
-    ledger: SlotLedger
-    keyring: Keyring
-    leases: Leases
-    names: Names
-    recover: Callable[[], int]
-
-
-@dataclass(frozen=True, slots=True)
 class Collected:
     """What a collection did, or with `dry_run` would do."""
 
@@ -68,7 +50,7 @@ class Collected:
 
 
 def collect(
-    parts: CollectParts, margins: Margins, retention: Retention, now_s: int, *, dry_run: bool, lock_wait_s: float
+    parts: Parts, margins: Margins, retention: Retention, now_s: int, *, dry_run: bool, lock_wait_s: float
 ) -> Collected:
     """Collect garbage; raise Fenced if another collection runs for longer than `lock_wait_s`."""
     with parts.leases.hold(SCOPE, "gc", lock_wait_s):
@@ -77,16 +59,16 @@ def collect(
         outdated = _outdated(parts, retention, now_s)
         for found in outdated if not dry_run else ():
             with contextlib.suppress(Conflict):  # removed by somebody else meanwhile
-                parts.names.drop(found)
+                drop(parts.names, found)
         dropped = tuple(found.text for found in outdated)
         if dry_run:
             return _foretell(parts, margins, outdated, dropped, now_s)
-        survey = foreclose_abandoned(parts.directory, parts.ledger, parts.garbage)
+        survey = foreclose_abandoned(parts)
         due, waiting = _sort(survey.unneeded, margins, now_s)
         cycle = parts.garbage.next_cycle()
         parts.garbage.condemn([key for key, row in waiting if not _stamped(row, now_s)], cycle, now_s)
         deleted = parts.garbage.delete(key for key, _ in due)
-        keys = shred(parts.directory, parts.keyring, parts.ledger)
+        keys = shred(parts)
         # What was committed since the survey lies past the lengths that it saw.
         survey.forget(deleted)
         freed = reclaim(parts.directory, survey, parts.garbage, parts.disk, dry_run=False)
@@ -94,19 +76,19 @@ def collect(
         return Collected(freed.freed_bytes, len(deleted), kept, len(waiting), freed.segments, dropped, keys)
 
 
-def _outdated(parts: CollectParts, retention: Retention, now_s: int) -> list[Found]:
+def _outdated(parts: Parts, retention: Retention, now_s: int) -> list[Found]:
     if retention == KEEP_ALL:  # then no version has to be readable
         return []
     return choose(list(parts.names.all()), retention, now_s, lambda found: parts.names.manifest(found).blobs)
 
 
 def _foretell(
-    parts: CollectParts, margins: Margins, outdated: Sequence[Found], dropped: tuple[str, ...], now_s: int
+    parts: Parts, margins: Margins, outdated: Sequence[Found], dropped: tuple[str, ...], now_s: int
 ) -> Collected:
     """Return what a collection would do."""
     survey = parts.garbage.survey()
     survey.forget(found.row.place for found in outdated)
-    survey.unneeded += [(b"", row) for row in parts.names.released(outdated)]
+    survey.unneeded += [(b"", row) for row in released(parts.names, outdated)]
     due, waiting = _sort(survey.unneeded, margins, now_s)
     survey.forget(row.place for _, row in due)
     seen = reclaim(parts.directory, survey, parts.garbage, parts.disk, dry_run=True)

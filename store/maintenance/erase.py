@@ -8,35 +8,18 @@ page leads to the keys.
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ...formats.manifest import Needs
+from ..artifacts.drop import recount_needs, settle_claims
 from ..artifacts.names import Found, Names
-from ..catalog.catalog import Catalog
-from ..catalog.garbage import Garbage, Survey
-from ..catalog.key_slots import SlotLedger
-from ..catalog.usage import Marks
-from ..disk import locked
-from ..errors import Corrupt
-from ..keys.keyring import Keyring
-
-
-@dataclass(frozen=True, slots=True)
-class EraseParts:
-    """The mechanisms an erase works with. `root_outside`: the key tree's root lies outside the store."""
-
-    directory: Path
-    names: Names
-    catalog: Catalog
-    keyring: Keyring
-    ledger: SlotLedger
-    garbage: Garbage
-    marks: Marks
-    recover: Callable[[], int]
-    forget_staged: Callable[..., list[str]]  # takes keys and `late`, see Tiers.forget
-    root_outside: bool
+from ..catalog.garbage import Survey
+from ..errors import BadInput, Corrupt
+from ..kv.key_bounds import bounds_name
+from ..parts import Parts
+from ..staging.tenant_tiers import Tiers
+from .shred import foreclose_abandoned, shred
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +45,27 @@ _OUTSIDE = (
 )
 
 
-def erase(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:
-    """Erase versions for good; on return nothing in the store opens what only they needed.
+def erase(parts: Parts, tiers: Tiers, name: str, *, dry_run: bool) -> Receipt:
+    """Erase versions for good; on return nothing in the store opens what only they needed. See `Store.erase`.
 
     Cost grows with the pages of the key tree that are touched, not with the bytes erased.
     """
+    if not parts.config.encrypted:
+        raise BadInput(str(parts.root), "the store is not encrypted, so there are no keys to destroy")
+    doomed = parts.names.addressed(name, all_versions=True)
+    if "@" not in name and any(found.summary.kind == "kv" for found in doomed):
+        doomed += parts.names.versions(bounds_name(name))  # minimum and maximum of the very keys
+    return _foretell(parts, doomed) if dry_run else _erase(parts, tiers, doomed)
+
+
+def _erase(parts: Parts, tiers: Tiers, doomed: Sequence[Found]) -> Receipt:
     needs = _needs(parts.names, doomed)  # before the first is dropped
     if len(needs) < len(doomed):  # of some the record is bad: what no other version needs was theirs
         _count_without(parts, doomed, needs, dry_run=False)
     ids = {found.summary.id for found in doomed}
     blocks = {id_.hex() for one in needs.values() for id_, _ in one.claims}
     staged = None if "" in ids else ids | blocks  # of one that can't be opened nobody knows which copy is its
-    parts.forget_staged(staged)
+    tiers.forget(parts.keys.tenant, staged)
     _clear_leftovers(parts)
     erased = 0
     if len(needs) < len(doomed):
@@ -81,16 +73,16 @@ def erase(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:
     for found in doomed:
         one = found.summary
         erased += parts.catalog.drop(one.name, one.version, needs.get(found.text, Needs()), shred=True)
-    keys = shred(parts.directory, parts.keyring, parts.ledger)
-    parts.names.settle_claims(needs.values())
-    used = parts.forget_staged(staged, late=True)  # what was staged meanwhile
+    keys = shred(parts)
+    settle_claims(parts.names, needs.values())
+    used = tiers.forget_late(parts.keys.tenant, staged)  # what was staged meanwhile
     shared = len(parts.catalog.find_blobs({digest for one in needs.values() for digest in one.blobs}))
-    level = _OUTSIDE if parts.root_outside else _INSIDE
+    level = _OUTSIDE if parts.config.root_file is not None else _INSIDE
     texts = tuple(found.text for found in doomed)
     return Receipt(secrets.token_hex(8), texts, erased, shared, keys, parts.keyring.epoch, level, tuple(used))
 
 
-def foretell(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:
+def _foretell(parts: Parts, doomed: Sequence[Found]) -> Receipt:
     """Return the receipt that an erase would give, destroying nothing."""
     needs = _needs(parts.names, doomed)
     if len(needs) < len(doomed):
@@ -103,11 +95,11 @@ def foretell(parts: EraseParts, doomed: Sequence[Found]) -> Receipt:
 
 
 def _count_without(
-    parts: EraseParts, doomed: Sequence[Found], needs: Mapping[str, Needs], *, dry_run: bool
+    parts: Parts, doomed: Sequence[Found], needs: Mapping[str, Needs], *, dry_run: bool
 ) -> None:  # fmt: skip
     """Count what all versions need but those whose record is bad; raise Corrupt if one more is bad than is doomed."""
     try:
-        parts.names.recount({found.row.place for found in doomed if found.text not in needs}, dry_run=dry_run)
+        recount_needs(parts.names, {found.row.place for found in doomed if found.text not in needs}, dry_run=dry_run)
     except Corrupt as error:
         hint = "'rm' the other damaged version first: 'arstore repair' names it"
         raise Corrupt(error.where, error.why, hint=hint) from None
@@ -122,18 +114,7 @@ def _needs(names: Names, doomed: Sequence[Found]) -> dict[str, Needs]:
     return needs
 
 
-def foreclose_abandoned(directory: Path, ledger: SlotLedger, garbage: Garbage) -> Survey:
-    """Doom what killed puts sealed and no row stands on; return the survey of the catalog that this took."""
-    with locked(directory):  # nobody takes in what a killed put left while its keys are judged
-        loans = ledger.abandoned()
-        asked = {(int.from_bytes(loan[:4], "big"), slot) for loan, slots in loans.items() for slot in slots}
-        survey = garbage.survey(asked)
-        for loan, slots in loans.items():
-            ledger.foreclose(loan, slots, survey.needed_slots)
-    return survey
-
-
-def _clear_leftovers(parts: EraseParts) -> None:
+def _clear_leftovers(parts: Parts) -> None:
     """Doom what ended puts left, of the very name that is erased perhaps. Free where there is nothing.
 
     A running put that was about to reuse such a blob stores it again.
@@ -141,20 +122,10 @@ def _clear_leftovers(parts: EraseParts) -> None:
     seen = parts.marks.leftovers()
     if seen or parts.ledger.abandoned():
         parts.recover()
-        _delete_unneeded(parts, foreclose_abandoned(parts.directory, parts.ledger, parts.garbage))
+        _delete_unneeded(parts, foreclose_abandoned(parts))
         parts.marks.leftovers_cleared(seen)
 
 
-def _delete_unneeded(parts: EraseParts, survey: Survey) -> int:
+def _delete_unneeded(parts: Parts, survey: Survey) -> int:
     mine = parts.catalog.prefix
     return len(parts.garbage.delete(key for key, _ in survey.unneeded if key.startswith(mine)))
-
-
-def shred(directory: Path, keyring: Keyring, ledger: SlotLedger) -> int:
-    """Destroy every doomed key, durably; return how many that were."""
-    with locked(directory):  # nobody is taking in a record of such a key just now
-        doomed = ledger.doomed()
-        if doomed:
-            keyring.destroy(doomed)
-            ledger.forget(doomed)
-    return sum(map(len, doomed.values()))

@@ -7,19 +7,29 @@ from dataclasses import replace
 from ...formats.digest import Digest, digest_bytes
 from ...formats.manifest import Manifest
 from ..artifacts.artifact import FILE_PREFIX
-from ..artifacts.ingest import Cut, Ingest, group_cuts
+from ..artifacts.commit import PutParts
+from ..artifacts.cuts import Cut, group_cuts
+from ..artifacts.ingest import Ingest
 from ..artifacts.inputs import MemorySource
-from ..artifacts.put import PutParts
 from ..artifacts.select import tensor_names
 from ..disk import make_buffer
 from ..errors import Corrupt, NotFound, StorageFailed
+from ..progress import ignore_progress
 from ..segments.key_supply import SlotSupply
+from ..staging.tenant_tiers import Tiers
 from ..tiers.arena import Arena
 from ..tiers.tier import Held
 from .scrub import Scrubbed
 
 
-def heal(parts: PutParts, tier: Arena, scrubbed: Scrubbed) -> Scrubbed:
+def heal(tiers: Tiers, parts: PutParts, scrubbed: Scrubbed) -> Scrubbed:
+    """Store bad blobs anew, durably, from whatever tier has a staged copy; return what is bad still."""
+    for arena in tiers.arenas.present()[0]:
+        scrubbed = _heal_from(arena, parts, scrubbed) if scrubbed.corrupt else scrubbed
+    return scrubbed
+
+
+def _heal_from(tier: Arena, parts: PutParts, scrubbed: Scrubbed) -> Scrubbed:
     """Store bad blobs anew, durably, from staged artifacts that hold them; return what is bad still.
 
     A copy counts only if its digest is the blob's: what is staged is trusted no more than what is stored.
@@ -71,7 +81,7 @@ def _copies(manifest: Manifest, extent: Held, wanted: Set[Digest]) -> Iterator[t
 def _store(parts: PutParts, copies: Sequence[memoryview]) -> None:
     slots = SlotSupply(parts.keys.keyring, parts.ledger, parts.keys.number, encrypted=parts.keys.encrypted)
     with contextlib.closing(parts.open_writer("weights")) as writer:
-        ingest = Ingest(parts.catalog, parts.keys, writer, slots, parts.segments, "auto", lambda *_: None, None)
+        ingest = Ingest(parts.catalog, parts.keys, writer, slots, parts.segments, "auto", ignore_progress, None)
         try:
             ingest.run(list(group_cuts(MemorySource(copies), (Cut(len(plain), None) for plain in copies))))
         finally:

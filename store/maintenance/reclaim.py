@@ -13,7 +13,7 @@ from pathlib import Path
 from ...formats.record import ALIGN_BYTES
 from ..catalog.garbage import Garbage, Survey
 from ..disk import Disk, disk_errors, try_lock
-from ..segments.writer import segment_path
+from ..segments.reader import segment_path
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,10 @@ from ...formats.digest import Digest, digest_bytes
 from ...formats.errors import FormatError
 from ...formats.manifest import Manifest, parse_json, parse_manifest
 from ...formats.record import ALIGN_BYTES, KIND_BLOB, parse_segment_header
-from ..artifacts.names import Names, Summary
+from ..artifacts.drop import recount_needs
+from ..artifacts.names import Summary
 from ..catalog.catalog import Catalog
+from ..catalog.opening import create_tables
 from ..catalog.recount import forget_versions, restore
 from ..catalog.tables import Tables
 from ..catalog.usage import write_segments
@@ -25,12 +27,14 @@ from ..config import CATALOG_DIR, SEGMENTS_DIR
 from ..disk import Disk
 from ..errors import Corrupt, NotFound
 from ..keys.keyring import Keyring
+from ..keys.opening import open_keyring
+from ..keys.tenant_keys import TenantKeys, every_tenant
 from ..keys.unlock import Ask, Secrets
-from ..parts import create_tables, every_tenant, open_keyring
+from ..parts import Parts
 from ..progress import Progress
-from ..segments.records import OpenRecord, TenantKeys
+from ..segments.reader import SegmentReader, segment_path
+from ..segments.records import OpenRecord
 from ..segments.scan import whole_records
-from ..segments.writer import SegmentReader, segment_path
 
 _SKIPPED_IDS = 1 << 20
 
@@ -63,11 +67,15 @@ class Repaired:
     corrected: int = 0
 
 
-def mend(names: Names, catalog: Catalog, recovered: int, *, forget_lost: bool, dry_run: bool) -> Repaired:
-    """Set right how many versions need each blob, durably, unless a version is there that nobody can read.
+def mend(parts: Parts, *, forget_lost: bool, dry_run: bool) -> Repaired:
+    """Take in what killed writers left, then set right how many versions need each blob. Durable on return.
+
+    Nothing is counted while a version is there that nobody can read.
 
     With `forget_lost` versions that can't be opened leave the catalog first.
     """
+    names, catalog = parts.names, parts.catalog
+    recovered = parts.recover(dry_run=dry_run)
     unopened = names.unopened()
     lost = [f"version {one.version} of a name that can't be read: {one.why}" for one in unopened]
     gone = {one.row.place for one in unopened} if forget_lost else set[Place]()
@@ -82,7 +90,7 @@ def mend(names: Names, catalog: Catalog, recovered: int, *, forget_lost: bool, d
         except NotFound:
             continue  # removed meanwhile
     countable = not bad and len(gone) == len(unopened)
-    corrected = names.recount(gone, dry_run=dry_run) if countable else 0
+    corrected = recount_needs(names, gone, dry_run=dry_run) if countable else 0
     return Repaired(recovered, (*lost, *bad), corrected)
 
 

@@ -7,7 +7,6 @@ that is cut short (by time, or killed) is gone on with by the next one.
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ...formats.catalog import BlobRow, Place
@@ -18,8 +17,8 @@ from ..artifacts.names import Found, Names
 from ..errors import Corrupt, NotFound
 from ..progress import Progress
 from ..segments.blobs import ReadParts
-from ..segments.fetch import workers_count
 from ..segments.records import OpenRecord, corrupt
+from ..workers import run_all
 
 # Bytes between two notes of what was good: a killed scrub does at most this much again. Where the rate is lower, a
 # second's worth, so that the end of the time is seen.
@@ -92,15 +91,14 @@ def scrub(
         return error
 
     checked = checked_bytes = 0
-    with ThreadPoolExecutor(workers_count()) as pool:
-        for batch in _batches(rows, min(_NOTE_BYTES, pace.bytes_per_second or _NOTE_BYTES)):
-            if limit.over():
-                break
-            found = dict(zip(batch, pool.map(check, batch), strict=True))
-            parts.catalog.passed({digest: rows[digest].place for digest, error in found.items() if not error}, now_s)
-            bad += [Bad(e.where, e.why, tuple(needed[digest]), digest) for digest, e in found.items() if e]
-            checked += len(batch)
-            checked_bytes += sum(rows[digest].place.plain_bytes for digest in batch)
+    for batch in _batches(rows, min(_NOTE_BYTES, pace.bytes_per_second or _NOTE_BYTES)):
+        if limit.over():
+            break
+        found = dict(zip(batch, run_all(check, batch), strict=True))
+        parts.catalog.passed({digest: rows[digest].place for digest, error in found.items() if not error}, now_s)
+        bad += [Bad(e.where, e.why, tuple(needed[digest]), digest) for digest, e in found.items() if e]
+        checked += len(batch)
+        checked_bytes += sum(rows[digest].place.plain_bytes for digest in batch)
     return Scrubbed(checked + len(versions) + len(unopened), checked_bytes, len(rows) - checked, tuple(bad))
 
 

@@ -2,11 +2,10 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from ...formats.catalog import QUARANTINED
-from ..artifacts.names import Names
 from ..catalog.catalog import Catalog
+from ..parts import Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +49,10 @@ def holding(catalog: Catalog) -> Holding:
     return Holding(len(catalog.versions()), catalog.usage_bytes())
 
 
-def gather_stats(root: Path, catalog: Catalog, names: Names, quota_bytes: int) -> Stats:
+def gather_stats(parts: Parts) -> Stats:
     """Return the sizes of a tenant, from one pass over its rows."""
-    summaries = [found.summary for found in names.all()]
+    root, catalog = parts.root, parts.catalog
+    summaries = [version.summary for version in parts.names.all()]
     blobs = unique = unreferenced = quarantined = 0
     for row in catalog.all_blobs():
         blobs += 1
@@ -69,7 +69,7 @@ def gather_stats(root: Path, catalog: Catalog, names: Names, quota_bytes: int) -
         stored_bytes=catalog.usage_bytes(),
         unreferenced_bytes=unreferenced,
         quarantined_blobs=quarantined,
-        quota_bytes=quota_bytes,
+        quota_bytes=parts.keys.tenant.quota_bytes,
         segments=len(catalog.segments()),
         disk_bytes=sum(path.stat().st_blocks * 512 for path in root.rglob("*") if path.is_file()),
         free_bytes=disk.f_bavail * disk.f_frsize,

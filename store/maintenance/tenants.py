@@ -1,36 +1,47 @@
-"""Tenants: one of them removed, with everything it has where that is asked for."""
+"""Tenants: those of one store listed, added and removed, with everything they have where that is asked for."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from ...formats.keypage import Tenant
 from ..catalog.catalog import Catalog
-from ..catalog.garbage import Garbage
-from ..catalog.tables import Tables
 from ..errors import BadInput, Conflict
-from ..keys.keyring import Keyring
+from ..parts import Parts
+from ..staging.tenant_tiers import Tiers
 from .stats import Holding, holding
 
 
-def remove_tenant(
-    tables: Tables, garbage: Garbage, keyring: Keyring, own_number: int, name: str, forget: Callable[..., list[str]], *,
-    erase: bool, dry_run: bool,
-) -> Holding:  # fmt: skip
-    """Remove a tenant; with `erase` its artifacts too, by destroying every key of it at once. Durable on return.
+@dataclass(frozen=True, slots=True)
+class Tenants:
+    """The tenants of a store that is open as one of them."""
 
-    `forget` wipes what is staged of a tenant, see `Tiers.forget`; it raises Fenced, before anything is destroyed.
-    Raises Conflict if it has artifacts and `erase` is not given, BadInput for the tenant the store is opened as.
-    """
-    number, tenant = keyring.tenant(name)
-    if number == own_number:
-        raise BadInput(f"tenant {name}", "is the one the store is opened as; use --tenant with another")
-    gone = holding(Catalog(tables, number, tenant.index_key))
-    if gone.artifacts and not erase:
-        why = f"has artifacts: {gone.artifacts}, {gone.stored_bytes} bytes stored"
-        raise Conflict(f"tenant {name}", why, hint="add --erase to destroy them with it")
-    if dry_run:
-        return gone
-    forget(tenant)
-    garbage.drop_tenant(number)  # before its keys: killed between, the tenant is there to be removed again
-    keyring.remove_tenant(number)
-    garbage.drop_tenant(number)  # what was put meanwhile
-    return replace(gone, still_staged=tuple(forget(tenant, late=True)))  # and staged
+    parts: Parts
+    tiers: Tiers
+
+    def all(self) -> list[Tenant]:
+        return list(self.parts.keyring.tenants().values())
+
+    def add(self, name: str, quota_bytes: int = 0) -> None:
+        """Make a tenant with keys of its own; raise Conflict if the name is taken."""
+        self.parts.keyring.add_tenant(name, open_keys=not self.parts.config.encrypted, quota_bytes=quota_bytes)
+
+    def remove(self, name: str, *, erase: bool = False, dry_run: bool = False) -> Holding:
+        """Remove a tenant; with `erase` its artifacts too, by destroying all its keys at once. Durable on return.
+
+        Raises Conflict if it has artifacts and `erase` is not given, BadInput for the tenant the store is opened as,
+        and Fenced, before anything is destroyed, if a process uses a staged copy of its artifacts.
+        """
+        p = self.parts
+        number, tenant = p.keyring.tenant(name)
+        if number == p.keys.number:
+            raise BadInput(f"tenant {name}", "is the one the store is opened as; use --tenant with another")
+        gone = holding(Catalog(p.tables, number, tenant.index_key))
+        if gone.artifacts and not erase:
+            why = f"has artifacts: {gone.artifacts}, {gone.stored_bytes} bytes stored"
+            raise Conflict(f"tenant {name}", why, hint="add --erase to destroy them with it")
+        if dry_run:
+            return gone
+        self.tiers.forget(tenant, None)
+        p.garbage.drop_tenant(number)  # before its keys: killed between, the tenant is there to be removed again
+        p.keyring.remove_tenant(number)
+        p.garbage.drop_tenant(number)  # what was put meanwhile
+        return replace(gone, still_staged=tuple(self.tiers.forget_late(tenant, None)))  # and what was staged meanwhile

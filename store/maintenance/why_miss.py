@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...formats.identity import Identity, differing
+from ..artifacts.identity import take_identity
 from ..artifacts.names import Names
 from ..errors import Corrupt, NotFound
-from ..kv.identity import complete, make_kv_identity, take_identity
+from ..kv.identity import complete, make_kv_identity
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 from ...formats.errors import FormatError
 from ...formats.manifest import parse_json
+from ..artifacts.identity import take_identity
 from ..artifacts.refs import parse_ref
 from ..errors import BadInput, NotFound, StorageFailed
-from ..kv.identity import take_identity
 from ..quantities import parse_size
 from .fields import WHOLE_MAX, Fields
 from .model import BLOCK, Job, Object, PlannedTier, Request, RequestId

@@ -12,9 +12,10 @@ from ...formats.manifest import BlobName
 from ..catalog.catalog import Catalog
 from ..disk import Out
 from ..errors import Corrupt, NotFound
+from ..keys.tenant_keys import TenantKeys
 from .fetch import BadBlob, Want, fetch, read_want
-from .records import TenantKeys, corrupt
-from .writer import SegmentReader
+from .reader import SegmentReader
+from .records import corrupt
 
 _ATTEMPTS = 10
 

@@ -4,9 +4,7 @@ Each task is some MiB of frames, run to completion by one thread: decrypting and
 so the threads share nothing but the list of tasks, and some read while others decrypt.
 """
 
-import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ...formats.catalog import Place
@@ -15,8 +13,10 @@ from ...formats.errors import FormatError
 from ...formats.record import KIND_BLOB
 from ..disk import FileSpan, Out
 from ..errors import Corrupt
-from .records import OpenRecord, TenantKeys, corrupt, reused
-from .writer import SegmentReader
+from ..keys.tenant_keys import TenantKeys
+from ..workers import run_all
+from .reader import SegmentReader
+from .records import OpenRecord, corrupt, scratch
 
 _TASK_BYTES, _COLD_TASK_BYTES = 8 << 20, 4 << 20
 
@@ -49,11 +49,6 @@ class _Run:
     stop: int
 
 
-def workers_count() -> int:
-    """Return how many threads keep this machine's cores busy with frames."""
-    return max(2, min(len(os.sched_getaffinity(0)), 16))
-
-
 def fetch(segments: SegmentReader, keys: TenantKeys, wants: Iterable[Want], *, cold: bool = False) -> int:
     """Fill every want; return how many sealed bytes were read. With `cold` what is not cached is read past the cache.
 
@@ -64,13 +59,7 @@ def fetch(segments: SegmentReader, keys: TenantKeys, wants: Iterable[Want], *, c
     def perform(task: list[_Run]) -> int:
         return sum(_read_run(segments, keys, run, cold=cold) for run in task)
 
-    if len(tasks) <= 1:
-        return sum(map(perform, tasks))
-    pool = ThreadPoolExecutor(workers_count())
-    try:
-        return sum(pool.map(perform, tasks))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return sum(run_all(perform, tasks))
 
 
 def read_want(segments: SegmentReader, keys: TenantKeys, want: Want) -> int:
@@ -112,7 +101,7 @@ def _read_run(segments: SegmentReader, keys: TenantKeys, run: _Run, *, cold: boo
             at = index * frame_bytes
             start, stop = max(want.start - at, 0), min(want.stop - at, frame_bytes)
             out = want.out[at + start - want.start : at + stop - want.start]
-            part = reused("plain", len(out)) if isinstance(out, FileSpan) else out
+            part = scratch.take(len(out), "plain") if isinstance(out, FileSpan) else out
             total += record.read(index, start, stop, part)
             if isinstance(out, FileSpan):
                 out[:] = part

@@ -1,10 +1,8 @@
 """Records: one tenant's view of what lies in segments. Seals on the way in, opens and checks on the way out."""
 
 import secrets
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from mmap import mmap
 
 from blake3 import blake3
 
@@ -13,7 +11,6 @@ from ...formats.codec import Codec, decode, encode
 from ...formats.digest import Digest
 from ...formats.errors import FormatError
 from ...formats.frames import TAG_BYTES, Binding, Frames, frames_of
-from ...formats.keypage import Tenant
 from ...formats.record import (
     AES_256_GCM,
     HEADER_BYTES,
@@ -24,37 +21,12 @@ from ...formats.record import (
     seal_footer,
     stored_payload_bytes,
 )
-from ..disk import make_buffer
 from ..errors import Corrupt
-from ..keys.keyring import Keyring
+from ..keys.tenant_keys import MISSING, TenantKeys
+from ..workers import ThreadBuffers
 from .cold_read import scratch_bytes
-from .writer import Extent, SegmentReader
-
-_MISSING = "is missing: its segment was not there when the catalog was made anew"
-
-
-@dataclass(frozen=True, slots=True)
-class TenantKeys:
-    """The tenant at work: its number, its own keys, and where its record keys are."""
-
-    number: int
-    tenant: Tenant
-    keyring: Keyring
-    encrypted: bool
-
-    def key(self, place: Place) -> bytes | None:
-        """Return the key of a record, None where it is plain.
-
-        Raises Corrupt if the key is gone, or if the record is not protected as this store protects its records.
-        """
-        if place.is_missing:
-            raise Corrupt("record", _MISSING)
-        if (place.protection == PLAIN) == self.encrypted:
-            where = f"record in segment {place.segment:016x} at byte {place.offset}"
-            raise Corrupt(where, "plain in an encrypted store, or encrypted in a plain one")
-        if place.protection == PLAIN:
-            return None
-        return self.keyring.key(self.number, place.slot)
+from .reader import SegmentReader
+from .writer import Reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +42,17 @@ class Draft:
     def record_bytes(self) -> int:
         return self.header.record_bytes
 
-    def seal_into(self, extent: Extent) -> Place:
-        """Seal the record into the next bytes of an extent and return where it went."""
-        start = extent.position
-        extent.window(HEADER_BYTES)[:] = self.header.packed(self.frames)
+    def seal_into(self, reservation: Reservation) -> Place:
+        """Seal the record into the next bytes of an reservation and return where it went."""
+        start = reservation.position
+        reservation.window(HEADER_BYTES)[:] = self.header.packed(self.frames)
         for index, frame in enumerate(self.encoded):
-            self.frames.seal_into(index, frame, extent.window(len(frame) + TAG_BYTES))
+            self.frames.seal_into(index, frame, reservation.window(len(frame) + TAG_BYTES))
         lengths = [len(frame) for frame in self.encoded] if self.header.binding.codec else None
         sealed = seal_footer(self.frames, self.digest, lengths)
-        extent.window(len(sealed))[:] = sealed
-        extent.pad()
-        return place_of(extent.segment, start, self.header)
+        reservation.window(len(sealed))[:] = sealed
+        reservation.pad()
+        return place_of(reservation.segment, start, self.header)
 
 
 def draft_record(
@@ -148,9 +120,9 @@ class OpenRecord:
                 return read
         return self._mapped[start:stop]
 
-    def _read_cold(self, scratch: str, start: int, stop: int) -> memoryview | None:
+    def _read_cold(self, name: str, start: int, stop: int) -> memoryview | None:
         at = self.place.offset + start
-        room = reused(scratch, scratch_bytes(at, stop - start))
+        room = scratch.take(scratch_bytes(at, stop - start), name)
         return self._segments.read_cold(self.place.segment, at, stop - start, room)
 
     def footer(self) -> Footer:
@@ -182,7 +154,7 @@ class OpenRecord:
         hasher = blake3(key=digest_key) if digest_key else None
         bound = self.header.binding
         for index in range(bound.frames_count):
-            out = _plain(bound.frame_length(index))
+            out = scratch.take(bound.frame_length(index), "plain")
             self.read(index, 0, len(out), out)
             if hasher:
                 hasher.update(out)
@@ -197,7 +169,7 @@ class OpenRecord:
         if bound.codec == Codec.STORED and stop - start == length:
             self.frames.open_into(index, sealed, out)
             return len(sealed)
-        opened = _scratch(len(sealed) - TAG_BYTES)
+        opened = scratch.take(len(sealed) - TAG_BYTES)
         self.frames.open_into(index, sealed, opened)
         if bound.codec != Codec.STORED:
             whole = out if stop - start == length else memoryview(bytearray(length))
@@ -217,32 +189,13 @@ class OpenRecord:
         return bytes(out)
 
 
-# Scratch memory is reused because fresh memory costs more to touch than a frame costs to decrypt; one a thread,
-# because threads decrypt at the same time.
-_local = threading.local()
-_HUGE_BYTES = 2 << 20
-
-
-def _scratch(length: int) -> memoryview:
-    return reused("scratch", length)
-
-
-def _plain(length: int) -> memoryview:
-    return reused("plain", length)
-
-
-def reused(name: str, length: int) -> memoryview:
-    held: mmap | None = getattr(_local, name, None)
-    if held is None or len(held) < length:
-        # Whole huge pages: into others the disk delivers at half the speed.
-        held = make_buffer(-(-length // _HUGE_BYTES) * _HUGE_BYTES)
-        setattr(_local, name, held)
-    return memoryview(held)[:length]
+# Each thread has its own, because threads decrypt at the same time.
+scratch = ThreadBuffers()
 
 
 def corrupt(place: Place, digest: Digest | None, why: object) -> Corrupt:
     """Return the error that names a bad record by its place."""
     name = f"blob {digest.hex()[:16]}" if digest else "version record"
     if place.is_missing:
-        return Corrupt(name, _MISSING)
+        return Corrupt(name, MISSING)
     return Corrupt(f"{name} in segment {place.segment:016x} at byte {place.offset}", str(why))

@@ -16,9 +16,9 @@ from ...formats.record import ALIGN_BYTES, KIND_BLOB
 from ..catalog.catalog import Catalog
 from ..disk import Disk, locked, try_lock
 from ..errors import StorageFailed
-from .records import TenantKeys
+from ..keys.tenant_keys import TenantKeys
+from .reader import SegmentReader, segment_path
 from .scan import whole_records
-from .writer import SegmentReader, segment_path
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from ...formats.catalog import place_of
 from ...formats.errors import FormatError
 from ...formats.record import ALIGN_BYTES, HEADER_BYTES, parse_header
 from ..errors import Corrupt
-from .records import OpenRecord, TenantKeys
-from .writer import SegmentReader
+from ..keys.tenant_keys import TenantKeys
+from .reader import SegmentReader
+from .records import OpenRecord
 
 
 def whole_records(
@@ -16,7 +17,8 @@ def whole_records(
 ) -> Iterator[OpenRecord]:
     """Yield every record from `start` on that is whole, from header to padding, and whose tenant and key are here.
 
-    Extents are written side by side: before a whole record may lie a hole that a killed thread left, or a torn record.
+    Threads write their reservations side by side. So a hole or a torn record of a killed thread may lie before a
+    whole record.
     """
     size, at = os.fstat(fd).st_size, start
     while (at := _next_written(fd, at, size)) + ALIGN_BYTES <= size:

@@ -7,93 +7,30 @@ the tail of a writer that is still at work (its lock is held) or was killed (it 
 import os
 import threading
 from dataclasses import dataclass
-from mmap import MADV_WILLNEED, PROT_READ, mmap
 from pathlib import Path
 
-from ...formats.catalog import Place
-from ...formats.errors import FormatError
-from ...formats.record import ALIGN_BYTES, SegmentHeader, padded, parse_segment_header
+from ...formats.record import ALIGN_BYTES, SegmentHeader, padded
 from ..catalog.catalog import Catalog
-from ..disk import Disk, disk_errors, make_buffer, try_lock
-from ..errors import Corrupt, StorageFailed
-from .cold_read import read_cold
+from ..disk import Disk, make_buffer, try_lock
+from ..errors import StorageFailed
+from .reader import segment_path
 
 SEGMENT_MAX_BYTES = 1 << 30
 LIFETIMES = {"weights": 1, "kv": 2, "intermediate": 3, "file": 4}
 # A frame is at most 4 MiB here; two of them, and what the alignment leaves over, make one write.
-_STAGING_BYTES = (8 << 20) + (64 << 10)
-
-
-def segment_path(directory: Path, segment: int) -> Path:
-    return directory / f"{segment:016x}.seg"
-
-
-class SegmentReader:
-    """Maps of segment files, shared by threads. A map is checked against the file's length before it is read."""
-
-    def __init__(self, directory: Path, store_id: bytes) -> None:
-        self._directory, self._store_id = directory, store_id
-        self._maps: dict[int, mmap] = {}
-        self._guard = threading.Lock()
-        # Of two threads one reads while the other decrypts: a disk gives less to several that read at once.
-        self._turn = threading.Semaphore(max(len(os.sched_getaffinity(0)) // 2, 1))
-
-    def view(self, segment: int, offset: int, length: int) -> memoryview:
-        """Return `length` bytes of a segment without copying; raise Corrupt if the file does not reach so far."""
-        with self._guard:
-            mapped = self._maps.get(segment)
-            if mapped is None or offset + length > len(mapped):
-                mapped = self._maps[segment] = self._map(segment, offset + length)
-        return memoryview(mapped)[offset : offset + length]
-
-    def reaches(self, place: Place) -> bool:
-        """Say whether the segment of a record is there, is that segment, and is long enough to hold the record."""
-        try:
-            self.view(place.segment, place.offset, place.record_bytes)
-        except Corrupt:
-            return False
-        return True
-
-    def read_cold(self, segment: int, offset: int, length: int, scratch: memoryview) -> memoryview | None:
-        """Return a range that was viewed before, read into `scratch`; None where it is cached, see `read_cold`."""
-        return read_cold(segment_path(self._directory, segment), offset, length, scratch, self._turn)
-
-    def will_need(self, segment: int, offset: int, length: int) -> None:
-        """Ask the kernel to start reading a range."""
-        mapped = self._maps.get(segment)
-        if mapped is not None and offset + length <= len(mapped):
-            mapped.madvise(MADV_WILLNEED, offset // ALIGN_BYTES * ALIGN_BYTES, length)
-
-    def close(self) -> None:
-        self._maps.clear()
-
-    def _map(self, segment: int, wanted: int) -> mmap:
-        path = segment_path(self._directory, segment)
-        try:
-            with path.open("rb") as file, disk_errors(path):
-                size = os.fstat(file.fileno()).st_size
-                if size < wanted:
-                    raise Corrupt(str(path), f"cut short: {size} bytes, wanted at least {wanted}")
-                header = parse_segment_header(file.read(ALIGN_BYTES))
-                if header.store_id != self._store_id or header.segment_id != segment:
-                    raise Corrupt(str(path), f"holds segment {header.segment_id} of another place")
-                return mmap(file.fileno(), size, prot=PROT_READ)
-        except FileNotFoundError:
-            raise Corrupt(str(path), "the segment file is missing") from None
-        except FormatError as error:
-            raise Corrupt(str(path), str(error)) from None
+STAGING_BYTES = (8 << 20) + (64 << 10)
 
 
 @dataclass(slots=True)
 class _Owned:
-    """A segment this process writes to: end is where the next extent begins."""
+    """A segment this process writes to: end is where the next reservation begins."""
 
     fd: int
     end: int
 
 
 class SegmentWriter:
-    """The one writer of the segments it holds. Threads reserve extents and write them at the same time."""
+    """The one writer of the segments it holds. Threads reserve reservations and write them at the same time."""
 
     def __init__(self, directory: Path, store_id: bytes, lifetime: int, catalog: Catalog, disk: Disk) -> None:
         self._directory, self._store_id, self._lifetime = directory, store_id, lifetime
@@ -102,15 +39,15 @@ class SegmentWriter:
         self._failed = False
         self._guard = threading.Lock()
 
-    def extent(self, length: int) -> "Extent":
+    def reserve(self, length: int) -> "Reservation":
         """Reserve `length` bytes (a multiple of 4,096) of a segment that this writer owns."""
         with self._guard:
             segment, owned = self._roomy(length)
             offset, owned.end = owned.end, owned.end + length
-        return Extent(segment, owned.fd, offset, length, self._disk)
+        return Reservation(segment, owned.fd, offset, length, self._disk)
 
     def sync(self) -> dict[int, int]:
-        """Make every finished extent durable; return the durable length of each segment written."""
+        """Make every finished reservation durable; return the durable length of each segment written."""
         with self._guard:
             if self._failed:
                 raise StorageFailed("sync", "failed before; what was written since is not trusted")
@@ -192,7 +129,7 @@ class SegmentWriter:
             return False
 
 
-class Extent:
+class Reservation:
     """A reserved run of a segment, filled from front to back through an aligned staging buffer."""
 
     def __init__(self, segment: int, fd: int, offset: int, length: int, disk: Disk) -> None:
@@ -207,8 +144,8 @@ class Extent:
         """Where in the segment the next byte goes."""
         return self._flushed + self._filled
 
-    def use(self, staging: memoryview) -> "Extent":
-        """Write through `staging` (from `staging_buffer`), which no other thread may use meanwhile."""
+    def use(self, staging: memoryview) -> "Reservation":
+        """Write through `staging` (of `STAGING_BYTES`, page-aligned), which no other thread may use meanwhile."""
         self._staging = staging
         return self
 
@@ -226,9 +163,9 @@ class Extent:
         self.window(short)[:] = bytes(short)
 
     def finish(self) -> None:
-        """Write what is left; the whole extent must have been filled."""
+        """Write what is left; the whole reservation must have been filled."""
         self._flush()
-        assert self.position == self._end, "an extent was filled to another length than it was reserved for"
+        assert self.position == self._end, "an reservation was filled to another length than it was reserved for"
 
     def _flush(self) -> None:
         assert self._staging is not None
@@ -237,8 +174,3 @@ class Extent:
         rest = self._filled - whole
         self._staging[:rest] = bytes(self._staging[whole : self._filled])
         self._flushed, self._filled = self._flushed + whole, rest
-
-
-def staging_buffer() -> memoryview:
-    """Return an aligned buffer that one thread's extents are written through."""
-    return memoryview(make_buffer(_STAGING_BYTES))

@@ -26,7 +26,7 @@ _SESSION_MAX_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class RunSession:
     """What a run says to its command: the tier, artifacts by name, and the keys of a plan's objects."""
 
     path: Path
@@ -53,7 +53,7 @@ class Session:
 class Staged(Mapping[str, StagedTensors]):
     """What stays in place for a whole run, by name; and the requests of its JOB or PLAN, one after the other."""
 
-    def __init__(self, held: Mapping[str, Held], session: Session, run: "Run | None" = None) -> None:
+    def __init__(self, held: Mapping[str, Held], session: RunSession, run: "Run | None" = None) -> None:
         self._held, self._session, self._run = held, session, run
 
     def __getitem__(self, name: str) -> StagedTensors:
@@ -110,7 +110,7 @@ def attach(path: str | Path | None = None, *, to: str | None = None) -> Staged:
     return Staged(_on_device(session, device, staged), session)
 
 
-def _on_device(session: Session, device: str, staged: Mapping[str, Held]) -> dict[str, Held]:
+def _on_device(session: RunSession, device: str, staged: Mapping[str, Held]) -> dict[str, Held]:
     """Return what is staged in the memory of a device: opened, where the stager has it there, else brought there."""
     if session.handles.keys() >= staged.keys() and device == parse_device(session.to):
         with suppress(StorageFailed):  # it can't be opened here: in a container of its own, perhaps
@@ -120,7 +120,7 @@ def _on_device(session: Session, device: str, staged: Mapping[str, Held]) -> dic
     return {name: tier.fill(key, staged[key]) for name, key in session.artifacts}
 
 
-def _attach_run(session: Session, device: str) -> Staged:
+def _attach_run(session: RunSession, device: str) -> Staged:
     """Carry out the last lane of a plan in this process: from the host tier up to its device."""
     from ..plan.planfile import read_plan
     from .requests import labels_of
@@ -141,11 +141,11 @@ def _attach_run(session: Session, device: str) -> Staged:
     return Staged({name: held[numbers[name]] for name, _ in session.artifacts}, session, run)
 
 
-def _extent(session: Session, key: str) -> Held:
+def _extent(session: RunSession, key: str) -> Held:
     return attach_extent(extent_path(session.path.parent, key), key)
 
 
-def read_session(path: Path) -> Session:
+def read_session(path: Path) -> RunSession:
     """Return what a session says; raise NotFound if what was staged is released."""
     try:
         with path.open("rb") as file:
@@ -157,7 +157,7 @@ def read_session(path: Path) -> Session:
             raise ValueError("its format is not known")
         budget = value.get("budget")
         handles = {str(key): list(handle) for key, handle in value.get("handles", {}).items()}
-        return Session(
+        return RunSession(
             path, str(value.get("to", "host")), artifacts, keys, handles, None if budget is None else int(budget)
         )
     except FileNotFoundError:

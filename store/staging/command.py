@@ -17,7 +17,7 @@ from ..tiers.device import DeviceTier, parse_device
 from ..tiers.filling import take_lock
 from ..tiers.ipc import Handle, share
 from ..tiers.tier import Held
-from .attach import Session
+from .attach import RunSession
 from .prefetch import Stage, StagedOne, Staging, Wanted
 from .requests import labels_of
 from .run import Run
@@ -37,7 +37,7 @@ def run_staged(
         try:
             handles, kept = _on_accelerator(stage, to, budget_bytes)
             artifacts = tuple(stage.key_of.items())
-            code = _run(command, Session(janitor.path, to, artifacts, (), handles, budget_bytes), disk)
+            code = _run(command, RunSession(janitor.path, to, artifacts, (), handles, budget_bytes), disk)
             kept.clear()
             return code
         finally:
@@ -83,7 +83,7 @@ def run_planned(
                 if number in failed:
                     raise fresh(failed[number])
             kept = [number for number in (names if run.whole else plan.job.held) if number not in failed]
-            session = Session(janitor.path, to, tuple((names[number], keys[number]) for number in kept), tuple(keys))
+            session = RunSession(janitor.path, to, tuple((names[number], keys[number]) for number in kept), tuple(keys))
             placed()
             disk.replace_file(session.plan_path, json.dumps(plan.fields()).encode())
             with serving(run.lanes[0], keys, session.socket_path, disk):
@@ -155,7 +155,7 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _SENT_TO_ALL = (signal.SIGINT, signal.SIGQUIT)  # by the terminal: the command has it already
 
 
-def _run(command: Sequence[str], session: Session, disk: Disk) -> int:
+def _run(command: Sequence[str], session: RunSession, disk: Disk) -> int:
     """Run a command that finds this session to its end, whatever signals come; return its exit code as a shell does."""
     disk.replace_file(session.path, session.packed())
     process: subprocess.Popen[bytes] | None = None

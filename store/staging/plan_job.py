@@ -3,18 +3,41 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 from ..artifacts.artifact import Artifact
 from ..errors import BadInput
 from ..kv.kv import Kv
 from ..kv.match import find_blocks, find_shape
-from ..plan.job import JobFile, JobRequest, compose, hashed_objects
+from ..plan.job import JobFile, JobRequest, compose, hashed_objects, read_job
 from ..plan.model import BLOCK, Object, PlannedTier
 from ..plan.planfile import Plan
 from ..plan.planner import make_plan
+from ..tiers.device import kind_of
 from ..tiers.local import stored_artifact
 from ..tiers.probe import Speeds
 from ..tiers.tier import Tier
+from .arenas import Arenas
+
+
+def plan_file(
+    arenas: Arenas, get: Callable[[str], Artifact], kv: Kv, path: Path, *, order: str, to: str | None,
+    budget_bytes: int | None,
+) -> Plan:  # fmt: skip
+    """Return the plan of a JOB file, see `Tiers.plan`."""
+    job = read_job(path)
+    to = to or job.to
+    target = kind_of(to)
+    if target not in ("host", "device"):
+        raise BadInput(f"tier {to}", "can't be planned for, wanted host or device")
+    budget = dict(job.budget) | ({target: budget_bytes} if budget_bytes is not None else {})
+    tiers = [arenas.target(to, budget.get(target))]
+    tiers += [arenas.host(budget.get("host"))] if target == "device" else []
+    tiers += arenas.present(["shared"])[0] if "shared" in budget else []
+    speeds = arenas.speeds()
+    if not speeds.keys() >= {"local", *(one.tier for one in tiers)}:
+        speeds = arenas.probe()
+    return plan_job(job, get, kv, tiers, speeds, order=order)
 
 
 def plan_job(

@@ -11,14 +11,14 @@ from ..artifacts.artifact import Artifact
 from ..artifacts.tensors import aligned
 from ..disk import FileSpan, Out
 from ..errors import NotFound
-from ..kv.prefix import Prefix, Run
+from ..kv.prefix import Prefix, TokenRun, prefix_of
 
 _Read = Callable[[int, Out], None]
 _CLEAR_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredObject:
     """A stored object as one run of bytes: tensors side by side, then files that hold none; KV in its layout."""
 
     name: str
@@ -43,7 +43,7 @@ class Local:
         # Those that were asked for: large ones take a while to lay out.
         self._versions = {one.summary.id: stored_artifact(one) for one in known}
 
-    def hold(self, key: str, until_s: float = 0.0) -> Stored | None:
+    def hold(self, key: str, until_s: float = 0.0) -> StoredObject | None:
         """Return a stored object, None if there is none; reading it raises NotFound if it is removed meanwhile."""
         if block := self._block(key):
             return stored_block(block, f"block {key}")
@@ -61,11 +61,11 @@ class Local:
         return held.length_bytes
 
 
-def stored_artifact(artifact: Artifact) -> Stored:
+def stored_artifact(artifact: Artifact) -> StoredObject:
     """Return a version as an object: its tensors, and files that hold none, side by side; KV in its layout."""
     name = f"{artifact.summary.name}@{artifact.summary.version}"
     if artifact.manifest.shape:
-        return stored_prefix(artifact.prefix(), name)
+        return stored_prefix(prefix_of(artifact), name)
     ranges, spans = artifact.side_by_side()
     blank = _between(spans)
 
@@ -78,10 +78,10 @@ def stored_artifact(artifact: Artifact) -> Stored:
         artifact.fill(pieces, cold=True)
         _clear(blank, at, out)
 
-    return Stored(name, spans, read)
+    return StoredObject(name, spans, read)
 
 
-def stored_block(block: Prefix, name: str) -> Stored:
+def stored_block(block: Prefix, name: str) -> StoredObject:
     """Return a prefix block as an object: as it is stored, each head by itself, seen as the layout it was put in.
 
     So nothing is converted: a tensor of another layout than HND is strided. Layouts that no strides give are converted.
@@ -89,7 +89,7 @@ def stored_block(block: Prefix, name: str) -> Stored:
     assert block.shape
     if block.layout not in ("NHD", "HND"):
         return stored_prefix(block, name)
-    return Stored(name, _block_spans(block.shape, block.tokens_count, block.layout), block.fill)
+    return StoredObject(name, _block_spans(block.shape, block.tokens_count, block.layout), block.fill)
 
 
 @lru_cache(maxsize=64)
@@ -105,7 +105,7 @@ def _block_spans(shape: KvShape, tokens: int, layout: str) -> tuple[TensorSpan, 
     return tuple(spans)
 
 
-def stored_prefix(prefix: Prefix, name: str) -> Stored:
+def stored_prefix(prefix: Prefix, name: str) -> StoredObject:
     """Return KV as an object, in the layout it was put in."""
     assert prefix.shape
     count = prefix.tokens_count
@@ -121,7 +121,7 @@ def stored_prefix(prefix: Prefix, name: str) -> Stored:
             return
         if at == 0 and len(out) >= data_bytes(spans):
             _clear(blank, at, out)
-            prefix.load([Run(0, count, 0)], None, range, None, None, into=out)
+            prefix.load([TokenRun(0, count, 0)], None, range, None, None, into=out)
             return
         _clear(blank, at, out)
         for span in spans:
@@ -134,11 +134,11 @@ def stored_prefix(prefix: Prefix, name: str) -> Stored:
         """Return the arrays of a layer: less of KV can't be had by itself in a layout that it is not stored in."""
         if (arrays := kept.get(number)) is None:
             kept.clear()
-            loaded = prefix.load([Run(0, count, 0)], [number], range, None, None)
+            loaded = prefix.load([TokenRun(0, count, 0)], [number], range, None, None)
             kept[number] = arrays = {span.name: loaded.buffer[span.place] for span in loaded.spans}
         return arrays
 
-    return Stored(name, spans, read)
+    return StoredObject(name, spans, read)
 
 
 def _between(spans: Sequence[TensorSpan]) -> list[tuple[int, int]]:

@@ -10,10 +10,8 @@ Each is the median of several rounds, so that one hiccup does not become a plan.
 import json
 import os
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,10 +21,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ...formats.tensor import TensorSpan
 from ..disk import Disk, Out, make_buffer
+from ..workers import ThreadBuffers, run_all
 from .arena import Arena
 from .device import kind_of, parse_device, upload
 from .extent import Extent
-from .local import Stored
+from .local import StoredObject
 
 PROBE_NAME = "tiers.json"
 _BYTES, _STEP, _FRAME, _PAGE, _ROUNDS, _LATENCIES = 128 << 20, 4 << 20, 1 << 20, 4096, 7, 64
@@ -109,13 +108,12 @@ def _probe_file(root: Path, disk: Disk) -> Iterator[int]:
 
 
 def _probe_local(fd: int, now: str) -> Speed:
-    buffers = threading.local()
+    buffers = ThreadBuffers()
 
     def read(at: int) -> None:
-        os.preadv(fd, [_own_buffer(buffers)], at)
+        os.preadv(fd, [buffers.take(_STEP)], at)
 
-    with ThreadPoolExecutor(2) as pool:
-        rate = _rate(lambda: list(pool.map(read, range(0, _BYTES, _STEP))))
+    rate = _rate(lambda: run_all(read, range(0, _BYTES, _STEP), workers=2))
     page = memoryview(make_buffer(_PAGE))
     latency = _median(_seconds(partial(os.preadv, fd, [page], at)) for at in range(0, _BYTES, _BYTES // _LATENCIES))
     return Speed(rate, latency, now)
@@ -130,7 +128,7 @@ def _probe_device(now: str) -> Speed:
 
 def _probe_arena(arena: Arena, fd: int, now: str) -> Speed:
     """Measure staging into an arena, round by round; in the end all that came has gone."""
-    buffers, key = threading.local(), AESGCM(os.urandom(32))
+    buffers, key = ThreadBuffers(), AESGCM(os.urandom(32))
     frames = {length: key.encrypt(_NONCE, bytes(length - _TAG_BYTES), None) for length in (_PAGE, _FRAME)}
     base = secrets.token_hex(28)  # two probes are in nobody's way
     keys = [f"{base}{number:08x}" for number in range(_BYTES // _STEP)]  # more than a cache holds
@@ -140,18 +138,20 @@ def _probe_arena(arena: Arena, fd: int, now: str) -> Speed:
         plain = frame - _TAG_BYTES
 
         def read(at: int, out: Out) -> None:
-            own = _own_buffer(buffers)
+            own = buffers.take(_STEP)
             os.preadv(fd, [own[:length]], number * _STEP)
             for start in range(0, length, frame):  # as long as opening what was read
                 key.decrypt_into(_NONCE, frames[frame], None, own[:plain])
                 out[start : start + plain] = own[:plain]
 
-        source = Stored("probe", (TensorSpan("probe", "U8", (length,), 0, length),), read)
+        source = StoredObject("probe", (TensorSpan("probe", "U8", (length,), 0, length),), read)
         with arena.filling(keys[number], wait=False):
             arena.fill(keys[number], source)
 
     def once(length: int, workers: int) -> tuple[float, float]:
         """Return the seconds in which one object comes, and goes."""
+        from concurrent.futures import ThreadPoolExecutor  # one pool for both, so that making it is not timed
+
         with ThreadPoolExecutor(workers) as pool:
             come = _seconds(lambda: list(pool.map(stage, range(len(keys)), [length] * len(keys))))
             return come / len(keys), _seconds(lambda: list(pool.map(arena.remove, keys))) / len(keys)
@@ -167,13 +167,6 @@ def _probe_arena(arena: Arena, fd: int, now: str) -> Speed:
     finally:
         for one in keys:
             arena.remove(one)
-
-
-def _own_buffer(buffers: threading.local) -> memoryview:
-    """Return a thread's own buffer, made when it first asks."""
-    if not hasattr(buffers, "own"):
-        buffers.own = memoryview(make_buffer(_STEP))
-    return memoryview(buffers.own)
 
 
 def _rate(run: Callable[[], object]) -> float:

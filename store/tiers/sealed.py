@@ -7,18 +7,21 @@ process, under a read it is an error.
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from ...formats.tensor import TensorSpan
 from ..disk import FileSpan, Out, disk_errors, make_buffer
 from ..errors import Corrupt
-from ..segments.fetch import workers_count
+from ..workers import run_all, workers_count
 from .extent import open_held, read_head
 from .tier import Held
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 SUM_BYTES = 4 << 20
 _AT_ONCE = 16
@@ -35,6 +38,8 @@ def fill_summed(seal: bytes, source: Held, out: FileSpan) -> tuple[str, ...]:
 
     They are those of a private copy: read back from where others may write, a foreign byte would be sealed as ours.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     step = _AT_ONCE * SUM_BYTES
     windows = [memoryview(make_buffer(min(step, source.length_bytes))) for _ in range(2)]
     sums: list[str] = []
@@ -82,9 +87,7 @@ class SealedExtent:
 
     def read(self, at: int, out: Out) -> None:
         """Fill `out` with the bytes from `at` on, on every core; raise Corrupt where a sum differs."""
-        with ThreadPoolExecutor(workers_count()) as pool:
-            for _ in pool.map(self._read, _pieces(at, out)):
-                pass
+        run_all(self._read, _pieces(at, out))
 
     def _read(self, piece: "_Piece") -> None:
         first = piece.number * SUM_BYTES

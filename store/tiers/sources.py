@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from ..errors import Corrupt, NotFound, StorageFailed, StoreError, without_frames
 from ..progress import BytesTold, ignore_bytes
-from .tier import Held, Source, Tier
+from .tier import Held, ObjectSource, Tier
 
 
 class Sources:
     """Where objects come from: tiers that may fail, the nearest first, and the local store, whose errors count."""
 
-    def __init__(self, near: Sequence[Tier], truth: Source, failed: dict[str, StoreError] | None = None) -> None:
+    def __init__(self, near: Sequence[Tier], truth: ObjectSource, failed: dict[str, StoreError] | None = None) -> None:
         """Take the tiers, and those that are gone already with the error that says so."""
         self._near, self._truth = near, truth
         self.failed = failed or {}  # near tiers that were not there or gave something bad: the first error of each

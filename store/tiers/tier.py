@@ -4,7 +4,7 @@
     host    shared memory, mapped by this user's processes  arena of extents, verified once
     shared  memory that a user names, perhaps of many       arena of sealed extents, verified at each reading
     local   the store itself                                the truth; put and gc fill and empty it
-    remote  a bucket, to come; it is to be one more `Source`
+    remote  a bucket, to come; it is to be one more `ObjectSource`
 
 The promise:
 1. What a tier gives is what was stored, to the last bit, or an error. A half-filled object is never found.
@@ -52,7 +52,7 @@ class Held(Protocol):
         ...
 
 
-class Source(Protocol):
+class ObjectSource(Protocol):
     """A tier that objects come from. Keys are 64 hex digits: the id of a version, or of a prefix block."""
 
     @property
@@ -68,7 +68,7 @@ class Source(Protocol):
         ...
 
 
-class Tier(Source, Protocol):
+class Tier(ObjectSource, Protocol):
     """A tier that objects are brought into."""
 
     @property

@@ -79,9 +79,9 @@ def on_demand(store: arstore.Store, plan: Plan) -> tuple[float, float]:
     """Fetch what each request needs when it is its turn, evicting what was used longest ago; return seconds in all, and
     of fetching.
     """
-    job, tier = plan.job, store.tiers.host(plan.job.tiers[0].capacity_bytes)
+    job, tier = plan.job, store.tiers.arenas.host(plan.job.tiers[0].capacity_bytes)
     keys = store.tiers.keys(plan)
-    sources = store.tiers.sources(Local(store.get, store.kv.blocks_of(_IDENTITY)), "host", "local")
+    sources = store.tiers.arenas.sources(Local(store.get, store.kv.blocks_of(_IDENTITY)), "host", "local")
     there: OrderedDict[int, object] = OrderedDict()
     used, fetching = 0, 0.0
     began = time.perf_counter()
@@ -115,7 +115,7 @@ def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, object]:
     root, folder, block_bytes = Path(task["store"]), Path(task["folder"]), int(task["block_bytes"])
     prompts = conversations(task["sessions"])
     put(store, prompts, block_bytes)
-    store.tiers.probe()
+    store.tiers.arenas.probe()
     unique = _SYSTEMS * _SYSTEM_BLOCKS + task["sessions"] * _TURNS * _TURN_BLOCKS
     budget = unique // 8 * block_bytes
 
@@ -134,7 +134,7 @@ def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, object]:
         times["lru"].append(on_demand(store, plan_for(budget, compute_s, "given"))[0])
         for share in (1.0, _LIGHT):  # the second: where moving takes longer than computing
             for order in _ORDERS:
-                store.tiers.probe()
+                store.tiers.arenas.probe()
                 drop_cache(root)
                 plan = plan_for(budget, share * compute_s, order)
                 seconds = planned(store, plan)

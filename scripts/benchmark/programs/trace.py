@@ -24,7 +24,7 @@ def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, object]:
         f"[budget]\nhost = {budget}\n"
     )
     found: dict[str, object] = {"requests": len(requests), "blocks": unique}
-    store.tiers.probe()
+    store.tiers.arenas.probe()
     for order in ("given", "prefix"):
         began = time.perf_counter()
         plan = store.tiers.plan(job, order=order)

@@ -1,0 +1,74 @@
+"""Drop: versions leave their names, and what they needed is counted down, or counted anew where a record is bad."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Set
+
+from ...formats.catalog import BlobRow, Place
+from ...formats.digest import Digest
+from ...formats.manifest import Needs
+from ..catalog.catalog import Superseded
+from ..catalog.recount import has_quarantines, recount
+from ..errors import BadInput, Conflict, Corrupt, NotFound
+from .names import Found, Names
+
+_ATTEMPTS = 100
+
+
+def remove(names: Names, text: str, *, all_versions: bool, dry_run: bool) -> list[Found]:
+    """Drop one version of a name, or all of them, durably; return what was (or would be) dropped.
+
+    Blobs that nothing else needs stay until they are collected.
+    """
+    if all_versions and "@" in text:
+        raise BadInput(text, "names one version; to drop all, give the bare name")
+    addressed = names.addressed(text, all_versions=all_versions)
+    for version in addressed if not dry_run else ():
+        drop(names, version)
+    return addressed
+
+
+def drop(names: Names, version: Found) -> None:
+    """Drop a version, durably. If its record can't be read, what the other versions need is counted anew."""
+    try:
+        needs = names.needs(version)
+    except Corrupt:
+        names.catalog.drop(version.summary.name, version.summary.version, Needs())
+        with contextlib.suppress(Corrupt):  # of another version: 'repair' counts when that is gone as well
+            recount_needs(names)
+        return
+    names.catalog.drop(version.summary.name, version.summary.version, needs)
+    settle_claims(names, [needs])
+
+
+def settle_claims(names: Names, dropped: Iterable[Needs]) -> None:
+    """Count claims anew, after versions were dropped that had any, where blobs were ever found bad.
+
+    What healed an identity took it from whoever held it: who holds it now can't be told from counts alone.
+    """
+    if any(needs.claims for needs in dropped) and has_quarantines(names.catalog):
+        with contextlib.suppress(Corrupt):
+            recount_needs(names)
+
+
+def recount_needs(names: Names, without: Set[Place] = frozenset(), *, dry_run: bool = False) -> int:
+    """Count anew how many versions need each blob, durably; return how many counts were wrong.
+
+    Raises Corrupt if a version can't be read that does not lie in one of the places `without`.
+    """
+    for _ in range(_ATTEMPTS):
+        needs: dict[Place, Needs] = {}
+        for version, row in names.catalog.versions():
+            needs[row.place] = Needs() if row.place in without else names.needs(names.opened(version, row))
+        with contextlib.suppress(Superseded):
+            return recount(names.catalog, needs, dry_run=dry_run)
+    raise Conflict("repair", "versions kept being added and removed; try again")
+
+
+def released(names: Names, dropped: Iterable[Found]) -> list[BlobRow]:
+    """Return the rows of blobs that nothing would need once these versions are dropped."""
+    counts: Counter[Digest] = Counter()
+    for version in dropped:
+        with contextlib.suppress(Corrupt, NotFound):
+            counts.update(names.needs(version).blobs)
+    return [row for digest, row in names.catalog.find_blobs(counts).items() if 0 < row.refs <= counts[digest]]

@@ -1,0 +1,68 @@
+"""Export: a stored version on disk. The KV of a prefix, or of some layers and positions, is one safetensors file."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ...formats.errors import FormatError
+from ...formats.kv_layout import array_shapes, slot_name
+from ...formats.readers.safetensors import write_header
+from ...formats.tensor import dense_bytes
+from ..artifacts.artifact import Artifact
+from ..artifacts.get import Written, write_files, write_selected, write_whole
+from ..artifacts.select import Selection
+from ..disk import Disk
+from ..errors import BadInput
+from ..progress import Progress
+from .prefix import Prefix, prefix_of
+
+
+def write_artifact(
+    artifact: Artifact, dest: str | Path, selection: Selection | None, disk: Disk, progress: Progress
+) -> Written:  # fmt: skip
+    """Write a stored version to `dest`, or into it where it ends in a slash: its files, or one of what is selected.
+
+    KV becomes one safetensors file. Raises Corrupt, with nothing new at `dest`, if a blob is bad.
+    """
+    into, dest = str(dest).endswith("/"), Path(dest).absolute()
+    if into:
+        disk.make_dirs(dest, 0o777)
+    if artifact.manifest.shape:
+        return _write_kv(artifact, dest, selection, disk, progress)
+    if selection:
+        return write_selected(artifact, dest, selection, disk, progress)
+    return write_files(artifact, dest, disk, progress)
+
+
+def _write_kv(artifact: Artifact, dest: Path, selection: Selection | None, disk: Disk, progress: Progress) -> Written:
+    name = artifact.summary.name
+    layers = selection.layers if selection else ()
+    if selection and selection != Selection(layers=layers):
+        raise BadInput(name, "is kv: of it layers can be selected", hint="see 'arstore kv get'")
+    dest = dest / f"{name.rpartition('/')[2]}.safetensors" if dest.is_dir() else dest
+    return write_prefix(prefix_of(artifact), dest, layers or None, None, disk, progress)
+
+
+def write_prefix(
+    prefix: Prefix, dest: str | Path, layers: Sequence[int] | None, positions: tuple[int, int] | None, disk: Disk,
+    progress: Progress,
+) -> Written:  # fmt: skip
+    """Write the KV of some layers and token positions of a prefix as one safetensors file, a layer at a time."""
+    first, end = positions or (0, prefix.tokens_count)
+    if prefix.shape is None or not 0 <= first < end <= prefix.tokens_count:
+        raise BadInput(f"positions {first}:{end}", f"the prefix has {prefix.tokens_count} tokens")
+    wanted = sorted(set(prefix.layers if layers is None else layers))
+    try:
+        shape = prefix.shape.narrow(layers=wanted)
+        shapes = array_shapes(shape, prefix.layout, end - first, page=prefix.page_tokens)
+        header = write_header([(slot_name(slot), shape.dtype, lengths) for slot, lengths in shapes.items()])
+    except FormatError as error:
+        raise BadInput("kv", str(error)) from None
+    total = len(header) + sum(dense_bytes(shape.dtype, lengths) for lengths in shapes.values())
+
+    def blocks() -> Iterator[memoryview]:
+        yield memoryview(header)
+        for _, loaded in prefix.stream_loaded(wanted, range, (first, end), None, ahead=2):
+            yield from (loaded.buffer[span.place] for span in loaded.spans)
+
+    written = write_whole(Path(dest).absolute(), blocks(), total, disk, progress)
+    return Written(1, written, prefix.bytes_read)
