@@ -1,1 +1,8 @@
-"""Bytes to values and back: no I/O, no clock, no randomness. FORMAT.md is the specification."""
+"""Formats: bytes to values and back. Pure: no file, no clock, no chance; FORMAT.md describes every byte.
+
+`record` and `frames` are what lies in segments, `catalog` and `lease` the rows of the catalog, `keypage` the key tree,
+`manifest` what a version consists of, `identity` what an artifact is. `codec` makes tensors smaller. `readers/` has the
+formats that users have on disk.
+
+Imports only formats/ itself. Start reading at `record`.
+"""

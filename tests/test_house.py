@@ -8,7 +8,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,58 +77,116 @@ def within(name: str, *modules: str) -> bool:
     return any(name == module or name.startswith(module + ".") for module in modules)
 
 
-# --- floors
+# --- wings
 
-VERBS = (
-    "put", "get", "kv", "plan", "planning", "prefetch", "command", "tiering", "collect", "erase", "scrub",
-    "repair", "sync", "tenants", "miss", "heal",
-)  # fmt: skip
-GROUND = ("disk", "config", "errors", "progress", "__init__")
-FLOORS = (
-    "formats",
-    "disk, config, errors, progress",
-    "mechanisms",
-    "verbs",
-    "store.py, access.py",
-    "engines, arstore",
-    "cli",
+# From the ground up. A wing may import from the wings before it, never from one after it. Names on one line stand
+# beside each other: neither imports the other.
+ORDER = (
+    ("formats",),
+    ("store/errors", "store/disk", "store/config", "store/progress", "store/quantities", "store/workers"),
+    ("store/keys",),
+    ("store/catalog",),
+    ("store/segments",),
+    ("store/artifacts",),
+    ("store/parts", "store/init"),
+    ("store/kv", "store/plan"),
+    ("store/tiers",),
+    ("store/staging",),
+    ("store/maintenance",),
+    ("store/store",),
+    ("store/access",),
+    ("",),  # the root's own `__init__.py`, which re-exports from below
+    ("store/engines",),
+    ("cli",),
 )
+GROUND = 1
+BESIDE = {frozenset(("store/kv", "store/plan")), frozenset(("store/parts", "store/init"))}
 
 
-def floor(parts: tuple[str, ...]) -> int:
-    """Return the floor, an index into FLOORS, of a module or of a name in one, given as parts under the root.
+def wing(parts: tuple[str, ...]) -> str:
+    """Return the wing of a module, or of a name in one, given as parts under the root.
 
-    `store/__init__.py` runs before every module in store/, so it lives below them all.
+    A folder's `__init__.py` runs before all modules in it, so `store/__init__.py` counts as the ground.
     """
-    top, room = (*parts, "__init__", "__init__")[:2]
-    if top == "cli":
-        return 6
-    if top == "formats":
-        return 0
-    if top != "store":
-        return 5  # the root's own `__init__.py`: the face, which re-exports from below
-    if room == "engines":
-        return 5
-    if room in ("store", "access"):
-        return 4
-    if room in VERBS:
-        return 3
-    return 1 if room in GROUND else 2
+    if parts[:1] in (("formats",), ("cli",)):
+        return parts[0]
+    if parts[:1] != ("store",):
+        return ""
+    room = "/".join(parts[:2])
+    return room if any(room in names for names in ORDER) else "store/errors" if len(parts) < 3 else room
+
+
+def floor(name: str) -> int:
+    """Return how high a wing stands; a wing that the order does not name stands above all."""
+    return next((height for height, names in enumerate(ORDER) if name in names), len(ORDER))
 
 
 def imports_upward(source: Source) -> Iterator[str]:
-    here = floor(source.parts)
+    here = wing(source.parts)
     for node, name in imports(source):
         if not within(name, "arstore"):
             continue
-        there = floor(tuple(name.split(".")[1:]))
-        if there > here:
-            yield source.at(node, f"{FLOORS[here]} imports {name} ({FLOORS[there]})")
+        there = wing(tuple(name.split(".")[1:]))
+        if floor(there) > floor(here) or frozenset((here, there)) in BESIDE:
+            yield source.at(node, f"{here or 'arstore'} imports {name}, which does not stand below it")
 
 
 def test_imports_run_downward() -> None:
-    wanted = "imports run downward only: " + " > ".join(reversed(FLOORS))
-    report(imports_upward, wanted, "", *PACKAGE)
+    report(imports_upward, f"imports run down the order of the wings only: {ORDER}", "", *PACKAGE)
+
+
+def test_the_order_names_every_wing() -> None:
+    standing = {"/".join(source.parts[:2]) for source in sources("store") if source.parts != ("store", "__init__")}
+    assert standing == {name for names in ORDER for name in names if name.startswith("store/")}
+
+
+def test_every_wing_says_what_it_is_for() -> None:
+    for source in sources("store", "formats"):
+        if source.parts[-1] == "__init__" and source.parts != ("store", "__init__"):
+            said = ast.get_docstring(source.tree) or ""
+            assert "Start reading at" in said, f"{source.name} does not say where to start reading"
+            assert "mports only" in said, f"{source.name} does not say what the wing may import"
+
+
+def module_of(name: str, modules: set[str]) -> str | None:
+    """Return the module that a dotted name is, or is defined in."""
+    return next((m for m in (name, name.rpartition(".")[0]) if m in modules), None)
+
+
+def circles(files: Iterable[Source], root: str) -> Iterator[str]:
+    """Yield every circle of imports between files, as a path of modules; `root` begins all their dotted names."""
+    named = {".".join([root, *source.parts]) if root else ".".join(source.parts): source for source in files}
+    arrows = {m: {module_of(name, set(named)) for _, name in imports(source)} for m, source in named.items()}
+    done: set[str] = set()
+
+    def walk(module: str, path: list[str]) -> Iterator[str]:
+        if module in path:
+            yield " -> ".join([*path[path.index(module) :], module])
+        elif module not in done:
+            for target in sorted(target for target in arrows[module] if target and target != module):
+                yield from walk(target, [*path, module])
+            done.add(module)
+
+    for module in sorted(named):
+        yield from walk(module, [])
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    files = [source for source in sources(*PACKAGE) if source.parts[-1] != "__init__"]
+    assert list(circles(files, "arstore")) == []
+
+
+def test_a_circle_of_imports_is_seen() -> None:
+    names = {
+        "store/keys/a": "from .b import x",
+        "store/keys/b": "def f():\n    from . import c",
+        "store/keys/c": "from .a import y",
+    }
+    assert list(circles([parse(f"{name}.py", text) for name, text in names.items()], "arstore")) == [
+        "arstore.store.keys.a -> arstore.store.keys.b -> arstore.store.keys.c -> arstore.store.keys.a"
+    ]
+    names["store/keys/c"] = "from .d import y"
+    assert list(circles([parse(f"{name}.py", text) for name, text in names.items()], "arstore")) == []
 
 
 # --- formats/ is pure
@@ -427,19 +485,28 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (imports_upward, "formats/frames.py", "from ..store import disk"),
     (imports_upward, "formats/frames.py", "from .. import cli"),
     (imports_upward, "formats/frames.py", "import arstore"),
-    (imports_upward, "store/disk.py", "from . import segments"),
+    (imports_upward, "formats/readers/sniff.py", "from ...store.errors import BadInput"),
+    (imports_upward, "store/disk.py", "from .segments import records"),
+    (imports_upward, "store/workers.py", "from .keys.keyring import Keyring"),
     (imports_upward, "store/__init__.py", "from .store import Store"),
-    (imports_upward, "store/errors.py", "from .catalog import Catalog"),
-    (imports_upward, "store/segments.py", "def read():\n    from . import put"),
-    (imports_upward, "store/segments.py", "import arstore.store.put"),
-    (imports_upward, "store/tiers/local.py", "from ..get import get"),
+    (imports_upward, "store/errors.py", "from .catalog.catalog import Catalog"),
+    (imports_upward, "store/keys/keyring.py", "from ..catalog.tables import Tables"),
+    (imports_upward, "store/segments/fetch.py", "def read():\n    from ..artifacts import put"),
+    (imports_upward, "store/segments/fetch.py", "import arstore.store.artifacts.put"),
+    (imports_upward, "store/artifacts/put.py", "from ..parts import Parts"),
+    (imports_upward, "store/artifacts/artifact.py", "from ..kv.prefix import Prefix"),
+    (imports_upward, "store/plan/job.py", "from ..kv.identity import complete"),
+    (imports_upward, "store/kv/kv.py", "from ..plan.model import BLOCK"),
+    (imports_upward, "store/tiers/local.py", "from ..staging.run import Run"),
     (imports_upward, "store/tiers/local.py", "from ...store.store import Store"),
-    (imports_upward, "store/put.py", "from .store import Store"),
-    (imports_upward, "store/put.py", "from arstore import Store"),
+    (imports_upward, "store/staging/arenas.py", "from ..maintenance.heal import heal"),
+    (imports_upward, "store/maintenance/heal.py", "from ..store import Store"),
+    (imports_upward, "store/artifacts/put.py", "from arstore import Store"),
     (imports_upward, "store/store.py", "from ..cli.render import table"),
     (imports_upward, "store/store.py", "from .engines import vllm"),
     (imports_upward, "store/store.py", "if TYPE_CHECKING:\n    from arstore.cli import main"),
     (imports_upward, "__init__.py", "from arstore.cli.main import main"),
+    (imports_upward, "store/keys/keyring.py", "from ..attic.box import Box"),
     (formats_imports_rooms, "formats/frames.py", "from ..store.errors import Corrupt"),
     (formats_imports_rooms, "formats/frames.py", "from arstore import Store"),
     (impurities, "formats/frames.py", "import os.path"),
@@ -449,11 +516,11 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (impurities, "formats/frames.py", "from random import random as chance"),
     (impurities, "formats/frames.py", "from pathlib import Path"),
     (impurities, "formats/frames.py", "open(path, 'rb')"),
-    (writes_outside_disk, "store/segments.py", "os.pwrite(fd, b'', 0)"),
-    (writes_outside_disk, "store/segments.py", "import os as system\nsystem.fsync(fd)"),
-    (writes_outside_disk, "store/segments.py", "from os import replace"),
-    (writes_outside_disk, "store/segments.py", "rename = os.rename"),
-    (writes_outside_disk, "store/segments.py", "os.open(path, os.O_RDWR | os.O_CREAT)"),
+    (writes_outside_disk, "store/segments/writer.py", "os.pwrite(fd, b'', 0)"),
+    (writes_outside_disk, "store/segments/writer.py", "import os as system\nsystem.fsync(fd)"),
+    (writes_outside_disk, "store/segments/writer.py", "from os import replace"),
+    (writes_outside_disk, "store/segments/writer.py", "rename = os.rename"),
+    (writes_outside_disk, "store/segments/writer.py", "os.open(path, os.O_RDWR | os.O_CREAT)"),
     (writes_outside_disk, "store/tiers/disk.py", "os.unlink(path)"),
     (writes_outside_disk, "cli/main.py", "import shutil"),
     (writes_outside_disk, "cli/main.py", "from tempfile import mkdtemp"),
@@ -473,19 +540,19 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (writes_outside_disk, "cli/main.py", "path.touch()"),
     (writes_outside_disk, "cli/main.py", "path.chmod(0o600)"),
     (writes_outside_disk, "cli/main.py", "Path.replace(old, new)"),
-    (long_files, "store/put.py", "step()\n" * (FILE_MAX_LINES + 1)),
-    (long_functions, "store/put.py", LONG_FUNCTION),
+    (long_files, "store/artifacts/put.py", "step()\n" * (FILE_MAX_LINES + 1)),
+    (long_functions, "store/artifacts/put.py", LONG_FUNCTION),
     (
         long_functions,
-        "store/put.py",
+        "store/artifacts/put.py",
         "class Put:\n" + "".join(f"    {line}\n" for line in LONG_FUNCTION.split("\n")),
     ),
     (empty_names, "store/utils.py", ""),
     (empty_names, "store/common/digest.py", ""),
     (empty_names, "store/blob_entry.py", ""),
-    (empty_names, "store/put.py", "class LeaseManager: ..."),
-    (empty_names, "store/put.py", "async def put_helper(): ..."),
-    (undocumented, "store/put.py", "VERB = 'put'"),
+    (empty_names, "store/artifacts/put.py", "class LeaseManager: ..."),
+    (empty_names, "store/artifacts/put.py", "async def put_helper(): ..."),
+    (undocumented, "store/artifacts/put.py", "VERB = 'put'"),
     (undocumented, "store/tiers/__init__.py", ""),
     (heavy_imports, "formats/tensor.py", "import numpy as np"),
     (heavy_imports, "cli/plot.py", "from matplotlib.figure import Figure"),
@@ -497,12 +564,12 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (heavy_imports, "formats/tensor.py", "class Tensor:\n    import torch"),
     (heavy_imports, "formats/tensor.py", "from safetensors.torch import load"),
     (heavy_imports, "formats/tensor.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import torch"),
-    (runs_bytes, "formats/torch_file.py", "import pickle"),
-    (runs_bytes, "formats/torch_file.py", "def load():\n    from marshal import loads"),
-    (runs_bytes, "formats/torch_file.py", "eval(text)"),
-    (runs_bytes, "formats/torch_file.py", "exec(text)"),
-    (runs_bytes, "formats/torch_file.py", "torch.load(path)"),
-    (runs_bytes, "formats/torch_file.py", "np.load(path, allow_pickle=True)"),
+    (runs_bytes, "formats/readers/torch_file.py", "import pickle"),
+    (runs_bytes, "formats/readers/torch_file.py", "def load():\n    from marshal import loads"),
+    (runs_bytes, "formats/readers/torch_file.py", "eval(text)"),
+    (runs_bytes, "formats/readers/torch_file.py", "exec(text)"),
+    (runs_bytes, "formats/readers/torch_file.py", "torch.load(path)"),
+    (runs_bytes, "formats/readers/torch_file.py", "np.load(path, allow_pickle=True)"),
 ]
 
 SOUND: list[tuple[Rule, str, str]] = [
@@ -511,13 +578,17 @@ SOUND: list[tuple[Rule, str, str]] = [
         "cli/put.py",
         "from ..store.store import Store\nfrom arstore import open_store\nimport lmdb",
     ),
-    (imports_upward, "store/store.py", "from . import put, errors\nfrom ..formats import frames"),
-    (imports_upward, "store/put.py", "from .catalog import Catalog\nfrom .tiers.local import Local"),
+    (
+        imports_upward,
+        "store/store.py",
+        "from .artifacts.put import put\nfrom . import errors\nfrom ..formats import frames",
+    ),
+    (imports_upward, "store/artifacts/put.py", "from ..catalog.catalog import Catalog\nfrom .names import Names"),
     (imports_upward, "store/engines/vllm.py", "from ..store import Store"),
     (
         imports_upward,
         "store/tiers/local.py",
-        "from .. import segments\nfrom ..disk import Disk\nfrom ...formats import frames",
+        "from ..kv.prefix import Prefix\nfrom ..disk import Disk\nfrom ...formats import frames",
     ),
     (imports_upward, "store/disk.py", "from .errors import Corrupt\nfrom ..formats.digest import Digest"),
     (imports_upward, "__init__.py", "from arstore.store.store import Store"),
@@ -530,24 +601,24 @@ SOUND: list[tuple[Rule, str, str]] = [
     (writes_outside_disk, "store/disk.py", "os.fsync(fd)"),
     (
         writes_outside_disk,
-        "store/put.py",
+        "store/artifacts/put.py",
         "os.fstat(fd)\nopen(path)\nopen(path, 'rb')\npath.open()\npath.open('rb')",
     ),
-    (writes_outside_disk, "store/put.py", "name.replace('a', 'b')\ndisk.rename(old, new)\ndisk.mkdir(path)"),
+    (writes_outside_disk, "store/artifacts/put.py", "name.replace('a', 'b')\ndisk.rename(old, new)\ndisk.mkdir(path)"),
     (
         writes_outside_disk,
-        "store/put.py",
+        "store/artifacts/put.py",
         "disk.unlink(path)\ncatalog.touch(ids)\nlmdb.open(path)\nreplace(row, at=1)",
     ),
     (
         writes_outside_disk,
-        "store/put.py",
+        "store/artifacts/put.py",
         "import os.path\nfrom os import fstat\nout.write(b'')\nmoment.replace(hour=1)",
     ),
-    (long_files, "store/put.py", "step()\n" * FILE_MAX_LINES),
-    (long_functions, "store/put.py", LONG_FUNCTION.removesuffix("    step()\n")),
+    (long_files, "store/artifacts/put.py", "step()\n" * FILE_MAX_LINES),
+    (long_functions, "store/artifacts/put.py", LONG_FUNCTION.removesuffix("    step()\n")),
     (empty_names, "store/database.py", "def items(): ...\ndef common_prefix(): ...\nclass Database: ..."),
-    (undocumented, "store/put.py", '"""Put."""'),
+    (undocumented, "store/artifacts/put.py", '"""Put."""'),
     (undocumented, "store/_table.py", ""),
     (
         heavy_imports,
@@ -557,7 +628,7 @@ SOUND: list[tuple[Rule, str, str]] = [
     (heavy_imports, "formats/tensor.py", "if typing.TYPE_CHECKING:\n    import torch"),
     (
         runs_bytes,
-        "formats/torch_file.py",
+        "formats/readers/torch_file.py",
         "import pickletools\nmodel.eval()\nre.compile(x)\nnp.load(x, allow_pickle=False)",
     ),
 ]
