@@ -45,7 +45,7 @@ from arstore.store.maintenance.scrub import Scrubbed
 from arstore.store.segments import cold_read as direct
 from arstore.store.segments import fetch
 from arstore.store.segments.records import draft_record
-from arstore.store.segments.writer import STAGING_BYTES
+from arstore.store.segments.writer import WRITE_BUFFER_BYTES
 from arstore.store.store import Store
 from arstore.store.tiers.local import StoredObject, stored_artifact
 from tests.command import arstore
@@ -974,7 +974,7 @@ def plant_bytes(store: Store, name: str, packed: bytes) -> None:
         [(slot, secret)] = parts.keys.keyring.reserve(parts.keys.number, 1)
     draft = draft_record(parts.keys, slot, secret, KIND_VERSION, key, memoryview(packed), Codec.ZSTD, 1 << 20)
     with closing(parts.open_writer("weights")) as writer:
-        extent = writer.reserve(draft.record_bytes).use(memoryview(make_buffer(STAGING_BYTES)))
+        extent = writer.reserve(draft.record_bytes).use(memoryview(make_buffer(WRITE_BUFFER_BYTES)))
         place = draft.seal_into(extent)
         extent.finish()
         summary = Summary(name, 1, None, "0" * 64, "weights", None, 1, "2026-01-01T00:00:00Z", False)

@@ -116,7 +116,7 @@ def test_only_deep_finds_content_under_another_name(tmp_path: Path, root: Path) 
     from arstore.store.disk import make_buffer
     from arstore.store.segments.key_supply import SlotSupply
     from arstore.store.segments.records import draft_record
-    from arstore.store.segments.writer import STAGING_BYTES
+    from arstore.store.segments.writer import WRITE_BUFFER_BYTES
 
     (tmp_path / "file").write_bytes(right := os.urandom(20_000))
     with Store(root) as store:
@@ -127,12 +127,12 @@ def test_only_deep_finds_content_under_another_name(tmp_path: Path, root: Path) 
         wrong = memoryview(os.urandom(20_000))
         draft = draft_record(parts.keys, slot, key, KIND_BLOB, digest, wrong, Codec.STORED, 1 << 20)
         writer = parts.open_writer("file")
-        extent = writer.reserve(draft.record_bytes).use(memoryview(make_buffer(STAGING_BYTES)))
+        extent = writer.reserve(draft.record_bytes).use(memoryview(make_buffer(WRITE_BUFFER_BYTES)))
         place = draft.seal_into(extent)
         extent.finish()
         parts.catalog.adopt({digest: place}, writer.sync())
         writer.close()
-        slots.settle({slot})
+        slots.end_loan({slot})
     assert cli("--json", "put", tmp_path / "file", "one").json["blobs_reused"] == 1
     assert cli("verify").code == 0
     assert cli("verify", "--deep").code == 13

@@ -25,7 +25,7 @@ from ..progress import Progress
 from ..segments.key_supply import SlotSupply
 from ..segments.reader import SegmentReader
 from ..segments.records import draft_record
-from ..segments.writer import STAGING_BYTES, SegmentWriter
+from ..segments.writer import WRITE_BUFFER_BYTES, SegmentWriter
 from .ingest import Ingest
 from .names import Names, Summary
 from .refs import Ref
@@ -104,7 +104,7 @@ def storing(parts: PutParts, wish: Wish, progress: Progress) -> Iterator[Ingest]
         except BaseException as error:
             with contextlib.suppress(StoreError):
                 if isinstance(error, NoRoom):
-                    ingest.settle()
+                    ingest.end_loan()
                 else:
                     ingest.keep()
             raise
@@ -145,7 +145,7 @@ def commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish, leas
         except BlobGone:
             ingest.keep()  # the next attempt only sees these blobs as reused, and would doom their keys
             return None
-        ingest.settle(place.slot)
+        ingest.end_loan(place.slot)
         stored = ingest.stored_bytes + place.record_bytes
         return PutResult(summary, manifest.plain_bytes, stored, len(ingest.written), len(ingest.reused), conflict)
     raise Conflict(wish.ref.name, "other writers kept adding versions; try again")
@@ -172,7 +172,7 @@ def _write_version(ingest: Ingest, manifest: Manifest, summary: Summary) -> tupl
     draft = draft_record(
         ingest.keys, slot, key, KIND_VERSION, digest, memoryview(packed), Codec.ZSTD, _VERSION_FRAME_BYTES
     )
-    reservation = ingest.writer.reserve(draft.record_bytes).use(memoryview(make_buffer(STAGING_BYTES)))
+    reservation = ingest.writer.reserve(draft.record_bytes).use(memoryview(make_buffer(WRITE_BUFFER_BYTES)))
     place = draft.seal_into(reservation)
     reservation.finish()
     return place, key

@@ -19,7 +19,7 @@ from ..progress import Progress
 from ..segments.key_supply import SlotSupply
 from ..segments.reader import SegmentReader
 from ..segments.records import Draft, draft_record
-from ..segments.writer import STAGING_BYTES, SegmentWriter
+from ..segments.writer import WRITE_BUFFER_BYTES, SegmentWriter
 from ..workers import ThreadBuffers, run_all, workers_count
 from .cuts import GROUP_BYTES, Cut, Group
 
@@ -55,11 +55,11 @@ class Ingest:
     def keep(self) -> None:
         """Take what was written into the catalog, needed by nothing yet; durable on return."""
         self.catalog.adopt(dict(self.written), self.writer.sync())
-        self.settle()
+        self.end_loan()
 
-    def settle(self, *needed: int) -> None:
+    def end_loan(self, *needed: int) -> None:
         """End the loan of keys: of what was written the catalog needs its own copies; `needed` are slots besides."""
-        self.slots.settle(self.catalog.live_slots(self.written).union(needed))
+        self.slots.end_loan(self.catalog.live_slots(self.written).union(needed))
 
     @property
     def stored_bytes(self) -> int:
@@ -128,7 +128,7 @@ class Ingest:
                 self.room_bytes -= total
                 if self.room_bytes < 0:
                     raise NoRoom("quota", "the tenant's quota would be exceeded")
-        reservation = self.writer.reserve(total).use(self._buffers.take(STAGING_BYTES, "staging"))
+        reservation = self.writer.reserve(total).use(self._buffers.take(WRITE_BUFFER_BYTES, "write"))
         places = {draft.digest: draft.seal_into(reservation) for draft in drafts}
         reservation.finish()
         with self._guard:

@@ -1,6 +1,7 @@
-"""Blobs: verified reads by digest, wherever the records lie by now.
+"""Blobs: verified reads by digest.
 
-A blob that was moved or stored anew meanwhile is looked up again; one that is bad in its place goes into quarantine.
+If a blob was stored anew while it was read, it is looked up again. If it is bad where it lies, it goes into
+quarantine: later reads refuse it, and a put of the same bytes replaces it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,7 @@ _ATTEMPTS = 10
 
 @dataclass(frozen=True, slots=True)
 class ReadParts:
-    """The mechanisms that reading works with."""
+    """What reading works with."""
 
     catalog: Catalog
     keys: TenantKeys
@@ -48,7 +49,7 @@ class BlobReader:
     def read(self, pieces: Sequence[Piece], *, cold: bool = False) -> int:
         """Fill every piece, on every core; return the sealed bytes read. Raises Corrupt, NotFound.
 
-        With `cold` what the page cache does not hold is read past it: for bytes that are kept elsewhere.
+        With `cold`, bytes that the page cache does not hold are read past it. That suits bytes that are kept elsewhere.
         """
         return self._read(pieces, lambda wants: fetch(self._parts.segments, self._parts.keys, wants, cold=cold))
 
@@ -59,7 +60,10 @@ class BlobReader:
         )
 
     def places(self, blobs: Iterable[BlobName]) -> dict[Digest, Place]:
-        """Return where blobs lie; raise Corrupt if one is missing or in quarantine, NotFound if all was removed."""
+        """Return where blobs lie.
+
+        Raises Corrupt if one is missing or in quarantine, NotFound if the version was removed.
+        """
         lengths = {blob.digest: blob.length for blob in blobs}
         rows = self._parts.catalog.find_blobs(lengths)
         for digest, length in lengths.items():
@@ -78,7 +82,7 @@ class BlobReader:
         for _ in range(_ATTEMPTS):
             places = self.places(piece.blob for piece in pieces)
             try:
-                wants = [Want(one.blob.digest, places[one.blob.digest], one.start, one.stop, one.out) for one in pieces]
+                wants = [Want(p.blob.digest, places[p.blob.digest], p.start, p.stop, p.out) for p in pieces]
                 return read(wants)
             except BadBlob as bad:
                 row = self._parts.catalog.find_blobs([bad.want.digest]).get(bad.want.digest)

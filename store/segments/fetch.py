@@ -1,7 +1,7 @@
 """Fetch: verified bytes from records straight into their final buffers, on every core.
 
-Each task is some MiB of frames, run to completion by one thread: decrypting and waiting for the disk release the GIL,
-so the threads share nothing but the list of tasks, and some read while others decrypt.
+A task is some MiB of frames, and one thread does all of it. Decrypting and waiting for the disk release the GIL, so
+some threads read while others decrypt. They share nothing but the list of tasks.
 """
 
 from collections.abc import Iterable, Iterator
@@ -50,9 +50,10 @@ class _Run:
 
 
 def fetch(segments: SegmentReader, keys: TenantKeys, wants: Iterable[Want], *, cold: bool = False) -> int:
-    """Fill every want; return how many sealed bytes were read. With `cold` what is not cached is read past the cache.
+    """Fill every want; return how many sealed bytes were read.
 
-    Raises BadBlob at the first record that fails: then buffers may hold verified bytes of others, never wrong ones.
+    With `cold`, bytes that the page cache does not hold are read past it. Raises BadBlob at the first record that
+    fails. The buffers may hold verified bytes of other records then, never wrong bytes.
     """
     tasks = list(_tasks(wants, _COLD_TASK_BYTES if cold else _TASK_BYTES))
 

@@ -1,4 +1,4 @@
-"""Supply: record keys for one put, durable before they seal a byte."""
+"""Key supply: record keys for one put. Each key is durable before it seals a byte."""
 
 import threading
 from collections.abc import Set
@@ -10,7 +10,10 @@ _RESERVE_MIN, _RESERVE_MAX = 16, 4096
 
 
 class SlotSupply:
-    """Record keys that are durable already: left-over ones, then reserved in growing batches. Threads share it."""
+    """Record keys that are durable: first those that earlier puts left over, then new ones in growing batches.
+
+    Threads share it.
+    """
 
     def __init__(self, keyring: Keyring, ledger: SlotLedger, tenant: int, *, encrypted: bool) -> None:
         self._keyring, self._ledger, self._tenant, self._encrypted = keyring, ledger, tenant, encrypted
@@ -21,7 +24,7 @@ class SlotSupply:
         self._guard = threading.Lock()
 
     def take(self, count: int) -> list[tuple[int, bytes | None]]:
-        """Return `count` slots with their keys; slot 0 and no key where records are plain."""
+        """Return `count` slots with their keys. In a store without encryption that is slot 0 and no key."""
         if not self._encrypted:
             return [(0, None)] * count
         with self._guard:
@@ -37,8 +40,8 @@ class SlotSupply:
             self._used += [slot for slot, _ in taken]
         return list(taken)
 
-    def settle(self, needed: Set[int]) -> None:
-        """Leave what was not used to the next put, and doom what sealed bytes that no row stands on (`needed`)."""
+    def end_loan(self, needed: Set[int]) -> None:
+        """End the loan: unused keys go to the next put. Used keys whose slots are not in `needed` are doomed."""
         if self._loan is not None:
             spare = [slot for slot, _ in self._ready]
             self._ledger.settle(self._loan, spare, [slot for slot in self._used if slot not in needed])

@@ -1,4 +1,4 @@
-"""Reader: segment files seen through maps, or past the page cache where they are not cached."""
+"""Reader: segment files, read through maps, or past the page cache if they are not cached."""
 
 import os
 import threading
@@ -24,7 +24,7 @@ class SegmentReader:
         self._directory, self._store_id = directory, store_id
         self._maps: dict[int, mmap] = {}
         self._guard = threading.Lock()
-        # Of two threads one reads while the other decrypts: a disk gives less to several that read at once.
+        # Half of the threads may read at once, while the others decrypt: a disk is slower when more read.
         self._turn = threading.Semaphore(max(len(os.sched_getaffinity(0)) // 2, 1))
 
     def view(self, segment: int, offset: int, length: int) -> memoryview:
@@ -44,7 +44,7 @@ class SegmentReader:
         return True
 
     def read_cold(self, segment: int, offset: int, length: int, scratch: memoryview) -> memoryview | None:
-        """Return a range that was viewed before, read into `scratch`; None where it is cached, see `read_cold`."""
+        """Return a range that was viewed before, read into `scratch`; None if it is cached, see `read_cold`."""
         return read_cold(segment_path(self._directory, segment), offset, length, scratch, self._turn)
 
     def will_need(self, segment: int, offset: int, length: int) -> None:

@@ -1,4 +1,4 @@
-"""Records: one tenant's view of what lies in segments. Seals on the way in, opens and checks on the way out."""
+"""Records: one blob or version as it lies in a segment. Sealed on the way in, opened and checked on the way out."""
 
 import secrets
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from .writer import Reservation
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A record ready to be sealed: its frames are encoded, so that its length is known."""
+    """A record ready to be sealed. Its frames are encoded, so its length is known."""
 
     digest: Digest
     header: Header
@@ -43,7 +43,7 @@ class Draft:
         return self.header.record_bytes
 
     def seal_into(self, reservation: Reservation) -> Place:
-        """Seal the record into the next bytes of an reservation and return where it went."""
+        """Seal the record into the next bytes of a reservation and return where it went."""
         start = reservation.position
         reservation.window(HEADER_BYTES)[:] = self.header.packed(self.frames)
         for index, frame in enumerate(self.encoded):
@@ -74,7 +74,7 @@ def draft_record(
 
 
 class OpenRecord:
-    """One record in place: its key is at hand, its bytes are mapped, nothing of it is trusted yet."""
+    """One record where it lies. Its key is known and its bytes are mapped, but nothing of it was checked yet."""
 
     def __init__(self, segments: SegmentReader, keys: TenantKeys, place: Place, kind: int) -> None:
         bare = place.header(keys.tenant.id, kind)
@@ -89,17 +89,18 @@ class OpenRecord:
         self._footer: Footer | None = None
 
     def need(self, first: int, stop: int, *, cold: bool) -> None:
-        """Get the frames [first, stop) ready to be read; the header is before the first, the footer after the last.
+        """Prepare frames [first, stop) for reading; also the header before the first, and the footer after the last.
 
-        With `cold` what is not cached is read now, past the page cache, into memory of this thread that its next
-        record takes. Else the kernel is asked to start reading. Raises Corrupt, StorageFailed, FormatError.
+        With `cold`, bytes that the page cache does not hold are read now, past it, into memory of this thread. The
+        next record that this thread reads takes the same memory. Without `cold`, or if they are cached, the kernel
+        is asked to start reading. Raises Corrupt, StorageFailed, FormatError.
         """
         self._cold = cold
         start = self._frame_start(first) if first else 0
         end = self._frame_start(stop) if stop < self.header.binding.frames_count else self.header.used_bytes
         self._read, self._read_start = self._read_cold("frames", start, end) if cold else None, start
         if self._read is None:
-            self._cold = False  # it is cached, and so is the rest of it: the map is faster
+            self._cold = False  # the frames are cached, so the ends are, too, and the map is faster
             self._segments.will_need(self.place.segment, self.place.offset + start, end - start)
 
     def _frame_start(self, index: int) -> int:
@@ -114,7 +115,7 @@ class OpenRecord:
         at = start - self._read_start
         if self._read is not None and 0 <= at <= at + stop - start <= len(self._read):
             return self._read[at : at + stop - start]
-        if self._cold:  # header or footer of a record that is read in parts
+        if self._cold:  # of a record that is read in parts, header or footer lie outside what was read
             read = self._read_cold("ends", start, stop)
             if read is not None:
                 return read
@@ -189,7 +190,7 @@ class OpenRecord:
         return bytes(out)
 
 
-# Each thread has its own, because threads decrypt at the same time.
+# Decrypted frames and sealed bytes on their way. Each thread has its own, because threads decrypt at the same time.
 scratch = ThreadBuffers()
 
 

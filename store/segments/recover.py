@@ -1,7 +1,7 @@
-"""Recover: what a killed writer left at the end of a segment becomes reusable blobs, and the torn rest is cut.
+"""Recover: a killed writer leaves a tail at the end of a segment. Whole records in it become blobs, the rest is cut.
 
-Works only on segments whose lock is free. A record is taken in only if every byte of it opens: after a power loss
-a header may have reached the disk before the frames it announces.
+Only segments whose lock is free are touched. A record is taken in only if every byte of it opens. After a power loss a
+header may be on disk without the frames that it announces.
 """
 
 import os
@@ -23,7 +23,7 @@ from .scan import whole_records
 
 @dataclass(frozen=True, slots=True)
 class RecoverParts:
-    """The mechanisms recovery works with; a tail may hold records of any tenant."""
+    """What recovery works with. A tail may hold records of any tenant."""
 
     directory: Path
     store_id: bytes
@@ -34,7 +34,10 @@ class RecoverParts:
 
 
 def recover_tails(parts: RecoverParts, *, dry_run: bool = False) -> int:
-    """Take in the whole blobs of every abandoned tail, durably; return how many were new, or there to be taken in."""
+    """Take in the whole blobs of every abandoned tail, durably; return how many were new.
+
+    With `dry_run` nothing changes, and the count is of whole blobs in tails.
+    """
     adopted = 0
     for segment, row in parts.catalog.segments().items():
         path = segment_path(parts.directory, segment)
@@ -47,9 +50,9 @@ def recover_tails(parts: RecoverParts, *, dry_run: bool = False) -> int:
                 raise
             continue  # a collection removed it
         try:
-            # Under the lock the row is read again: its writer may have committed and gone meanwhile.
+            # Its writer may have committed and ended meanwhile, so the row is read again under the lock.
             if try_lock(fd) and (now := parts.catalog.segments().get(segment)):
-                # A collection that looks for keys nobody needs must not miss those that are just being taken in.
+                # Meanwhile no collection may judge which keys nobody needs.
                 with locked(parts.directory):
                     adopted += _recover(parts, segment, fd, now.durable_bytes, dry_run=dry_run)
         finally:
@@ -58,22 +61,22 @@ def recover_tails(parts: RecoverParts, *, dry_run: bool = False) -> int:
 
 
 def _recover(parts: RecoverParts, segment: int, fd: int, durable: int, *, dry_run: bool) -> int:
-    found: dict[bytes, dict[Digest, Place]] = defaultdict(dict)
+    whole: dict[bytes, dict[Digest, Place]] = defaultdict(dict)
     keys = parts.tenant_keys()
     end = start = max(durable, ALIGN_BYTES)
     for record in whole_records(SegmentReader(parts.directory, parts.store_id), segment, fd, start, keys):
         if record.header.binding.kind == KIND_BLOB:
-            found[record.header.binding.tenant][record.footer().digest] = record.place
+            whole[record.header.binding.tenant][record.footer().digest] = record.place
             end = record.place.offset + record.header.record_bytes
     if dry_run:
-        return sum(map(len, found.values()))
+        return sum(map(len, whole.values()))
     adopted = 0
-    if found:
+    if whole:
         parts.disk.sync(fd)
-    for tenant, places in found.items():
+    for tenant, places in whole.items():
         adopted += parts.open_catalog(keys[tenant]).adopt(places, {segment: end})
-    if os.fstat(fd).st_size > end and (found or durable):
+    if os.fstat(fd).st_size > end and (whole or durable):
         parts.disk.truncate(fd, end)
-    elif not found and not durable:
+    elif not whole and not durable:
         parts.disk.remove(segment_path(parts.directory, segment))
     return adopted

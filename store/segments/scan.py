@@ -1,4 +1,4 @@
-"""Scan: the whole records of a segment file, found from the file alone."""
+"""Scan: finds the whole records of a segment file without the catalog."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from .records import OpenRecord
 def whole_records(
     reader: SegmentReader, segment: int, fd: int, start: int, keys: Mapping[bytes, TenantKeys]
 ) -> Iterator[OpenRecord]:
-    """Yield every record from `start` on that is whole, from header to padding, and whose tenant and key are here.
+    """Yield every record from `start` on that is whole from header to padding and whose tenant and key are known.
 
     Threads write their reservations side by side. So a hole or a torn record of a killed thread may lie before a
     whole record.
@@ -44,7 +44,7 @@ def _whole(
 
 
 def _next_written(fd: int, at: int, size: int) -> int:
-    """Return the next multiple of 4,096 from `at` that is not in a hole; the end of the file if there is none."""
+    """Return the next multiple of 4,096 from `at` that is not in a hole, or the end of the file."""
     try:
         return os.lseek(fd, at, os.SEEK_DATA) // ALIGN_BYTES * ALIGN_BYTES
     except OSError:

@@ -1,7 +1,8 @@
-"""Segments: append-only files of records, one writer each, read through maps.
+"""Writer: appends records to segment files. Each segment has one writer at a time.
 
-Invariant: bytes [0, durable_bytes) of a segment, as the catalog has them, survived a sync. What lies past them is
-the tail of a writer that is still at work (its lock is held) or was killed (it is free: see recover.py).
+Invariant: bytes [0, durable_bytes) of a segment survived a sync; the catalog has `durable_bytes`. The bytes past them
+are the tail of a writer. If its lock is held, the writer still works. If the lock is free, the writer was killed, and
+`recover` takes in what is whole.
 """
 
 import os
@@ -17,20 +18,20 @@ from .reader import segment_path
 
 SEGMENT_MAX_BYTES = 1 << 30
 LIFETIMES = {"weights": 1, "kv": 2, "intermediate": 3, "file": 4}
-# A frame is at most 4 MiB here; two of them, and what the alignment leaves over, make one write.
-STAGING_BYTES = (8 << 20) + (64 << 10)
+# Two frames of at most 4 MiB, and the rest that alignment leaves over, make one write.
+WRITE_BUFFER_BYTES = (8 << 20) + (64 << 10)
 
 
 @dataclass(slots=True)
 class _Owned:
-    """A segment this process writes to: end is where the next reservation begins."""
+    """A segment that this process writes to. The next reservation begins at `end`."""
 
     fd: int
     end: int
 
 
 class SegmentWriter:
-    """The one writer of the segments it holds. Threads reserve reservations and write them at the same time."""
+    """The only writer of the segments that it holds. Threads make reservations and fill them at the same time."""
 
     def __init__(self, directory: Path, store_id: bytes, lifetime: int, catalog: Catalog, disk: Disk) -> None:
         self._directory, self._store_id, self._lifetime = directory, store_id, lifetime
@@ -51,14 +52,15 @@ class SegmentWriter:
         with self._guard:
             if self._failed:
                 raise StorageFailed("sync", "failed before; what was written since is not trusted")
-            self._failed = True  # until every sync has succeeded: a second try would report a success that is none
+            # A sync that failed once may report success when it is tried again, though bytes were lost.
+            self._failed = True
             for owned in self._owned.values():
                 self._disk.sync(owned.fd)
             self._failed = False
             return {segment: owned.end for segment, owned in self._owned.items()}
 
     def close(self) -> None:
-        """Let the segments go, cutting what no commit stands on."""
+        """Close the segments. Bytes that no commit has recorded are cut off."""
         try:
             durable = self._catalog.segments()
             for segment, owned in self._owned.items():
@@ -85,7 +87,7 @@ class SegmentWriter:
             path = segment_path(self._directory, segment)
             try:
                 with path.open("rb") as file:
-                    # What is appended to a segment that readers refuse could never be read.
+                    # Readers refuse a segment with a bad header, so nothing may be appended to it.
                     if file.read(ALIGN_BYTES) != SegmentHeader(self._store_id, segment, self._lifetime).packed():
                         continue
                 fd = self._disk.open(path, direct=True)
@@ -93,7 +95,7 @@ class SegmentWriter:
                 if path.exists():
                     raise
                 continue  # a collection removed it
-            # The row is read again under the lock: its last writer may have committed since.
+            # The last writer may have committed since, so the row is read again under the lock.
             size = os.fstat(fd).st_size
             if self._is_mine(segment, fd) and size == self._catalog.segments()[segment].durable_bytes:
                 owned = self._owned[segment] = _Owned(fd, size)
@@ -111,7 +113,7 @@ class SegmentWriter:
                     os.close(fd)
                     raise StorageFailed(str(path), "is there, though its number was never given")
                 break
-            os.close(fd)  # a collection took the new row for one that was left over
+            os.close(fd)  # a collection removed the new row, because nobody held its lock yet
         page = make_buffer(ALIGN_BYTES)
         page[:] = SegmentHeader(self._store_id, segment, self._lifetime).packed()
         self._disk.write_at(fd, memoryview(page), 0)
@@ -120,7 +122,7 @@ class SegmentWriter:
         return segment, owned
 
     def _is_mine(self, segment: int, fd: int) -> bool:
-        """Take the lock of a segment; False if somebody has it, or had it and removed the segment."""
+        """Take the lock of a segment. Return False if somebody has it, or has removed the segment."""
         if not try_lock(fd) or segment not in self._catalog.segments():
             return False
         try:
@@ -130,13 +132,13 @@ class SegmentWriter:
 
 
 class Reservation:
-    """A reserved run of a segment, filled from front to back through an aligned staging buffer."""
+    """Reserved bytes of a segment, filled from front to back through a page-aligned buffer."""
 
     def __init__(self, segment: int, fd: int, offset: int, length: int, disk: Disk) -> None:
         self.segment, self._fd, self._disk = segment, fd, disk
         self._end = offset + length
         self._flushed = offset
-        self._staging: memoryview | None = None
+        self._buffer: memoryview | None = None
         self._filled = 0
 
     @property
@@ -144,18 +146,18 @@ class Reservation:
         """Where in the segment the next byte goes."""
         return self._flushed + self._filled
 
-    def use(self, staging: memoryview) -> "Reservation":
-        """Write through `staging` (of `STAGING_BYTES`, page-aligned), which no other thread may use meanwhile."""
-        self._staging = staging
+    def use(self, buffer: memoryview) -> "Reservation":
+        """Write through `buffer` (page-aligned, `WRITE_BUFFER_BYTES` long), which no other thread may use meanwhile."""
+        self._buffer = buffer
         return self
 
     def window(self, length: int) -> memoryview:
-        """Return the next `length` bytes to fill in; they count as written."""
-        assert self._staging is not None
-        if self._filled + length > len(self._staging):
+        """Return the next `length` bytes of the buffer, for the caller to fill. They count as written."""
+        assert self._buffer is not None
+        if self._filled + length > len(self._buffer):
             self._flush()
         start, self._filled = self._filled, self._filled + length
-        return self._staging[start : self._filled]
+        return self._buffer[start : self._filled]
 
     def pad(self) -> None:
         """Fill with zeros up to the next multiple of 4,096."""
@@ -163,14 +165,14 @@ class Reservation:
         self.window(short)[:] = bytes(short)
 
     def finish(self) -> None:
-        """Write what is left; the whole reservation must have been filled."""
+        """Write what the buffer still holds. The whole reservation must have been filled."""
         self._flush()
-        assert self.position == self._end, "an reservation was filled to another length than it was reserved for"
+        assert self.position == self._end, "a reservation was filled to another length than it was made for"
 
     def _flush(self) -> None:
-        assert self._staging is not None
+        assert self._buffer is not None
         whole = self._filled // ALIGN_BYTES * ALIGN_BYTES
-        self._disk.write_at(self._fd, self._staging[:whole], self._flushed)
+        self._disk.write_at(self._fd, self._buffer[:whole], self._flushed)
         rest = self._filled - whole
-        self._staging[:rest] = bytes(self._staging[whole : self._filled])
+        self._buffer[:rest] = bytes(self._buffer[whole : self._filled])
         self._flushed, self._filled = self._flushed + whole, rest
