@@ -24,32 +24,9 @@ from ..store.errors import (
     StorageFailed,
     StoreError,
 )
-from . import (
-    completion,
-    erase,
-    gc,
-    get,
-    init,
-    key,
-    kv,
-    lease,
-    ls,
-    pin,
-    plan,
-    prefetch,
-    put,
-    repair,
-    rm,
-    show,
-    stats,
-    tag,
-    tenant,
-    tiers,
-    unstage,
-    verify,
-    why_miss,
-)
+from .commands import Commands
 from .session import Reported, Session, tell
+from .words import Words, read_words
 
 EXIT_CODES: dict[type[StoreError], int] = {
     StorageFailed: 1,
@@ -63,43 +40,10 @@ EXIT_CODES: dict[type[StoreError], int] = {
     Conflict: 15,
 }
 _INTERNAL, _USAGE, _INTERRUPTED = 1, 2, 130
-_GLOBAL_FLAGS = {
-    "--json": False,
-    "--quiet": False,
-    "-q": False,
-    "--verbose": False,
-    "-v": False,
-    "--store": True,
-    "--tenant": True,
-}
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
-for module in (
-    init,
-    put,
-    get,
-    ls,
-    show,
-    kv,
-    why_miss,
-    plan,
-    prefetch,
-    unstage,
-    tiers,
-    rm,
-    erase,
-    pin,
-    tag,
-    verify,
-    gc,
-    repair,
-    stats,
-    lease,
-    key,
-    tenant,
-    completion,
-):
-    module.register(app)
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
+)
 
 
 @app.callback()
@@ -130,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         from typer._completion_classes import completion_init
 
         completion_init()
-    code = run(hoisted(sys.argv[1:] if arguments is None else arguments))
+    code = run(sys.argv[1:] if arguments is None else arguments)
     try:
         sys.stdout.flush()
     except OSError:  # which was said; the interpreter must not try it again
@@ -138,14 +82,13 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def run(words: list[str]) -> int:
+def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; every error becomes one line here."""
+    words = read_words(arguments)
     try:
-        # Often an unset variable. As a path it would mean the current directory, as a tenant the default one.
-        words = prefetch.split_command(words) if _command(words) == "prefetch " else words
-        if any(not word or (word.startswith("--") and word.endswith("=")) for word in words):
+        if words.holds_empty_word:  # as a path it would mean the current directory, as a tenant the default one
             raise BadInput("arguments", "one of them is empty", hint="is a variable unset?")
-        code: int = app(words, standalone_mode=False, prog_name="arstore") or 0
+        code: int = app(words.all, standalone_mode=False, prog_name="arstore") or 0
         if code == _INTERRUPTED:
             raise KeyboardInterrupt  # which typer had turned into that code
         return code
@@ -164,13 +107,14 @@ def run(words: list[str]) -> int:
     except Exception as error:
         # Typer's own usage errors; their base class moves between modules from release to release.
         if hasattr(error, "format_message"):
-            text, command = str(error.format_message()).rstrip("."), _command(words)
-            if not words:
+            text = str(error.format_message()).rstrip(".")
+            if not arguments:
                 print(text, file=sys.stderr)
                 return _USAGE
             if type(error).__name__ == "NoArgsIsHelpError":
                 text = "missing command"
-            hint = f"run 'arstore {'' if text.startswith('No such command') else command}--help'"
+            command = "" if text.startswith("No such command") or not words.command else f"{words.command} "
+            hint = f"run 'arstore {command}--help'"
             return _fail(words, "usage", text[:1].lower() + text[1:], hint, _USAGE)
         return _fail(
             words,
@@ -181,48 +125,20 @@ def run(words: list[str]) -> int:
         )
 
 
-def hoisted(words: list[str]) -> list[str]:
-    """Return the words with the global flags in front, so that they may stand anywhere (`arstore ls --json`)."""
-    front: list[str] = []
-    rest: list[str] = []
-    at = 0
-    while at < len(words):
-        word = words[at]
-        if word == "--":
-            rest += words[at:]
-            break
-        name = word.partition("=")[0]
-        width = 2 if _GLOBAL_FLAGS.get(name) and "=" not in word else 1
-        if at + width > len(words):
-            return [*front, word]  # its value is missing, and the command must not be taken for it
-        (front if name in _GLOBAL_FLAGS else rest).extend(words[at : at + width])
-        at += width
-    return front + rest
-
-
 def _fail(
-    words: list[str], kind: str, message: str, hint: str | None, code: int, values: dict[str, object] | None = None
+    words: Words, kind: str, message: str, hint: str | None, code: int, values: dict[str, object] | None = None
 ) -> int:
-    command = _command(words).strip()
-    line = f"{command}: {message}" if command else message
+    line = f"{words.command}: {message}" if words.command else message
     tell(f"arstore: error: {line}".replace("\n", " "))
     if hint:
         tell(f"arstore: hint: {hint}")
-    if "-v" in words or "--verbose" in words:
+    if words.verbose:
         traceback.print_exc()
-    if "--json" in words:
+    if words.json:
         error = {"kind": kind, "message": line, "hint": hint, "exit_code": code}
         with contextlib.suppress(OSError):  # which may be what the error is about
             print(json.dumps({**(values or {}), "error": error}), flush=True)
     return code
-
-
-def _command(words: list[str]) -> str:
-    """Return the command's name and a space, or nothing where none was given."""
-    at = 0
-    while at < len(words) and words[at].partition("=")[0] in _GLOBAL_FLAGS:
-        at += 2 if _GLOBAL_FLAGS[words[at].partition("=")[0]] and "=" not in words[at] else 1
-    return f"{words[at]} " if at < len(words) and not words[at].startswith("-") else ""
 
 
 if __name__ == "__main__":

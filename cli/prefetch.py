@@ -1,6 +1,5 @@
 """`arstore prefetch`: what a run reads, in place before it starts."""
 
-import json
 import signal
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ..store.staging.prefetch import How
 from ..store.store import Store
 from ..store.tiers.device import kind_of, parse_device
 from ..store.tiers.probe import predict_s
+from .commands import RunsAnother, foreign_words
 from .report import report, write_timeline
 from .session import PARTIAL, Session, session_of
 
@@ -41,15 +41,7 @@ class Asked:
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(prefetch)
-
-
-def split_command(words: list[str]) -> list[str]:
-    """Return the words of a prefetch with what follows `--` as one hidden option: typer would take it for names."""
-    at = words.index("--") if "--" in words else 0
-    if "prefetch" not in words[:at]:
-        return words
-    return [*words[:at], "--run", json.dumps(words[at + 1 :])]
+    app.command(cls=RunsAnother)(prefetch)
 
 
 def prefetch(
@@ -72,7 +64,6 @@ def prefetch(
     timeline: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write what moved when, for chrome://tracing or Perfetto.")
     ] = None,
-    run: Annotated[str | None, typer.Option("--run", hidden=True)] = None,
 ) -> None:
     """Stage artifacts up, verified. With `-- CMD …`, hold them while CMD runs and exit with its code.
 
@@ -80,7 +71,10 @@ def prefetch(
     through `attach().requests()`. CMD has stdout: what was staged, also as JSON, goes to stderr then. Exits 4 if some
     of several could not be staged.
     """
-    command = _command(run) if run is not None else []
+    command = foreign_words(context)
+    if command == []:
+        raise BadInput("--", "no command follows it")
+    command = command or []
     asked = Asked(
         session_of(context), names, to, parse_size(budget) if budget is not None else None,
         parse_duration(ttl if ttl is not None else "0s" if command else _TTL), from_, wait, command, timeline,
@@ -186,10 +180,3 @@ def _is_file(name: str, store: Store) -> bool:
     except (BadInput, NotFound):
         return True
     return False
-
-
-def _command(text: str) -> list[str]:
-    command = json.loads(text)
-    if not command:
-        raise BadInput("--", "no command follows it")
-    return [str(word) for word in command]

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from arstore.cli.main import hoisted, run
+from arstore.cli.main import run
 
 PROGRAM = "from arstore.cli.main import main; main()"
 
@@ -38,7 +38,7 @@ def cli(*words: object) -> Ran:
     """Run one command in this process, through the same `run` that the program calls."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run(hoisted([str(word) for word in words]))
+        code = run([str(word) for word in words])
     return Ran(code, out.getvalue(), err.getvalue())
 
 

@@ -28,7 +28,7 @@ import torch
 from blake3 import blake3
 
 from arstore import create_store, open_store
-from arstore.cli.main import EXIT_CODES, hoisted, run
+from arstore.cli.main import EXIT_CODES, run
 from arstore.formats.manifest import Manifest
 from tests.command import Ran, arstore
 
@@ -40,7 +40,7 @@ def cli(*words: object) -> Ran:
     """Run one command in this process, as `main` runs it."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run(hoisted([str(word) for word in words]))
+        code = run([str(word) for word in words])
     return Ran(code, out.getvalue(), err.getvalue())
 
 

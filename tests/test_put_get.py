@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arstore import BadInput, Corrupt, NotFound, Store, create_store, open_store
-from arstore.cli.main import hoisted, run
+from arstore.cli.main import run
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 # The names of one directory, and what is under each: bytes and a mode of a file, or another directory.
@@ -614,7 +614,7 @@ def test_hostile_inputs_are_refused_whole(
     (top / "z_good.json").write_text("{}")
 
     for path in (top, top / name):
-        assert run(hoisted(["put", str(path), "bad"])) == 2
+        assert run(["put", str(path), "bad"]) == 2
         out, err = capsys.readouterr()
         assert out == ""
         first, *rest = err.splitlines()
@@ -625,9 +625,9 @@ def test_hostile_inputs_are_refused_whole(
     assert not list((store._parts.root / "segments").iterdir())
 
     # What is not read can't do harm: as bytes it goes in and comes out, never run.
-    assert run(hoisted(["put", str(top), "bad", "--opaque", name])) == 0
-    assert run(hoisted(["put", str(top / name), "kind", "--kind", "file"])) == 0
-    assert run(hoisted(["get", "bad", str(tmp_path / "out")])) == 0
+    assert run(["put", str(top), "bad", "--opaque", name]) == 0
+    assert run(["put", str(top / name), "kind", "--kind", "file"]) == 0
+    assert run(["get", "bad", str(tmp_path / "out")]) == 0
     assert snapshot(tmp_path / "out") == snapshot(top)
     assert list(store.get("bad").tensors()) == ["a"]
     assert not marker.exists()

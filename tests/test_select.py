@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from arstore import BadInput, Corrupt, NotFound, Store, create_store, open_store
-from arstore.cli.main import hoisted, run
+from arstore.cli.main import run
 from arstore.store.artifacts.get import Written
 from arstore.store.artifacts.select import COLWISE, ROWWISE, Selection, Shard
 from arstore.store.segments.records import OpenRecord
@@ -463,7 +463,7 @@ def test_encoded_artifacts_are_cut_right(tmp_path: Path, reads: Reads, codec: st
 
 
 def ran(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    code = run(hoisted(list(words)))
+    code = run(list(words))
     out, err = capsys.readouterr()
     return code, out, err
 

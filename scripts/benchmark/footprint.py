@@ -57,8 +57,8 @@ def listing_rows(place: Workplace) -> list[Row]:
 
 _LOADED = """
 import sys
-from arstore.cli.main import hoisted, run
-run(hoisted(sys.argv[1:]))
+from arstore.cli.main import run
+run(sys.argv[1:])
 heavy = [name for name in ("torch", "numpy") if name in sys.modules]
 print(f"{' and '.join(heavy) or 'neither torch nor numpy'}")
 """
