@@ -3,23 +3,29 @@
 with arstore.open_store("~/models") as store:
     store.put("path/to/checkpoint", name="llama")
     tensors = store.get("llama").tensors()
+
+Each name is imported when it is first used, so that a command loads only what it needs.
 """
 
-from arstore.store.access import create_store, open_store
-from arstore.store.errors import (
-    BadInput,
-    Conflict,
-    Corrupt,
-    Fenced,
-    KeyRefused,
-    NoRoom,
-    NoStore,
-    NotFound,
-    StorageFailed,
-    StoreError,
-)
-from arstore.store.staging.attach import attach
-from arstore.store.store import Store
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from arstore.store.access import create_store, open_store
+    from arstore.store.errors import (
+        BadInput,
+        Conflict,
+        Corrupt,
+        Fenced,
+        KeyRefused,
+        NoRoom,
+        NoStore,
+        NotFound,
+        StorageFailed,
+        StoreError,
+    )
+    from arstore.store.staging.attach import attach
+    from arstore.store.store import Store
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,3 +44,22 @@ __all__ = [
     "create_store",
     "open_store",
 ]
+
+_ROOMS = {
+    "Store": "store.store",
+    "attach": "store.staging.attach",
+    "create_store": "store.access",
+    "open_store": "store.access",
+}  # and the errors in store.errors
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'arstore' has no attribute {name!r}")
+    found: object = getattr(import_module(f"arstore.{_ROOMS.get(name, 'store.errors')}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..store.access import open_store
-from ..store.config import default_store
 from ..store.errors import StoreError
 from ..store.progress import Progress, TierProgress, ignore_tiers
-from ..store.store import Store
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
+    from ..store.store import Store
 
 PARTIAL = 4  # the exit code where some of several could not be done
 
@@ -48,6 +46,8 @@ class Session:
 
     @property
     def root(self) -> Path:
+        from ..store.config import default_store
+
         return self.store or default_store()
 
     @property
@@ -55,7 +55,9 @@ class Session:
         """Seconds since the command began, to the millisecond."""
         return round(time.perf_counter() - self.started, 3)
 
-    def open(self) -> Store:
+    def open(self) -> "Store":
+        from ..store.access import open_store
+
         return open_store(self.root, tenant=self.tenant, ask=ask_passphrase)
 
     def emit(self, values: dict[str, object], text: Callable[[], str]) -> None:
