@@ -1,14 +1,15 @@
 """`arstore ls`: list what is stored."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..formats.manifest import KINDS
-from ..store.artifacts.names import Found
 from ..store.errors import BadInput
 from .render import size, table
 from .session import session_of
+
+if TYPE_CHECKING:
+    from ..store.artifacts.names import Found
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +22,8 @@ def ls(
     kind: Annotated[str | None, typer.Option(help="Only this kind.")] = None,
 ) -> None:
     """List names and versions."""
+    from ..formats.manifest import KINDS
+
     session = session_of(context)
     if kind not in (None, *KINDS):
         raise BadInput(f"--kind {kind}", f"wanted one of {', '.join(KINDS)}")
@@ -34,7 +37,7 @@ def ls(
         session.say("nothing here yet" if glob is None and kind is None else "nothing matches")
 
 
-def summary_values(found: Found) -> dict[str, object]:
+def summary_values(found: "Found") -> dict[str, object]:
     """Return what JSON says of one version."""
     one = found.summary
     return {
@@ -50,12 +53,12 @@ def summary_values(found: Found) -> dict[str, object]:
     }
 
 
-def _marks(found: Found) -> str:
+def _marks(found: "Found") -> str:
     marks = [f"@{found.summary.label}"] if found.summary.label else []
     return " ".join(marks + ["pinned"] * found.summary.pinned)
 
 
-def _table(found: list[Found]) -> str:
+def _table(found: "list[Found]") -> str:
     rows = [
         (
             one.text,

@@ -2,24 +2,28 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .config import Config, default_store, default_tenant
 from .disk import Disk, locked
-from .init import init_store
 from .keys.unlock import Ask, Secrets
-from .maintenance.repair import Repaired, rebuild
 from .progress import Progress, ignore_progress
 from .store import Store
+
+if TYPE_CHECKING:
+    from .maintenance.repair import Repaired
 
 
 def rebuild_catalog(
     path: str | Path | None = None, *, key_file: str | Path | None = None, passphrase: bytes | None = None,
     ask: Ask = lambda: None, forget_lost: bool = False, progress: Progress = ignore_progress,
-) -> Repaired:  # fmt: skip
+) -> "Repaired":  # fmt: skip
     """Make the catalog of the store at `path` anew from its segments; nobody else may use the store meanwhile.
 
     Killed in the middle, the old catalog is still there. Pins and times of use are not in segments and are lost.
     """
+    from .maintenance.repair import rebuild
+
     root = Path(path) if path is not None else default_store()
     return rebuild(root, _held(key_file, passphrase), ask, Disk(), progress, forget_lost=forget_lost)
 
@@ -38,6 +42,8 @@ def create_store(
 
     Raises Conflict if a store of another kind is there, BadInput if the directory holds something else.
     """
+    from .init import init_store
+
     root = Path(path) if path is not None else default_store()
     root_file = Path(root_file) if root_file is not None else None
     disk = Disk()

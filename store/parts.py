@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .artifacts.commit import PutParts
 from .artifacts.names import Names
 from .catalog.catalog import Catalog
 from .catalog.garbage import Garbage
@@ -23,13 +23,15 @@ from .disk import Disk
 from .errors import Corrupt
 from .keys.keyring import Keyring
 from .keys.opening import open_keyring
-from .keys.rotate import Rekeying
 from .keys.tenant_keys import TenantKeys, every_tenant
 from .keys.unlock import Ask, Secrets
-from .segments.blobs import ReadParts
 from .segments.reader import SegmentReader
-from .segments.recover import RecoverParts, recover_tails
-from .segments.writer import LIFETIMES, SegmentWriter
+
+if TYPE_CHECKING:
+    from .artifacts.commit import PutParts
+    from .keys.rotate import Rekeying
+    from .segments.blobs import ReadParts
+    from .segments.writer import SegmentWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +56,27 @@ class Parts:
     closing: ExitStack
 
     @property
-    def read(self) -> ReadParts:
+    def read(self) -> "ReadParts":
         """What reading blobs works with."""
+        from .segments.blobs import ReadParts
+
         return ReadParts(self.catalog, self.keys, self.segments)
 
     @property
-    def put(self) -> PutParts:
+    def put(self) -> "PutParts":
         """What a put works with."""
+        from .artifacts.commit import PutParts
+
         return PutParts(
             self.catalog, self.keys, self.names, self.segments, self.ledger, self.leases, self.open_writer, self.now,
             self.recover,
         )  # fmt: skip
 
     @property
-    def rekeying(self) -> Rekeying:
+    def rekeying(self) -> "Rekeying":
         """The ways into the store, to be added to or rotated."""
+        from .keys.rotate import Rekeying
+
         return Rekeying(self.root, self.config, self.disk, self.held, self.keyring)
 
     @property
@@ -81,12 +89,15 @@ class Parts:
         """Where the segments are."""
         return self.root / SEGMENTS_DIR
 
-    def open_writer(self, kind: str) -> SegmentWriter:
+    def open_writer(self, kind: str) -> "SegmentWriter":
         """Return a writer for records of one lifetime."""
+        from .segments.writer import LIFETIMES, SegmentWriter
+
         return SegmentWriter(self.directory, self.config.store_id, LIFETIMES[kind], self.catalog, self.disk)
 
     def recover(self, *, dry_run: bool = False) -> int:
         """Take in what killed writers of any tenant left whole; return how many blobs that were, or would be."""
+        from .segments.recover import RecoverParts, recover_tails
 
         def open_catalog(keys: TenantKeys) -> Catalog:
             return Catalog(self.tables, keys.number, keys.tenant.index_key)

@@ -1,4 +1,9 @@
-"""Store: the face. One method a verb, and each is one call: the parts of the open store, handed to the verb."""
+"""Store: the face. One method a verb, and each is one call: the parts of the open store, handed to the verb.
+
+A verb is imported when it is called, so that opening a store to list names loads none of them.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -6,41 +11,35 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..formats.manifest import Manifest
-from .artifacts.artifact import Artifact, open_artifact
-from .artifacts.commit import PutResult
-from .artifacts.get import Written
-from .artifacts.inputs import take_inputs
-from .artifacts.model_identity import identify_inputs
-from .artifacts.names import Found
-from .artifacts.put import PutOptions, put, tag
-from .artifacts.select import Selection
-from .catalog.leases import HeldLease
 from .config import DEFAULT_TENANT
 from .disk import Disk
-from .keys.rotate import Rekeying
 from .keys.unlock import Ask, Secrets
-from .kv.export import write_artifact
-from .kv.kv import Kv
-from .kv.prefix import Prefix
-from .maintenance.collect import CAREFUL, Collected, Margins, collect
-from .maintenance.erase import Receipt, erase
-from .maintenance.repair import Repaired, mend
-from .maintenance.retention import KEEP_ALL, Retention
-from .maintenance.scrub import Pace, Scrubbed
-from .maintenance.shred import remove_for_good, shred
-from .maintenance.stats import Stats, gather_stats
-from .maintenance.tenants import Tenants
-from .maintenance.verify import verify
-from .maintenance.why_miss import Miss, explain_miss
 from .parts import open_parts
 from .progress import Progress, TierProgress, ignore_progress, ignore_tiers
-from .staging.arenas import Arenas
-from .staging.prefetch import How, Stage
-from .staging.tenant_tiers import Tiers
 
 if TYPE_CHECKING:
     import torch
+
+    from ..formats.manifest import Manifest
+    from .artifacts.artifact import Artifact
+    from .artifacts.commit import PutResult
+    from .artifacts.get import Written
+    from .artifacts.names import Found
+    from .artifacts.select import Selection
+    from .catalog.leases import HeldLease
+    from .keys.rotate import Rekeying
+    from .kv.kv import Kv
+    from .kv.prefix import Prefix
+    from .maintenance.collect import Collected, Margins
+    from .maintenance.erase import Receipt
+    from .maintenance.repair import Repaired
+    from .maintenance.retention import Retention
+    from .maintenance.scrub import Scrubbed
+    from .maintenance.stats import Stats
+    from .maintenance.tenants import Tenants
+    from .maintenance.why_miss import Miss
+    from .staging.prefetch import Stage
+    from .staging.tenant_tiers import Tiers
 
 
 class Store:
@@ -56,13 +55,15 @@ class Store:
         with ExitStack() as undo:
             undo.callback(self.close)
             if self._parts.ledger.doomed():  # an erase was killed: what it promised is done before anything else
+                from .maintenance.shred import shred
+
                 shred(self._parts)
             undo.pop_all()
 
     def close(self) -> None:
         self._parts.closing.close()
 
-    def __enter__(self) -> "Store":
+    def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -71,7 +72,7 @@ class Store:
     # ---- artifacts
 
     def put(
-        self, path: str | Path | None = None, *, name: str, tensors: "Mapping[str, torch.Tensor] | None" = None,
+        self, path: str | Path | None = None, *, name: str, tensors: Mapping[str, torch.Tensor] | None = None,
         kind: str | None = None, identity: Mapping[str, object] | None = None, codec: str = "auto", pin: bool = False,
         opaque: Sequence[str] = (), multi_writer: bool = False, lock_wait_s: float = 0.0,
         progress: Progress = ignore_progress,
@@ -83,28 +84,37 @@ class Store:
         `identity` does not say otherwise. One writer at a time owns a name; with `multi_writer` several add
         versions to it at once, each whole. Raises Fenced if another owns it for longer than `lock_wait_s`, and more.
         """
+        from .artifacts.put import PutOptions, put
+
         options = PutOptions(kind, identity, codec, pin, opaque, multi_writer, lock_wait_s)
         return put(self._parts.put, path, tensors, name, options, progress)
 
     def identify(
-        self, path: str | Path | None = None, *, tensors: "Mapping[str, torch.Tensor] | None" = None,
+        self, path: str | Path | None = None, *, tensors: Mapping[str, torch.Tensor] | None = None,
         opaque: Sequence[str] = (), progress: Progress = ignore_progress,
     ) -> dict[str, str]:  # fmt: skip
         """Return the identity of a model, as `put` of its directory records it, without storing anything.
 
         Of tensors, and of a directory without a config.json, that is the field `weights` alone.
         """
+        from .artifacts.inputs import take_inputs
+        from .artifacts.model_identity import identify_inputs
+
         inputs = take_inputs(path, tensors, opaque, look_inside=True)
         return dict(identify_inputs(inputs, self._parts.keys.tenant.digest_key, opaque, progress))
 
     def get(self, name: str) -> Artifact:
         """Return a stored version by ref or id; raise NotFound, or Corrupt if its record is bad."""
+        from .artifacts.artifact import open_artifact
+
         return open_artifact(self._parts.read, self._parts.names, name, self._parts.now_s)
 
     def get_to(
         self, name: str, dest: str | Path, selection: Selection | None = None, progress: Progress = ignore_progress
     ) -> tuple[Artifact, Written]:
         """Write a version's files, or one file of the selected tensors, to `dest`; into it where it ends in a slash."""
+        from .kv.export import write_artifact
+
         artifact = self.get(name)
         return artifact, write_artifact(artifact, dest, selection, self._parts.disk, progress)
 
@@ -118,6 +128,8 @@ class Store:
 
     def rm(self, name: str, *, all_versions: bool = False, dry_run: bool = False) -> list[Found]:
         """Drop a version, or all of a name; what nothing else needs becomes garbage, collected later."""
+        from .maintenance.shred import remove_for_good
+
         return remove_for_good(self._parts, name, all_versions=all_versions, dry_run=dry_run)
 
     def pin(self, name: str) -> Found:
@@ -129,6 +141,8 @@ class Store:
 
     def tag(self, name: str, new: str) -> PutResult:
         """Give a version a further name (or label: `name@label`), durably, without storing a blob."""
+        from .artifacts.put import tag
+
         return tag(self._parts.put, self._parts.names.resolve(name), new)
 
     def verify(
@@ -139,21 +153,30 @@ class Store:
         that are staged. `deep` hashes plaintexts as well. What was checked longest ago comes first, so that a verify
         which time cuts short is gone on with by the next.
         """
+        from .maintenance.scrub import Pace
+        from .maintenance.verify import verify
+
         return verify(self._parts, self.tiers, names, Pace(deep, bytes_per_second, duration_s), progress)
 
     def stats(self) -> Stats:
         """Return this tenant's sizes."""
+        from .maintenance.stats import gather_stats
+
         return gather_stats(self._parts)
 
     def gc(
-        self, margins: Margins = CAREFUL, retention: Retention = KEEP_ALL, *, dry_run: bool = False,
+        self, margins: Margins | None = None, retention: Retention | None = None, *, dry_run: bool = False,
         lock_wait_s: float = 0.0,
     ) -> Collected:  # fmt: skip
         """Collect what nothing needs, in the whole store; `retention` first drops versions of this tenant.
 
-        Safe beside puts and gets, and to be killed at any point. Raises Fenced if another collection is running.
+        Without `margins` they are CAREFUL, and without `retention` no version is dropped. Safe beside puts and gets,
+        and to be killed at any point. Raises Fenced if another collection is running.
         """
-        now_s = self._parts.now_s
+        from .maintenance.collect import CAREFUL, collect
+        from .maintenance.retention import KEEP_ALL
+
+        margins, retention, now_s = margins or CAREFUL, retention or KEEP_ALL, self._parts.now_s
         return collect(self._parts, margins, retention, now_s, dry_run=dry_run, lock_wait_s=lock_wait_s)
 
     def erase(self, name: str, *, dry_run: bool = False) -> Receipt:
@@ -162,6 +185,8 @@ class Store:
         Blobs that other artifacts of the tenant need stay. Raises NotFound, BadInput if the store is not encrypted,
         Corrupt if a record of these and one of other versions are bad, so that nobody can say what only these need.
         """
+        from .maintenance.erase import erase
+
         return erase(self._parts, self.tiers, name, dry_run=dry_run)
 
     def repair(self, *, forget_lost: bool = False, dry_run: bool = False) -> Repaired:
@@ -169,6 +194,8 @@ class Store:
 
         With `forget_lost` versions that can't be opened leave the catalog. Durable on return.
         """
+        from .maintenance.repair import mend
+
         return mend(self._parts, forget_lost=forget_lost, dry_run=dry_run)
 
     def recover(self) -> int:
@@ -187,6 +214,8 @@ class Store:
     @property
     def kv(self) -> Kv:
         """The KV of sequences: put, find and read prefixes."""
+        from .kv.kv import Kv
+
         p = self._parts
         return Kv(p.put, p.read, p.names, p.disk)
 
@@ -199,6 +228,9 @@ class Store:
     @property
     def tiers(self) -> Tiers:
         """The tiers above the local store: staged to, released, measured, planned for."""
+        from .staging.arenas import Arenas
+        from .staging.tenant_tiers import Tiers
+
         p = self._parts
         arenas = Arenas(p.root, p.config.store_id, p.keys.tenant, p.disk, p.now)
         return Tiers(arenas, p.names, self.get, self.kv)
@@ -208,10 +240,14 @@ class Store:
         from_: str | None = None, wait: bool = False, progress: TierProgress = ignore_tiers,
     ) -> Stage:  # fmt: skip
         """Stage artifacts up, each byte verified, and hold them; see `Tiers.prefetch`."""
+        from .staging.prefetch import How
+
         return self.tiers.prefetch(names, to, budget_bytes, How(ttl_s, from_, wait, progress))
 
     def why_miss(self, identity: Mapping[str, object], kind: str = "kv") -> Miss:
         """Return the fields that tell an identity from the nearest stored one; raise NotFound if none is stored."""
+        from .maintenance.why_miss import explain_miss
+
         return explain_miss(self._parts.names, kind, identity)
 
     # ---- keys and tenants
@@ -224,6 +260,8 @@ class Store:
     @property
     def tenants(self) -> Tenants:
         """The tenants of the store: list, add, remove."""
+        from .maintenance.tenants import Tenants
+
         return Tenants(self._parts, self.tiers)
 
     @property
