@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..formats.errors import FormatError
-from ..formats.manifest import parse_json
+from ..formats.strict_json import parse_json
 from ..store.disk import Disk
 from ..store.errors import BadInput
 from ..store.plan.job import read_bounded

@@ -146,14 +146,6 @@ def canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def parse_json(packed: bytes) -> Any:
-    """Return the JSON value in `packed`; raise FormatError for anything malformed, deep or doubled."""
-    try:
-        return _DECODER.decode(packed.decode())
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"not valid JSON: {error}") from None
-
-
 def parse_manifest(value: Any) -> Manifest:
     """Return the manifest held in a parsed JSON value; raise FormatError if any rule of this module is broken."""
     try:
@@ -261,18 +253,3 @@ def _text(value: Any) -> str:
         raise FormatError(f"manifest is malformed: {str(value)[:40]!r} is not text")
     value.encode()  # a lone surrogate has no UTF-8: a ValueError, which the caller turns into FormatError
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise FormatError("a key stands twice")
-    return value
-
-
-def _refuse(constant: str) -> None:
-    raise FormatError(f"{constant} is not a JSON number")
-
-
-# Made once: a listing decodes thousands of small values.
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)

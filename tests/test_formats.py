@@ -74,7 +74,6 @@ from arstore.formats.manifest import (
     Tensor,
     canonical,
     check_path,
-    parse_json,
     parse_manifest,
     parse_needs,
 )
@@ -92,6 +91,7 @@ from arstore.formats.record import (
     seal_footer,
     stored_payload_bytes,
 )
+from arstore.formats.strict_json import parse_json
 from arstore.formats.tensor import BLOB_MAX_BYTES, DTYPE_BITS, TensorSpan, cut_span, dense_bytes
 from arstore.store.artifacts.cuts import cut_file
 from arstore.store.artifacts.inputs import InputFile

@@ -25,7 +25,7 @@ import lmdb
 import pytest
 
 import arstore
-from arstore.formats import catalog, codec, digest, keypage, lease, manifest, record
+from arstore.formats import catalog, codec, digest, keypage, lease, manifest, record, strict_json
 from arstore.formats.errors import FormatError
 from arstore.formats.frames import TAG_BYTES, Binding, frames_of, seal, unseal
 from arstore.formats.identity import FIELDS, PROVENANCE, KeyId, chain_blocks, identity_key, key_id, make_identity
@@ -438,7 +438,7 @@ def test_a_text_that_is_not_canonical_is_made_so_and_refused_in_a_manifest(vecto
     spec_reader.check_identity(identity)
     with pytest.raises(Refused):
         spec_reader.check_identity(fields)
-    good = manifest.parse_json(sheet("manifests")["good"][0]["text"].encode())
+    good = strict_json.parse_json(sheet("manifests")["good"][0]["text"].encode())
     manifest.parse_manifest(good | {"identity": identity})
     refuses(manifest.parse_manifest, good | {"identity": fields})
 
@@ -484,7 +484,7 @@ def test_the_specification_names_every_identity_field_and_its_kind() -> None:
 
 @each("manifests", "good", "name")
 def test_good_manifest(vector: Any) -> None:
-    parsed = manifest.parse_manifest(manifest.parse_json(vector["text"].encode()))
+    parsed = manifest.parse_manifest(strict_json.parse_json(vector["text"].encode()))
     assert parsed.packed() == vector["text"].encode()
     assert parsed.id(bytes.fromhex(sheet("manifests")["digest_key"])).hex() == vector["id"]
     rows = [(bytes.fromhex(id_), tokens, [bytes.fromhex(one) for one in blobs], bytes.fromhex(about))
@@ -496,10 +496,10 @@ def test_good_manifest(vector: Any) -> None:
 
 @each("manifests", "bad", "why")
 def test_bad_manifest(vector: Any) -> None:
-    good = manifest.parse_json(sheet("manifests")["good"][0]["text"].encode())
+    good = strict_json.parse_json(sheet("manifests")["good"][0]["text"].encode())
     value = {key: part for key, part in good.items() if key != vector.get("without")} | vector.get("puts", {})
     assert value != good or vector["why"].startswith(("format as truth", "single that is a number"))  # 1 == True
-    refuses(manifest.parse_manifest, manifest.parse_json(json.dumps(value).encode()))
+    refuses(manifest.parse_manifest, strict_json.parse_json(json.dumps(value).encode()))
     if "shape" in vector.get("puts", {}):
         with pytest.raises(Refused):
             spec_reader.Shape(value["shape"])
@@ -507,12 +507,12 @@ def test_bad_manifest(vector: Any) -> None:
 
 @each("manifests", "bad_texts", "why")
 def test_bad_manifest_text(vector: Any) -> None:
-    refuses(lambda: manifest.parse_manifest(manifest.parse_json(vector["text"].encode())))
+    refuses(lambda: manifest.parse_manifest(strict_json.parse_json(vector["text"].encode())))
 
 
 @each("manifests", "bad_bytes", "why")
 def test_bad_manifest_bytes(vector: Any) -> None:
-    refuses(manifest.parse_json, bytes.fromhex(vector["bytes"]))
+    refuses(strict_json.parse_json, bytes.fromhex(vector["bytes"]))
 
 
 def repeated(cuts: Any) -> list[tuple[Any, ...]]:

@@ -10,20 +10,22 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...formats.catalog import VersionRow
 from ...formats.digest import digest_bytes
 from ...formats.errors import FormatError
 from ...formats.frames import seal, unseal
-from ...formats.manifest import MANIFEST_MAX_BYTES, Manifest, ManifestId, Needs, parse_json, parse_manifest, parse_needs
 from ...formats.record import KIND_VERSION
+from ...formats.strict_json import parse_json
 from ..catalog.catalog import Catalog
 from ..errors import BadInput, Conflict, Corrupt, NotFound, StoreError
 from ..keys.tenant_keys import TenantKeys
 from ..segments.reader import SegmentReader
-from ..segments.records import OpenRecord, corrupt
 from .refs import Ref, parse_ref
+
+if TYPE_CHECKING:
+    from ...formats.manifest import Manifest, ManifestId, Needs
 
 ID_PREFIX_MIN = 8
 _USE_GRAIN_S = 3600
@@ -128,15 +130,22 @@ class Names:
             return self._by_id(text)
         raise NotFound(text, "no such name", hint="'arstore ls' lists the names there are")
 
-    def manifest(self, found: Found) -> Manifest:
+    def manifest(self, found: Found) -> "Manifest":
         """Return what a version consists of; raise Corrupt if its record is bad, NotFound if it was removed since."""
+        from ...formats.manifest import parse_manifest
+
         return self._read(found, parse_manifest)
 
-    def needs(self, found: Found) -> Needs:
+    def needs(self, found: Found) -> "Needs":
         """Return what a version keeps from collection; raise as `manifest` does."""
+        from ...formats.manifest import parse_needs
+
         return self._read(found, parse_needs)
 
     def _read(self, found: Found, parse: Callable[[Any], T]) -> T:
+        from ...formats.manifest import MANIFEST_MAX_BYTES
+        from ..segments.records import OpenRecord, corrupt
+
         place = found.row.place
         try:
             if place.plain_bytes > MANIFEST_MAX_BYTES:
@@ -177,7 +186,7 @@ class Names:
                 return [self._found_or_blank(ref.name, version, row)]
         return [self.resolve(text)]
 
-    def check_free(self, ref: Ref, manifest_id: ManifestId) -> Found | None:
+    def check_free(self, ref: Ref, manifest_id: "ManifestId") -> Found | None:
         """Return the version that already has this label and content, None if the label is free; else Conflict."""
         for found in self.versions(ref.name) if ref.label else ():
             if found.summary.label == ref.label:

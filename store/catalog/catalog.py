@@ -13,6 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ...formats.catalog import (
     LIVE,
@@ -27,8 +28,6 @@ from ...formats.catalog import (
     parse_version,
 )
 from ...formats.digest import Digest, keyed_hash
-from ...formats.identity import KeyId
-from ...formats.manifest import Needs
 from ..errors import Conflict, NoRoom
 from .identities import TABLE as IDENTITIES_TABLE
 from .identities import Claims, claim, unclaim
@@ -36,6 +35,10 @@ from .key_slots import doom, doomed_slots
 from .leases import Lease
 from .tables import Rows, Tables
 from .usage import LEFTOVERS, QUARANTINES, account, count, extend, mark, segment_key
+
+if TYPE_CHECKING:
+    from ...formats.identity import KeyId
+    from ...formats.manifest import Needs
 
 _U32, _U64 = struct.Struct(">I"), struct.Struct("<Q")
 _HASH_BYTES = 20
@@ -57,7 +60,7 @@ class NewVersion:
     name: str
     version: int
     row: VersionRow
-    needs: Needs
+    needs: "Needs"
     written: Mapping[Digest, Place]
     durable: Mapping[int, int]  # segment id -> bytes that are on disk
     quota_bytes: int = 0
@@ -133,7 +136,7 @@ class Catalog:
         with self.tables.reading() as rows:
             return [(_U32.unpack(key[-4:])[0], parse_version(value)) for key, value in rows.scan("versions", prefix)]
 
-    def commit(self, new: NewVersion) -> KeyId | None:
+    def commit(self, new: NewVersion) -> "KeyId | None":
         """Make a version visible: the one commit point of a put. Return the first identity that it claims and that
         stands for other bytes already, which it goes on to do.
 
@@ -141,7 +144,7 @@ class Catalog:
         since, BlobGone if what was to be reused has changed, NoRoom over the quota: then nothing has changed.
         """
 
-        def change(rows: Rows) -> KeyId | None:
+        def change(rows: Rows) -> "KeyId | None":
             if new.lease:
                 new.lease.check(rows)
             if self._last(rows, new.name) != new.version - 1:
@@ -171,7 +174,7 @@ class Catalog:
         """Return the scope of the lease that publishing under a name takes."""
         return b"name" + self.name_key(name)
 
-    def drop(self, name: str, version: int, needs: Needs, *, shred: bool = False) -> int:
+    def drop(self, name: str, version: int, needs: "Needs", *, shred: bool = False) -> int:
         """Remove a version and its claims on blobs and identities; raise Conflict if it is gone already.
 
         With `shred` the blobs that nothing else needs leave the catalog in the same transaction, their keys doomed;
@@ -290,7 +293,7 @@ class Catalog:
     def blob_key(self, digest: Digest) -> bytes:
         return self.prefix + keyed_hash(self._index_key, b"blob", digest, length=_HASH_BYTES)
 
-    def identity_key(self, id_: KeyId) -> bytes:
+    def identity_key(self, id_: "KeyId") -> bytes:
         return self.prefix + keyed_hash(self._index_key, b"identity", id_, length=_HASH_BYTES)
 
     def version_key(self, name: str, version: int) -> bytes:

@@ -10,15 +10,18 @@ claims it and its blobs are good; other bytes for the same identity are a confli
 """
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeAlias
 
 from ...formats.catalog import Named, NamedRow, parse_named
-from ...formats.identity import KeyId
 from .tables import Rows
+
+if TYPE_CHECKING:
+    from ...formats.identity import KeyId
 
 TABLE = "identities"
 
-Claims = Iterable[tuple[KeyId, Named]]
-RowKey = Callable[[KeyId], bytes]
+Claims: TypeAlias = "Iterable[tuple[KeyId, Named]]"
+RowKey: TypeAlias = "Callable[[KeyId], bytes]"
 
 
 def claim(rows: Rows, row_key: RowKey, claims: Claims, is_whole: Callable[[Named], bool]) -> int:
@@ -47,7 +50,7 @@ def unclaim(rows: Rows, row_key: RowKey, claims: Claims) -> None:
             rows.put(TABLE, row_key(id_), NamedRow(named, row.refs - 1).packed(id_))
 
 
-def read_named(rows: Rows, row_key: RowKey, id_: KeyId) -> NamedRow | None:
+def read_named(rows: Rows, row_key: RowKey, id_: "KeyId") -> NamedRow | None:
     """Return the row of an identity, None where nothing is stored."""
     value = rows.get(TABLE, row_key(id_))
     return parse_named(value, id_) if value is not None else None

@@ -7,7 +7,6 @@ from ..config import KEYS_DIR, Config, read_config, root_path
 from ..disk import Disk
 from ..errors import Corrupt, KeyRefused
 from .keyring import Keyring
-from .rotate import Rekeying, finish_rotation
 from .unlock import Ask, Secrets, Stanzas, open_masters
 
 _ATTEMPTS = 100
@@ -36,6 +35,8 @@ def _open_keyring(root: Path, held: Secrets, ask: Ask, disk: Disk) -> tuple[Conf
     masters = open_masters(root / KEYS_DIR, held, config.store_id, ask, encrypted=config.encrypted)
     keyring = Keyring(root / KEYS_DIR, root_path(root, config), masters, config.store_id, disk)
     if len(masters) > 1 and _config_opens(root, config, masters[0]):  # a rotation was killed
+        from .rotate import Rekeying, finish_rotation
+
         finish_rotation(Rekeying(root, config, disk, held, keyring), masters[0])
     return config, held, keyring
 

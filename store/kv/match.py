@@ -7,7 +7,7 @@ from ...formats.catalog import Named
 from ...formats.errors import FormatError
 from ...formats.identity import Identity, KeyId, chain_blocks, identity_key, key_id
 from ...formats.kv_shape import KvShape, parse_shape
-from ...formats.manifest import parse_json
+from ...formats.strict_json import parse_json
 from ..catalog.catalog import Catalog
 from ..catalog.identities import TABLE, read_named
 from ..catalog.tables import Rows

@@ -14,8 +14,9 @@ from pathlib import Path
 from ...formats.catalog import QUARANTINED, BlobRow, Place, SegmentRow, VersionRow, missing_place
 from ...formats.digest import Digest, digest_bytes
 from ...formats.errors import FormatError
-from ...formats.manifest import Manifest, parse_json, parse_manifest
+from ...formats.manifest import Manifest, parse_manifest
 from ...formats.record import ALIGN_BYTES, KIND_BLOB, parse_segment_header
+from ...formats.strict_json import parse_json
 from ..artifacts.drop import recount_needs
 from ..artifacts.names import Summary
 from ..catalog.catalog import Catalog

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...formats.errors import FormatError
-from ...formats.manifest import parse_json
+from ...formats.strict_json import parse_json
 from ..artifacts.identity import take_identity
 from ..artifacts.refs import parse_ref
 from ..errors import BadInput, NotFound, StorageFailed

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...formats.errors import FormatError
-from ...formats.manifest import parse_json
+from ...formats.strict_json import parse_json
 from ..errors import BadInput, NoRoom
 from .fields import Fields
 from .job import read_bounded
