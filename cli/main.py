@@ -1,6 +1,7 @@
 """The program: global flags, the commands, and the one table of exit codes."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -79,6 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     except OSError:  # which was said; the interpreter must not try it again
         sys.stdout, code = io.StringIO(), code or _INTERNAL
+    gc.freeze()  # the memory goes with the process: the interpreter need not search it for cycles first
     sys.exit(code)
 
 

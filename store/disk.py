@@ -5,16 +5,12 @@ the pages it could not write and will report success the next time.
 """
 
 import contextlib
-import ctypes
 import errno
 import fcntl
-import functools
 import mmap
 import os
-import secrets
 import shutil
 import struct
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +99,10 @@ class Disk:
 
     def punch(self, fd: int, offset: int, length: int) -> bool:
         """Give a range back to the file system; it reads as zeros. Return False where the file system can't."""
+        import ctypes  # loaded here, as below: most commands need neither it nor tempfile
+
+        from .libc import libc
+
         done = libc().fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(length))
         if done == 0:
             return True
@@ -113,7 +113,7 @@ class Disk:
 
     def replace_file(self, path: Path, content: bytes, mode: int = 0o600) -> None:
         """Put `content` at `path` in one step: whole and durable on return, or not there at all."""
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
         with disk_errors(path):
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             try:
@@ -135,7 +135,9 @@ class Disk:
             if target.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if not _is_special(target):
-                tempfile.TemporaryFile(dir=target.parent).close()
+                from tempfile import TemporaryFile
+
+                TemporaryFile(dir=target.parent).close()
 
     def write_output(self, path: Path, content: bytes) -> None:
         """Put what a user wants in a file where a link leads, in one step, or into a device or pipe that is there."""
@@ -160,7 +162,7 @@ class Disk:
         It lies in `dest` if that is a directory (which may be a mount of its own), else beside it.
         """
         parent = dest if dest.is_dir() else dest.parent
-        path = parent / f".arstore-{secrets.token_hex(8)}"
+        path = parent / f".arstore-{os.urandom(8).hex()}"
         self.make_dirs(parent, 0o777)
         with disk_errors(dest):
             os.mkdir(path, 0o700)
@@ -254,12 +256,6 @@ def make_buffer(length: int) -> mmap.mmap:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
-
-
-@functools.cache
-def libc() -> ctypes.CDLL:
-    """Return the C library, for system calls that Python has no name for; it lets other threads run meanwhile."""
-    return ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)

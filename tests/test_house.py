@@ -83,7 +83,7 @@ def within(name: str, *modules: str) -> bool:
 # beside each other: neither imports the other.
 ORDER = (
     ("formats",),
-    ("store/errors", "store/disk", "store/config", "store/progress", "store/quantities", "store/workers"),
+    ("store/errors", "store/disk", "store/config", "store/progress", "store/quantities", "store/workers", "store/libc"),
     ("store/keys",),
     ("store/catalog",),
     ("store/segments",),

@@ -6,8 +6,8 @@ A version's summary is sealed under that version's own key, so that once the key
 import contextlib
 import fnmatch
 import json
+import os
 import re
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -52,7 +52,7 @@ class Summary:
         """Return the summary as the catalog keeps it: sealed under the version's key, plain where there is none."""
         fields = [self.name, self.label, self.id, self.kind, self.model, self.plain_bytes, self.created]
         packed = json.dumps(fields, separators=(",", ":")).encode()
-        return packed if key is None else seal(key, _SUMMARY, packed, secrets.token_bytes(12))
+        return packed if key is None else seal(key, _SUMMARY, packed, os.urandom(12))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ names; a put that was killed leaves the loan without it, and the next collection
 """
 
 import os
-import secrets
 import struct
 import threading
 from collections.abc import Iterable, Mapping, Set
@@ -52,7 +51,7 @@ class SlotLedger:
 
     def borrow_spare(self, tenant: int, most: int) -> tuple[bytes, list[int]]:
         """Open a loan of up to `most` left-over slots of a tenant; return the loan and the slots."""
-        loan = _U32.pack(tenant) + secrets.token_bytes(8)
+        loan = _U32.pack(tenant) + os.urandom(8)
         lock_byte(self._lock_file(), _lock_offset(loan))
 
         def change(rows: Rows) -> list[int]:

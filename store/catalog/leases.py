@@ -7,7 +7,6 @@ owner of another boot, or whose process is gone, is taken over at once.
 
 import contextlib
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -134,7 +133,7 @@ class Leases:
             seconds = (row.expires_ns - self._clock()) / 1e9
             why = f"held by process {row.process.pid} for {row.purpose}, for at least {seconds:.0f} s more"
             raise Fenced("lease", why, hint="wait with --lock-wait, or see 'arstore lease ls'")
-        owner, epoch = secrets.token_bytes(16), (row.epoch if row else 0) + 1
+        owner, epoch = os.urandom(16), (row.epoch if row else 0) + 1
         expires = self._clock() + self._ttl_ns
         taken = LeaseRow(epoch, expires, owner, self._process, int(time.time()), purpose)
         rows.put(TABLE, scope, taken.packed())

@@ -9,7 +9,6 @@ A key is durable here before a byte that it seals reaches a segment.
 import contextlib
 import fcntl
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -49,8 +48,8 @@ def create_keyring(directory: Path, root_path: Path, master: bytes, store_id: by
         os.close(disk.open(directory / LOCK_NAME, create=True))
         disk.sync_dir(directory)
     if not root_path.exists():
-        slot = seal_root(master, store_id, Root(1, NONE, 0, secrets.token_bytes(KEY_BYTES)), secrets.token_bytes(12))
-        disk.replace_file(root_path, secrets.token_bytes(PAGE_BYTES) + slot, 0o600)
+        slot = seal_root(master, store_id, Root(1, NONE, 0, os.urandom(KEY_BYTES)), os.urandom(12))
+        disk.replace_file(root_path, os.urandom(PAGE_BYTES) + slot, 0o600)
 
 
 class Keyring:
@@ -123,7 +122,7 @@ class Keyring:
         """
         if not name or len(name.encode()) > TENANT_NAME_MAX_BYTES or not all(c.isalnum() or c in "._-" for c in name):
             raise BadInput(f"tenant {name!r}", "a name is letters, digits, '.', '_' and '-', at most 128 bytes")
-        seed = derive(self._store_id + name.encode(), "open tenant", 80) if open_keys else secrets.token_bytes(80)
+        seed = derive(self._store_id + name.encode(), "open tenant", 80) if open_keys else os.urandom(80)
         with self._commit() as shadow:
             if any(tenant.name == name for tenant in self.tenants().values()):
                 raise Conflict(f"tenant {name}", "exists already")
@@ -138,7 +137,7 @@ class Keyring:
         with self._commit() as shadow:
             tenant = self._tenant_at(number)
             first = tenant.next_slot
-            made = [(slot, secrets.token_bytes(KEY_BYTES)) for slot in range(first, first + count)]
+            made = [(slot, os.urandom(KEY_BYTES)) for slot in range(first, first + count)]
             keys = shadow.update(tenant.keys, changed_leaves(self._pages, tenant.keys, dict(made)))
             grown = tenant.grown(keys, first + count)
             directory = shadow.update(self._root.directory, {number: grown.packed()})
@@ -246,7 +245,7 @@ class Keyring:
         return used
 
     def _write_root(self, root: Root) -> None:
-        sealed = seal_root(self.master, self._store_id, root, secrets.token_bytes(12))
+        sealed = seal_root(self.master, self._store_id, root, os.urandom(12))
         self._disk.write_at(self._root_fd, sealed, root.epoch % 2 * PAGE_BYTES)
         self._sync_root()
         self._durable_epoch = root.epoch
@@ -260,7 +259,7 @@ class Keyring:
             raise
 
     def _efface(self, epoch: int) -> None:
-        self._disk.write_at(self._root_fd, secrets.token_bytes(PAGE_BYTES), epoch % 2 * PAGE_BYTES)
+        self._disk.write_at(self._root_fd, os.urandom(PAGE_BYTES), epoch % 2 * PAGE_BYTES)
         self._sync_root()
 
     def refresh(self) -> None:

@@ -5,7 +5,6 @@ that the root does not reach and returns a new reference; nothing counts until a
 """
 
 import os
-import secrets
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -150,6 +149,6 @@ class Shadow:
         while self._next in self._used:
             self._next += 1
         self._used.add(self._next)
-        key = secrets.token_bytes(KEY_BYTES)
+        key = os.urandom(KEY_BYTES)
         self._dirty[self._next] = seal_page(key, body)
         return PageRef(self._next, depth, key)

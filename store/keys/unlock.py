@@ -8,7 +8,6 @@ the environment: text inside a store is data, and data is never run.
 import contextlib
 import json
 import os
-import secrets
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -64,7 +63,7 @@ class Secrets:
 
 def fresh_secret() -> bytes:
     """Return 32 random bytes in hex, as a key file holds them."""
-    return secrets.token_hex(KEY_BYTES).encode()
+    return os.urandom(KEY_BYTES).hex().encode()
 
 
 def new_key_file(path: Path, disk: Disk, secret: bytes | None = None) -> bytes:
@@ -104,13 +103,13 @@ class Stanzas:
 
     def adding(self, kind: str, secret: bytes, master: bytes, store_id: bytes) -> "Stanzas":
         """Return these and one more way in to `master`. The kind `open` needs no secret."""
-        way: dict[str, Any] = {"kind": kind, "opens": _name(master), "salt": secrets.token_hex(16)}
+        way: dict[str, Any] = {"kind": kind, "opens": _name(master), "salt": os.urandom(16).hex()}
         if kind == "passphrase":
             way |= _ARGON2
         if kind == "open":
             way["master"] = master.hex()
         else:
-            way["sealed"] = seal(_stanza_key(way, secret), _context(store_id), master, secrets.token_bytes(12)).hex()
+            way["sealed"] = seal(_stanza_key(way, secret), _context(store_id), master, os.urandom(12)).hex()
         return Stanzas((*self.ways, way))
 
     def adding_previous(self, old: bytes, master: bytes, store_id: bytes) -> "Stanzas":

@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ...formats.record import ALIGN_BYTES, padded
-from ..disk import disk_errors, libc
+from ..disk import disk_errors
 from ..errors import Corrupt
+from ..libc import libc
 
 _CACHESTAT = 451  # the number of this system call on every architecture
 _SAMPLE_BYTES = 256 << 10

@@ -10,7 +10,6 @@ from ...formats.errors import FormatError
 from ...formats.record import ALIGN_BYTES, parse_segment_header
 from ..disk import disk_errors
 from ..errors import Corrupt
-from .cold_read import read_cold
 
 
 def segment_path(directory: Path, segment: int) -> Path:
@@ -45,6 +44,8 @@ class SegmentReader:
 
     def read_cold(self, segment: int, offset: int, length: int, scratch: memoryview) -> memoryview | None:
         """Return a range that was viewed before, read into `scratch`; None if it is cached, see `read_cold`."""
+        from .cold_read import read_cold
+
         return read_cold(segment_path(self._directory, segment), offset, length, scratch, self._turn)
 
     def will_need(self, segment: int, offset: int, length: int) -> None:
