@@ -50,15 +50,16 @@ _ROOMS = {
     "attach": "store.staging.attach",
     "create_store": "store.access",
     "open_store": "store.access",
-}  # and the errors in store.errors
+}  # all other names are errors
 
+if not TYPE_CHECKING:  # a type checker that saw this would take every name for one that is there
 
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module 'arstore' has no attribute {name!r}")
-    found: object = getattr(import_module(f"arstore.{_ROOMS.get(name, 'store.errors')}"), name)
-    globals()[name] = found
-    return found
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module 'arstore' has no attribute {name!r}")
+        room = import_module(f"arstore.{_ROOMS.get(name, 'store.errors')}")
+        globals()[name] = getattr(room, name)
+        return globals()[name]
 
 
 def __dir__() -> list[str]:
