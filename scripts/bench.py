@@ -96,6 +96,7 @@ SECTIONS = {
     9: ("prefixes.prefix_rows", "Prefix KV: found by its tokens, put and loaded"),
     10: ("staging.stage_rows", "Staging in the host tier, warm and cold; attaching"),
     11: ("plans.plan_rows", "A batch carried out by plans, beside fetching on demand"),
+    12: ("starting.start_rows", "Start-up: a command that has next to nothing to do"),
 }
 
 
