@@ -12,9 +12,9 @@ def register(app: typer.Typer) -> None:
 
 
 def completion(
-    shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh, fish or powershell.")] = "bash",
+    shell: Annotated[str, typer.Argument(metavar="SHELL", help="The shell: bash, zsh, fish or powershell.")] = "bash",
 ) -> None:
-    """Print a completion script: `source <(arstore completion bash)`."""
+    """Print a script that completes commands in a shell. Use it as `source <(arstore completion bash)`."""
     from typer._completion_shared import get_completion_script
 
     if shell not in ("bash", "zsh", "fish", "powershell"):

@@ -1,4 +1,4 @@
-"""`arstore erase`: forget for good."""
+"""`arstore erase`: destroy the keys of an artifact."""
 
 from typing import Annotated
 
@@ -13,10 +13,16 @@ def register(app: typer.Typer) -> None:
 
 def erase(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="NAME (every version of it), NAME@VERSION or an id.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be erased.")] = False,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="NAME means every version. NAME@VERSION or an id means one.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be erased, and erase nothing.")] = False,
 ) -> None:
-    """Destroy the keys of what nothing else needs, and print a receipt. Its space comes back with the next gc."""
+    """Destroy the keys of an artifact for good, and print a receipt.
+
+    Blobs that other artifacts need keep their keys. The next `gc` gives the space back. Staged copies are wiped first;
+    while a process uses one, nothing is erased and the exit code is 11. The receipt says against whom the erase holds.
+    """
     session = session_of(context)
     with session.open() as store:
         receipt = store.erase(name, dry_run=dry_run)

@@ -1,4 +1,4 @@
-"""`arstore gc`: collect garbage; made for cron."""
+"""`arstore gc`: collect garbage. It is made for cron."""
 
 from typing import Annotated
 
@@ -17,27 +17,37 @@ def register(app: typer.Typer) -> None:
 
 def gc(
     context: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what a run would do.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what a collection would do, and change nothing.")
+    ] = False,
     grace: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="Keep garbage for so long after a run first saw it; 0s deletes at once. [24h]"
+            metavar="TIME",
+            help="How long to keep garbage after a gc first saw it. 0s deletes it at once. [default: 24h]",
         ),
     ] = None,
     keep_last: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Drop all but the N newest of a name.")
+        int | None,
+        typer.Option(metavar="N", min=0, help="Keep the N newest versions of each name, and drop the others first."),
     ] = None,
     keep_within: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Drop versions older than this, as 30d.")
+        str | None,
+        typer.Option(metavar="TIME", help="Keep versions younger than this, as 30d, and drop the others first."),
     ] = None,
     max_bytes: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Drop the least valuable versions until the rest fits.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Drop the least valuable versions first, until the rest takes at most SIZE."),
     ] = None,
-    lock_wait: Annotated[str, typer.Option(metavar="TIME", help="Wait so long for another collection.")] = "0s",
+    lock_wait: Annotated[
+        str, typer.Option(metavar="TIME", help="How long to wait for another gc that runs. Then exit 11.")
+    ] = "0s",
 ) -> None:
-    """Collect garbage and give its space back. Safe beside puts and gets; run again after a kill, it finishes.
+    """Collect garbage and give its space back.
 
-    Neither --keep-last nor --keep-within nor --max-bytes drops a version that is pinned or has a label (NAME@LABEL).
+    Garbage is what no version needs. Two runs must have seen it, and it must be as old as --grace says. Puts and gets
+    may run at the same time. Run again after a kill, gc finishes the work. A version stays if --keep-last or
+    --keep-within keeps it. Versions that are pinned or have a label (NAME@LABEL) always stay.
     """
     session = session_of(context)
     margins = CAREFUL

@@ -22,22 +22,44 @@ def register(app: typer.Typer) -> None:
 
 def get(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="NAME, NAME@VERSION or an id.")],
-    dest: Annotated[str, typer.Argument(metavar="DEST", help="Where to write; with a slash at the end, a directory.")],
-    tensor: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Tensors that match. Repeatable.")] = None,
-    layer: Annotated[list[int] | None, typer.Option(metavar="L", help="Tensors of this layer. Repeatable.")] = None,
-    slice_: Annotated[
-        list[str] | None, typer.Option("--slice", metavar="TENSOR=A:B", help="Rows A to B of a tensor. Repeatable.")
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="NAME means the newest version. Or NAME@VERSION, or an id.")
+    ],
+    dest: Annotated[
+        str, typer.Argument(metavar="DEST", help="The path to write. A slash at its end means a directory.")
+    ],
+    tensor: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Select the tensors whose name matches. Repeatable.")
     ] = None,
-    shard: Annotated[str | None, typer.Option(metavar="RANK/WORLD[:AXIS]", help="One of WORLD equal parts.")] = None,
+    layer: Annotated[
+        list[int] | None, typer.Option(metavar="L", help="Select the tensors of this layer. Repeatable.")
+    ] = None,
+    slice_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slice", metavar="TENSOR=A:B", help="Select rows of a tensor, from A up to but not B. Repeatable."
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RANK/WORLD[:AXIS]", help="Split each tensor evenly on AXIS (default 0), select part RANK."
+        ),
+    ] = None,
     positions: Annotated[
-        str | None, typer.Option(metavar="A:B", help="Only these token positions of what was put with --positions.")
+        str | None,
+        typer.Option(metavar="A:B", help="Select token positions of an artifact that was put with --positions."),
     ] = None,
     tp_plan: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON of name patterns to colwise or rowwise; with --shard.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Split as this JSON says: {pattern: colwise or rowwise}. Needs --shard."),
     ] = None,
 ) -> None:
-    """Write an artifact's files to DEST, byte-identical; with selectors, one safetensors file of those tensors."""
+    """Write the files of an artifact to DEST, byte for byte.
+
+    With a selector, DEST is one safetensors file of the selected tensors, and little else is read. DEST appears when
+    all of its bytes are verified. If one is bad, the exit code is 13 and nothing is written.
+    """
     session = session_of(context)
     selection = Selection(
         globs=tuple(tensor or ()),

@@ -1,4 +1,4 @@
-"""The identity flags: one for every identity field, and `--identity` for a file or model directory that says many."""
+"""The identity flags: one for each identity field, and `--identity` to read fields from a file or model directory."""
 
 import functools
 import inspect
@@ -16,22 +16,58 @@ from ..store.store import Store
 
 _IDENTITY_MAX_BYTES = 1 << 20
 _HELP = {
-    "model": "Model it belongs to.",
-    "revision": "Revision of the model.",
-    "weights": "Digest of the model's weights.",
-    "precision": "Effective dtype.",
-    "quantisation": "Quantisation scheme.",
-    "adapter": "Adapter (LoRA) digest.",
-    "rope": "RoPE type.",
-    "rope_theta": "RoPE base.",
-    "rope_factor": "RoPE scaling factor.",
-    "window": "Sliding window.",
-    "layer": "Layer.",
-    "layout": "Axis order.",
-    "sequence": "Sequence it was computed from.",
-    "positions": "Token positions A:B, B not included.",
-    "block_tokens": "Tokens of a prefix block (256).",
-    "strict": "Engine, kernels and hardware count too.",
+    "model": "The model.",
+    "revision": "The revision of the model.",
+    "weights": "The digest of the model's weights.",
+    "precision": "The dtype that is in effect, as bf16.",
+    "quantisation": "The quantisation scheme.",
+    "adapter": "The digest of the adapter (LoRA).",
+    "rope": "The type of RoPE.",
+    "rope_theta": "The base of RoPE.",
+    "rope_factor": "The scaling factor of RoPE.",
+    "window": "The length of the sliding window, in tokens.",
+    "layer": "The layer.",
+    "layout": "The order of axes, as NHD.",
+    "sequence": "The sequence it was computed from.",
+    "positions": "Token positions, from A up to but not B, as A:B.",
+    "block_tokens": "The tokens of a prefix block; 256 if not given.",
+    "strict": "Engine, kernels and hardware are part of the identity, too.",
+}
+_RARE_HELP = {  # of flags that --help leaves out, because adapters for engines give them
+    "adapter_scale": "The scale of the adapter.",
+    "adapter_targets": "The modules that the adapter changes, parted by commas.",
+    "scales": "The digest of the quantisation scales.",
+    "rope_original_positions": "The positions that RoPE was trained for.",
+    "rope_sections": "The sections of a multimodal RoPE, as JSON.",
+    "rope_scaling": "All parameters of RoPE, as JSON.",
+    "rope_partial": "The part of each head that RoPE turns.",
+    "architecture": "The architecture of the model.",
+    "config": "The digest of what else the model's config says.",
+    "attention": "The kind of attention, as MLA.",
+    "attention_chunk": "The length of an attention chunk, in tokens.",
+    "sinks": "The tokens at the start that attention keeps.",
+    "layer_kinds": "The kind of each layer, where layers differ.",
+    "layers": "The layers it holds, as 0-15,20.",
+    "module": "The module it was computed by.",
+    "heads": "The attention heads.",
+    "kv_heads": "The key and value heads.",
+    "head_dim": "The dimensions of a head.",
+    "page_tokens": "The tokens of a page, for a layout with pages.",
+    "shard": "The part of the model that a rank holds.",
+    "encoding": "The lossy encoding, if there is one.",
+    "tokenizer": "The tokenizer.",
+    "start": "The position of the first token.",
+    "step": "The step of a loop, as in diffusion or training.",
+    "contents": "The digests of images and the like, as digest@position.",
+    "embeddings": "The digest of prompt embeddings.",
+    "draft": "The draft model it belongs to.",
+    "salt": "A salt that keeps users of one tenant apart.",
+    "engine": "The engine that computed it.",
+    "engine_version": "The version of the engine.",
+    "attention_backend": "The attention kernels.",
+    "chunk_schedule": "The chunks in which a prompt was computed.",
+    "hardware": "The hardware it was computed on.",
+    "framework": "The framework and its version.",
 }
 
 
@@ -57,7 +93,9 @@ def with_identity(command: Callable[..., None], *, without: Collection[str] = ()
     flags = {name: _flag(name) for name in names}
     path = Annotated[
         Path | None,
-        typer.Option("--identity", metavar="FILE|MODEL_DIR", help="Fields as JSON, or a model; flags go before it."),
+        typer.Option(
+            "--identity", metavar="FILE|MODEL_DIR", help="Read fields from JSON, or from a model. Flags override them."
+        ),
     ]
     parameters = [one for one in own.parameters.values() if one.name != "identity"]
     parameters += [_parameter("identity_path", path), *(_parameter(f"field_{n}", flags[n]) for n in names)]
@@ -80,7 +118,8 @@ def _parameter(name: str, annotation: object) -> inspect.Parameter:
 
 
 def _flag(name: str) -> object:
-    help_ = _HELP.get(name) or ("Recorded; identity only with --strict." if name in PROVENANCE else None)
+    help_ = _HELP.get(name) or _RARE_HELP[name]
+    help_ += " Counts only with --strict." if name in PROVENANCE else ""
     option = typer.Option(f"--{name.replace('_', '-')}", help=help_, hidden=name not in _HELP)
     return Annotated[bool | None, option] if name == "strict" else Annotated[str | None, option]
 

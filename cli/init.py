@@ -20,21 +20,33 @@ def register(app: typer.Typer) -> None:
 def init(
     context: typer.Context,
     no_encryption: Annotated[
-        bool, typer.Option("--no-encryption", help="Store in the clear; BLAKE3 still checks.")
+        bool,
+        typer.Option(
+            "--no-encryption", help="Store in the clear. BLAKE3 tags still detect damage. Nothing can be erased."
+        ),
     ] = False,
     key_file: Annotated[
-        Path | None, typer.Option(metavar="F", help="Use this key file; it is made if missing.")
+        Path | None, typer.Option(metavar="F", help="Use this key file. It is made if it does not exist.")
     ] = None,
     passphrase: Annotated[
         bool,
-        typer.Option("--passphrase", help="Open with a passphrase: asked for, or from ARSTORE_PASSPHRASE_FILE."),
+        typer.Option(
+            "--passphrase", help="Open with a passphrase. It is asked for, or read from ARSTORE_PASSPHRASE_FILE."
+        ),
     ] = False,
     root_file: Annotated[
         Path | None,
-        typer.Option(metavar="R", help="Keep the root of the key tree here. Losing it loses everything."),
+        typer.Option(
+            metavar="R", help="Keep the root of the key tree in R, outside the store. Whoever loses R loses everything."
+        ),
     ] = None,
 ) -> None:
-    """Make a store, encrypted with a fresh key file outside it unless told otherwise."""
+    """Make a store, encrypted with a fresh key file.
+
+    The key file lies outside the store, in $XDG_CONFIG_HOME/arstore/keys. Back it up: without it nothing can be read.
+    With --root-file an erase holds even against old copies of the store. If a store with other settings is there, the
+    exit code is 15.
+    """
     session = session_of(context)
     if no_encryption + bool(key_file) + passphrase > 1:
         raise BadInput("flags", "--no-encryption, --key-file and --passphrase exclude each other")

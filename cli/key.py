@@ -1,4 +1,4 @@
-"""`arstore key`: ways in to a store."""
+"""`arstore key`: change what opens a store."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from .session import session_of
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Ways in to the store, and how to change them.", no_args_is_help=True)
+    group = typer.Typer(help="Change what opens the store: key file or passphrase.", no_args_is_help=True)
     group.command("rotate")(rotate)
     group.command("add-passphrase")(add_passphrase)
     app.add_typer(group, name="key")
@@ -19,15 +19,24 @@ def register(app: typer.Typer) -> None:
 
 def rotate(
     context: typer.Context,
-    key_file: Annotated[Path | None, typer.Option(metavar="F", help="Where the new key file goes.")] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="F", help="The new key file. It must not exist yet. [default: beside the old one]"),
+    ] = None,
     drop_others: Annotated[
-        bool, typer.Option("--drop-others", help="Let passphrases and commands that are not at hand open it no more.")
+        bool,
+        typer.Option(
+            "--drop-others", help="Go on although a passphrase or command is not at hand. It opens the store no more."
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would open the store, and what not.")
+        bool, typer.Option("--dry-run", help="Print what would open the store, and change nothing.")
     ] = False,
 ) -> None:
-    """Give the store a new master key and a new key file. The old one opens nothing then; no data is rewritten."""
+    """Give the store a new master key and a new key file.
+
+    The old key file opens nothing afterwards. Artifacts are not rewritten. Run again after a kill, it finishes.
+    """
     session = session_of(context)
     with session.open() as store:
         done = store.keys.rotate(key_file, drop_others=drop_others, dry_run=dry_run)
@@ -43,7 +52,7 @@ def _text(done: Rotated, dry_run: bool) -> str:
 
 
 def add_passphrase(context: typer.Context) -> None:
-    """Let a passphrase open the store as well: asked for, or from ARSTORE_PASSPHRASE_FILE."""
+    """Let a passphrase open the store as well. It is asked for, or read from ARSTORE_PASSPHRASE_FILE."""
     session = session_of(context)
     with session.open() as store:
         store.keys.add_passphrase(new_passphrase("add-passphrase"))

@@ -1,4 +1,4 @@
-"""`arstore kv`: prefix KV, put under a name and found again by its tokens."""
+"""`arstore kv`: store prefix KV under a name, and match it by its tokens."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,12 +16,12 @@ from .render import rate, size
 from .session import Reported, Session, session_of
 
 _Tokens = Annotated[
-    str, typer.Option("--tokens", metavar="T", help="Token ids: a JSON list or .npy file, or 1,2,3.")
+    str, typer.Option("--tokens", metavar="T", help="The token ids: a JSON list or .npy file, or 1,2,3.")
 ]  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Prefix KV: put, find by tokens, get back in part.", no_args_is_help=True)
+    group = typer.Typer(help="Store prefix KV, match it by tokens, get it back.", no_args_is_help=True)
     group.command("put")(with_identity(put))
     group.command("match")(with_identity(match))
     group.command("get")(with_identity(get, without=("layer", "positions")))
@@ -30,22 +30,33 @@ def register(app: typer.Typer) -> None:
 
 def put(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A safetensors file: layers.{i}.key, layers.{i}.value.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name, or NAME@LABEL.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A safetensors file of layers.{i}.key and layers.{i}.value.")
+    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name, or NAME@LABEL to label the version.")],
     tokens: _Tokens,
     identity: IdentityFlags,
-    codec: Annotated[str, typer.Option(help="stored, or plane and zstd: smaller, slower.")] = "stored",
-    pin: Annotated[bool, typer.Option("--pin", help="Keep from collection.")] = False,
+    codec: Annotated[
+        str, typer.Option(help="stored, plane or zstd. The last two take less space and are slower.")
+    ] = "stored",
+    pin: Annotated[bool, typer.Option("--pin", help="Pin the version: gc keeps it.")] = False,
     join: Annotated[
-        bool, typer.Option("--join", help="Where a block is stored already, keep that one instead of comparing.")
+        bool, typer.Option("--join", help="Use blocks that are stored already, even if their bytes differ.")
     ] = False,
     key_bounds: Annotated[
-        int, typer.Option(metavar="P", help="Put min and max of the keys of each P tokens as NAME/key-bounds, too.")
+        int, typer.Option(metavar="P", help="Also store min and max of the keys of every P tokens, as NAME/key-bounds.")
     ] = 0,
-    multi_writer: Annotated[bool, typer.Option("--multi-writer", help="Let others put under NAME meanwhile.")] = False,
-    lock_wait: Annotated[str, typer.Option(metavar="TIME", help="Wait so long for another writer of NAME.")] = "0s",
+    multi_writer: Annotated[
+        bool, typer.Option("--multi-writer", help="Let other processes put under NAME meanwhile.")
+    ] = False,
+    lock_wait: Annotated[str, typer.Option(metavar="TIME", help="How long to wait for another put of NAME.")] = "0s",
 ) -> None:
-    """Store the KV of a sequence. Blocks that another sequence shares are stored once."""
+    """Store the KV of a sequence of tokens under NAME.
+
+    Arrays have the shape [tokens, kv_heads, head_dim], or another that --layout names. --model, --revision and
+    --precision are required. Sequences that begin alike share their prefix blocks. If a shared block has other bytes
+    than the stored one, the exit code is 15, unless --join is given.
+    """
     session = session_of(context)
     with session.open() as store, session.progress("put") as progress:
         stored = store.kv.put(
@@ -58,7 +69,10 @@ def put(
 
 
 def match(context: typer.Context, tokens: _Tokens, identity: IdentityFlags) -> None:
-    """Say how many of the tokens, from the first on, have their KV stored. Exits 3 if none has."""
+    """Count the tokens, from the first on, whose KV is stored.
+
+    Give the same identity flags as at the put. If no token matches, the exit code is 3.
+    """
     session = session_of(context)
     with session.open() as store:
         prefix, values = _match(store, tokens, identity, session)
@@ -70,10 +84,15 @@ def get(
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="The safetensors file to write.")],
     tokens: _Tokens,
     identity: IdentityFlags,
-    layer: Annotated[list[int] | None, typer.Option(metavar="L", help="Only this layer. Repeatable.")] = None,
-    positions: Annotated[str | None, typer.Option(metavar="A:B", help="Only these token positions.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(metavar="L", help="Write only this layer. Repeatable.")] = None,
+    positions: Annotated[
+        str | None, typer.Option(metavar="A:B", help="Write only positions A up to but not B.")
+    ] = None,
 ) -> None:
-    """Write the KV of the longest stored prefix of the tokens to DEST. Exits 3 if nothing of it is stored."""
+    """Write the KV of the longest stored prefix of the tokens to DEST.
+
+    Give the same identity flags as at the put. If nothing is stored, the exit code is 3 and DEST is not written.
+    """
     session = session_of(context)
     wanted = parse_range("--positions", positions) if positions is not None else None
     with session.open() as store, session.progress("get") as progress:
@@ -96,7 +115,7 @@ def get(
 def _match(
     store: Store, tokens: str, identity: IdentityFlags, session: Session
 ) -> tuple[Prefix, dict[str, object]]:  # fmt: skip
-    """Return the longest stored prefix and what is said of it; nothing stored is reported as an error."""
+    """Return the longest stored prefix and its JSON values; raise Reported if nothing is stored."""
     packed = read_tokens(tokens)
     prefix = store.longest_prefix(packed, identity.fields(store))
     values: dict[str, object] = {

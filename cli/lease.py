@@ -1,4 +1,4 @@
-"""`arstore lease`: who owns what."""
+"""`arstore lease`: list leases, and break one."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -11,14 +11,17 @@ from .session import session_of
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Who owns what, and how to recover from an owner that is stuck.", no_args_is_help=True)
+    group = typer.Typer(help="List the leases on names, or break one.", no_args_is_help=True)
     group.command("ls")(ls)
     group.command("break")(break_)
     app.add_typer(group, name="lease")
 
 
 def ls(context: typer.Context) -> None:
-    """List leases. Those of dead or overdue owners are taken over by whoever comes next."""
+    """List the leases that processes hold.
+
+    A lease lets one process at a time put under a name, or collect. The next process takes over a dead or expired one.
+    """
     session = session_of(context)
     with session.open() as store:
         held = store.leases()
@@ -33,10 +36,15 @@ def ls(context: typer.Context) -> None:
 
 def break_(
     context: typer.Context,
-    lease_id: Annotated[str, typer.Argument(metavar="ID", help="As `lease ls` prints it.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say whose lease would be broken.")] = False,
+    lease_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `lease ls` prints, or its start.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print whose lease would be broken, and change nothing.")
+    ] = False,
 ) -> None:
-    """Take a lease from its owner: what it does from then on under this lease is refused, exit 11."""
+    """Take a lease away from the process that holds it.
+
+    What that process then tries to publish is refused with exit code 11. Use it for a process that hangs.
+    """
     session = session_of(context)
     with session.open() as store:
         broken = store.break_lease(lease_id, dry_run=dry_run)

@@ -18,10 +18,12 @@ def register(app: typer.Typer) -> None:
 
 def ls(
     context: typer.Context,
-    glob: Annotated[str | None, typer.Argument(metavar="GLOB", help="Only names that match.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only this kind.")] = None,
+    glob: Annotated[
+        str | None, typer.Argument(metavar="GLOB", help="List only the names that match this pattern.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="List only this kind: weights, kv, intermediate or file.")] = None,
 ) -> None:
-    """List names and versions."""
+    """List names and versions, with id, kind, size and time."""
     session = session_of(context)
     if kind is not None:
         from ..formats.manifest import KINDS

@@ -50,13 +50,21 @@ app = typer.Typer(
 @app.callback()
 def _globals(
     context: typer.Context,
-    store: Annotated[Path | None, typer.Option(metavar="DIR", help="The store. [env: ARSTORE_STORE]")] = None,
-    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="Whose part of it. [env: ARSTORE_TENANT]")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show a traceback when something fails.")] = False,
+    store: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The directory of the store. [env: ARSTORE_STORE]")
+    ] = None,
+    tenant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The tenant to work as. [env: ARSTORE_TENANT]")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result, or the error, as one JSON object on stdout.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print nothing but errors, and JSON if asked for.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print a traceback if the command fails.")] = False,
 ) -> None:
-    """Keep weights, prefix KV and intermediates: each tensor once, encrypted, verified at every read."""
+    """Store model weights, prefix KV and intermediates: each tensor once, encrypted, verified at every read."""
     context.obj = Session(store, tenant, json, quiet, verbose)
 
 

@@ -1,4 +1,4 @@
-"""`arstore pin` and `arstore unpin`: keep from collection, or no longer."""
+"""`arstore pin` and `arstore unpin`: keep a version from collection, or let it be collected again."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 from .ls import summary_values
 from .session import session_of
 
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="NAME, NAME@VERSION or an id.")]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="NAME means the newest version. Or NAME@VERSION, or an id.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -16,12 +16,12 @@ def register(app: typer.Typer) -> None:
 
 
 def pin(context: typer.Context, name: _Name) -> None:
-    """Keep a version from collection."""
+    """Pin a version, so that `gc` never drops it. `rm` and `erase` still do."""
     _set(context, name, pinned=True)
 
 
 def unpin(context: typer.Context, name: _Name) -> None:
-    """Let a version be collected again."""
+    """Unpin a version, so that `gc` may drop it again."""
     _set(context, name, pinned=False)
 
 

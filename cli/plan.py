@@ -1,4 +1,4 @@
-"""`arstore plan`: what moves when, so that a run finds everything in place."""
+"""`arstore plan`: plan what to stage when for a JOB."""
 
 import json
 from pathlib import Path
@@ -21,19 +21,23 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     context: typer.Context,
-    job: Annotated[Path, typer.Argument(metavar="JOB", help="A TOML file; see the README.")],
-    order: Annotated[str, typer.Option(help="given, or prefix: requests that share prefixes run together.")] = "given",
-    to: Annotated[str | None, typer.Option(metavar="TIER", help="The tier to plan for, before what JOB says.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="PLAN", help="Write the plan there, as JSON.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it there, as .svg or .png.")] = None,
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="A TOML file that names weights, requests and budgets.")],
+    order: Annotated[str, typer.Option(help="given, or prefix: run requests with a common prefix together.")] = "given",
+    to: Annotated[str | None, typer.Option(metavar="TIER", help="Plan for host or device, whatever JOB says.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="PLAN", help="Write the plan to this file, for `prefetch`.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the plan to this file, .svg or .png.")] = None,
     measured: Annotated[
-        Path | None, typer.Option(metavar="TIMELINE", help="With --plot: what 'prefetch --timeline' wrote, over it.")
+        Path | None, typer.Option(metavar="TIMELINE", help="Draw over the plan what a run took. Needs --plot.")
     ] = None,
 ) -> None:
-    """Say what would move when, what it takes at most, and how long; nothing moves."""
-    from ..store.plan.planner import (
-        ORDERS,  # the planner is loaded where it is used, so that other commands start faster
-    )
+    """Plan a JOB: what to move when, how much memory it takes, and how long.
+
+    Nothing is staged. Tiers that were never measured are measured first. TIMELINE is what `prefetch --timeline` wrote.
+    """
+    # The planner is loaded where it is used, so that other commands start faster.
+    from ..store.plan.planner import ORDERS
     from .plot import check_same_job, check_suffix, draw_plan, read_measured
 
     session = session_of(context)

@@ -1,4 +1,4 @@
-"""`arstore prefetch`: what a run reads, in place before it starts."""
+"""`arstore prefetch`: stage artifacts before a run starts."""
 
 import signal
 from contextlib import ExitStack
@@ -47,29 +47,34 @@ def register(app: typer.Typer) -> None:
 def prefetch(
     context: typer.Context,
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME…", help="What to stage: names, ids, or one JOB or PLAN file.")
+        list[str], typer.Argument(metavar="NAME…", help="Names or ids of artifacts, or one JOB or PLAN file.")
     ],
     to: Annotated[
         str | None,
-        typer.Option(metavar="TIER", help="host, shared, device, device:cuda:0 [default: host, or as a JOB says]"),
+        typer.Option(
+            metavar="TIER", help="host, shared, device or device:cuda:0. [default: host, or what the JOB says]"
+        ),
     ] = None,
-    budget: Annotated[str | None, typer.Option(metavar="SIZE", help="Most that the tier may hold.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="SIZE", help="The most bytes the tier may hold.")] = None,
     ttl: Annotated[
-        str | None, typer.Option(metavar="TIME", help="How long it stays [default: 1h; with CMD, no longer]")
+        str | None, typer.Option(metavar="TIME", help="How long copies stay. [default: 1h; with CMD: until it ends]")
     ] = None,
     from_: Annotated[
-        str | None, typer.Option("--from", metavar="TIER", help="Take it from there first: local or shared.")
+        str | None, typer.Option("--from", metavar="TIER", help="Read from this tier first: local or shared.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for another process that stages the same.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for another process that stages the same object.")] = False,
     timeline: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write what moved when, for chrome://tracing or Perfetto.")
+        Path | None, typer.Option(metavar="FILE", help="Write what moved when, in Chrome's trace format.")
     ] = None,
 ) -> None:
-    """Stage artifacts up, verified. With `-- CMD …`, hold them while CMD runs and exit with its code.
+    """Stage artifacts in host or device memory. Every byte is verified on the way.
 
-    CMD finds them by `arstore.attach()`, uncopied. What a JOB or PLAN needs beyond its budget comes while CMD works
-    through `attach().requests()`. CMD has stdout: what was staged, also as JSON, goes to stderr then. Exits 4 if some
-    of several could not be staged.
+    With `-- CMD …`, the copies are held while CMD runs and wiped after it. CMD opens them by `arstore.attach()`. The
+    exit code is CMD's, and the report goes to stderr. Only CMD can use a device.
+
+    All objects must fit into the budget together, which is half of the memory file system unless set. If they don't,
+    nothing is staged and the exit code is 14. Of a JOB or PLAN with CMD, what does not fit is staged while CMD works.
+    If some of several objects can't be staged, the exit code is 4.
     """
     command = foreign_words(context)
     if command == []:
@@ -161,7 +166,7 @@ def _plan_in(asked: Asked, store: Store) -> "Plan | None":
 
 
 def _check_target(to: str, command: list[str]) -> None:
-    """Raise BadInput for a tier that can't be staged to: of a device's memory only a command's processes have use."""
+    """Raise BadInput for a tier that can't be staged to. Only the processes of a command can use a device's memory."""
     if to == "shared" and command:
         raise BadInput("--to shared", "a command reads what is in the host tier", hint="leave out --to")
     if to not in ("host", "shared"):

@@ -18,22 +18,33 @@ def register(app: typer.Typer) -> None:
 
 def put(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file or a directory.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name, or NAME@LABEL.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file or a directory. A directory is one artifact.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name, or NAME@LABEL to label the version.")],
     identity: IdentityFlags,
-    kind: Annotated[str | None, typer.Option(help="weights, intermediate or file (bytes, unread).")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="weights, intermediate or file. [default: weights if tensors are found, else file]"),
+    ] = None,
     codec: Annotated[
-        str, typer.Option(help="auto, stored, zstd, or plane (byte planes: a third smaller, slower).")
+        str, typer.Option(help="auto, stored, zstd or plane. plane takes a third less space and is slower.")
     ] = "auto",
     opaque: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Store matching files as bytes, unread. Repeatable."),
+        typer.Option(
+            metavar="GLOB", help="Store files that match as bytes, without reading their tensors. Repeatable."
+        ),
     ] = None,
-    pin: Annotated[bool, typer.Option("--pin", help="Keep from collection.")] = False,
-    multi_writer: Annotated[bool, typer.Option("--multi-writer", help="Let others put under NAME meanwhile.")] = False,
-    lock_wait: Annotated[str, typer.Option(metavar="TIME", help="Wait so long for another writer of NAME.")] = "0s",
+    pin: Annotated[bool, typer.Option("--pin", help="Pin the version: gc keeps it.")] = False,
+    multi_writer: Annotated[
+        bool, typer.Option("--multi-writer", help="Let other processes put under NAME meanwhile.")
+    ] = False,
+    lock_wait: Annotated[str, typer.Option(metavar="TIME", help="How long to wait for another put of NAME.")] = "0s",
 ) -> None:
-    """Store PATH as the newest version of NAME. A directory (a checkpoint, say) is one artifact."""
+    """Store a file or directory as the newest version of NAME.
+
+    Tensors and files that the store has already are not stored again. The version is durable and visible when the
+    command ends. After a kill, the next put reuses what was stored. The kind `file` stores bytes and reads no tensors.
+    """
     session = session_of(context)
     with session.open() as store, session.progress("put") as progress:
         stored = store.put(

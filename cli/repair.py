@@ -17,14 +17,22 @@ def repair(
     context: typer.Context,
     rebuild: Annotated[
         bool,
-        typer.Option("--rebuild-catalog", help="Make the catalog anew from segments; no one else may use the store."),
+        typer.Option(
+            "--rebuild-catalog", help="Make the catalog anew from the segments. No other process may use the store."
+        ),
     ] = False,
     forget_lost: Annotated[
-        bool, typer.Option("--forget-lost", help="With it: destroy the keys of what was not found, for good.")
+        bool,
+        typer.Option(
+            "--forget-lost", help="Drop versions that can't be read. A rebuild also destroys keys it finds no use for."
+        ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is wrong.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is wrong, and change nothing.")] = False,
 ) -> None:
-    """Take in what killed writers left and set the catalog right, or make it anew. Lists what can't be had back."""
+    """Take in what killed writers left, and correct the counts in the catalog.
+
+    Prints what is lost. With --rebuild-catalog, pins and times of use are lost too.
+    """
     session = session_of(context)
     if rebuild and dry_run:
         raise BadInput("flags", "--rebuild-catalog reads everything anyway; run 'verify' to only look")

@@ -1,4 +1,4 @@
-"""What a prefetch says when it is done: objects, tiers, bytes, and a timeline of the moves."""
+"""Report: what a prefetch prints when it is done, and the timeline that it writes."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ _DIGITS = 12
 
 
 def report(session: Session, staging: Staging, predicted_s: float | None, *, to_stderr: bool) -> None:
-    """Print what is staged; where a command has stdout, this goes to stderr."""
+    """Print what is staged. It goes to stderr where a command has stdout."""
     values: dict[str, object] = {
         "staged": [_values(one) for one in staging.staged],
         "failed": [{"name": name, "why": str(error)} for name, error in staging.failed],

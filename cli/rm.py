@@ -1,4 +1,4 @@
-"""`arstore rm`: drop a name."""
+"""`arstore rm`: drop versions of a name."""
 
 from typing import Annotated
 
@@ -13,11 +13,13 @@ def register(app: typer.Typer) -> None:
 
 def rm(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="NAME (its newest version), NAME@VERSION or an id.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="NAME means the newest version. Or NAME@VERSION, or an id.")
+    ],
     all_versions: Annotated[bool, typer.Option("--all-versions", help="Drop every version of the name.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be dropped.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be dropped, and drop nothing.")] = False,
 ) -> None:
-    """Drop a version of a name. What nothing else needs is freed by the next collection."""
+    """Drop a version of a name. A later `gc` frees what nothing else needs. `erase` destroys keys, too."""
     session = session_of(context)
     with session.open() as store:
         dropped = store.rm(name, all_versions=all_versions, dry_run=dry_run)

@@ -26,7 +26,7 @@ PARTIAL = 4  # the exit code where some of several could not be done
 
 
 class Reported(Exception):
-    """An error that comes with a result: text went out already, JSON is to hold both."""
+    """An error that comes with a result. The text is printed already; the JSON object holds both."""
 
     def __init__(self, error: StoreError, values: dict[str, object]) -> None:
         super().__init__(str(error))
@@ -132,7 +132,7 @@ class Session:
 
 
 def tell(text: str) -> None:
-    """Print to stderr; once nobody reads that, nowhere: a command that runs goes on, and its code comes back."""
+    """Print to stderr. Once nobody reads stderr, print nowhere, so that the command goes on."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:

@@ -19,9 +19,11 @@ def register(app: typer.Typer) -> None:
 
 def show(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="NAME, NAME@VERSION or an id.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="NAME means the newest version. Or NAME@VERSION, or an id.")
+    ],
 ) -> None:
-    """Show an artifact's identity, files, tensors and blobs, and where they are."""
+    """Show one artifact: its identity, files, tensors and blobs, and the tiers that hold it."""
     session = session_of(context)
     with session.open() as store:
         found, manifest = store.show(name)

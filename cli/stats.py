@@ -1,4 +1,4 @@
-"""`arstore stats`: sizes."""
+"""`arstore stats`: show sizes."""
 
 import dataclasses
 from typing import Annotated
@@ -17,10 +17,10 @@ def register(app: typer.Typer) -> None:
 def stats(
     context: typer.Context,
     prometheus: Annotated[
-        bool, typer.Option("--prometheus", help="Print in the text-file collector's format.")
+        bool, typer.Option("--prometheus", help="Print gauges for Prometheus' text-file collector.")
     ] = False,
 ) -> None:
-    """Show what is stored, how much of it once, and how much room is left."""
+    """Show how much the tenant stores, how much deduplication saves, and how much disk is left."""
     session = session_of(context)
     with session.open() as store:
         found, tenant = store.stats(), store.tenant

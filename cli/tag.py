@@ -1,4 +1,4 @@
-"""`arstore tag`: a second name."""
+"""`arstore tag`: give a version a further name."""
 
 from typing import Annotated
 
@@ -13,8 +13,10 @@ def register(app: typer.Typer) -> None:
 
 def tag(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="NAME, NAME@VERSION or an id.")],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="A further name, or NAME@LABEL.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="NAME means the newest version. Or NAME@VERSION, or an id.")
+    ],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The further name, or NAME@LABEL to label its version.")],
 ) -> None:
     """Give a version a further name. No blob is stored again."""
     session = session_of(context)

@@ -1,4 +1,4 @@
-"""`arstore tenant`: who shares the store."""
+"""`arstore tenant`: add, remove and list the tenants of a store."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from .session import session_of
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Tenants: separate keys, ids and quotas in one store.", no_args_is_help=True)
+    group = typer.Typer(help="Add, remove and list tenants of the store.", no_args_is_help=True)
     group.command("add")(add)
     group.command("ls")(ls)
     group.command("rm")(rm)
@@ -20,10 +20,12 @@ def register(app: typer.Typer) -> None:
 
 def add(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME")],
-    quota: Annotated[str | None, typer.Option(metavar="SIZE", help="Most bytes it may store, as 500GiB.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the new tenant.")],
+    quota: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="The most bytes it may store, as 500GiB. [default: no quota]")
+    ] = None,
 ) -> None:
-    """Make a tenant with keys of its own."""
+    """Add a tenant. It has keys, names, ids and a quota of its own."""
     session = session_of(context)
     quota_bytes = parse_size(quota) if quota is not None else 0
     if quota is not None and not quota_bytes:
@@ -35,11 +37,13 @@ def add(
 
 def rm(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME")],
-    erase: Annotated[bool, typer.Option("--erase", help="Destroy its artifacts with it: every key, at once.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The tenant to remove.")],
+    erase: Annotated[bool, typer.Option("--erase", help="Also destroy the keys of all its artifacts.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be removed, and change nothing.")
+    ] = False,
 ) -> None:
-    """Remove a tenant that has no artifacts, or with --erase one that has."""
+    """Remove a tenant. If it has artifacts and --erase is not given, the exit code is 15."""
     session = session_of(context)
     with session.open() as store:
         gone = store.tenants.remove(name, erase=erase, dry_run=dry_run)
@@ -57,7 +61,7 @@ def rm(
 
 
 def ls(context: typer.Context) -> None:
-    """List tenants."""
+    """List the tenants and their quotas."""
     session = session_of(context)
     with session.open() as store:
         found = store.tenants.all()

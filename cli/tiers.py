@@ -1,4 +1,4 @@
-"""`arstore tiers`: where objects can lie, how much does, and how fast they come."""
+"""`arstore tiers`: show the tiers, and measure them."""
 
 from typing import Annotated
 
@@ -15,9 +15,11 @@ def register(app: typer.Typer) -> None:
 
 def tiers(
     context: typer.Context,
-    probe: Annotated[bool, typer.Option("--probe", help="Measure them, and keep that for plans.")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Measure the speed of each tier, and keep it for plans.")
+    ] = False,
 ) -> None:
-    """Show every tier: where it lies, what it may hold and holds, how fast it is, and whether it is there."""
+    """Show each tier: its path, capacity, bytes used, speed and state."""
     session = session_of(context)
     with session.open() as store:
         if probe:

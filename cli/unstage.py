@@ -1,4 +1,4 @@
-"""`arstore unstage`: what was staged wiped, and its memory given back."""
+"""`arstore unstage`: wipe staged copies."""
 
 from typing import Annotated
 
@@ -14,10 +14,13 @@ def register(app: typer.Typer) -> None:
 
 def unstage(
     context: typer.Context,
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="What to release.")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Everything that is staged.")] = False,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Names or ids of what to wipe.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Wipe everything that is staged.")] = False,
 ) -> None:
-    """Wipe staged copies and give their memory back. Exits 4 if one is in use and stays, or a tier is gone."""
+    """Wipe staged copies and give their memory back.
+
+    A copy that a process uses stays. The exit code is then 4, and also if a tier is gone.
+    """
     session = session_of(context)
     if bool(names) == all_:
         raise BadInput("names", "wanted some, or --all")

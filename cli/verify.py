@@ -18,17 +18,21 @@ def register(app: typer.Typer) -> None:
 def verify(
     context: typer.Context,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="What to check; everything if left out.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Names or ids to check. [default: everything]")
     ] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Check everything.")] = False,
-    deep: Annotated[bool, typer.Option("--deep", help="Hash the plaintext as well.")] = False,
-    tier: Annotated[str | None, typer.Option(help="The tier to read from.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Check everything, which is also the default.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also hash the plaintext and compare its digest.")] = False,
+    tier: Annotated[str | None, typer.Option(help="The tier to read: local.")] = None,
     max_duration: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Stop after so long; the next verify goes on with the rest.")
+        str | None, typer.Option(metavar="TIME", help="Stop after this long. The next verify goes on with the rest.")
     ] = None,
-    max_rate: Annotated[str | None, typer.Option(metavar="SIZE", help="Read at most so many bytes a second.")] = None,
+    max_rate: Annotated[str | None, typer.Option(metavar="SIZE", help="Read at most this many bytes a second.")] = None,
 ) -> None:
-    """Read back and check every byte. Bad blobs are quarantined; exits 13 if there are any."""
+    """Read back what is stored and check every byte.
+
+    A bad blob is quarantined, so that no read returns it. A staged copy heals it where there is one. If a bad one is
+    left, the exit code is 13. Blobs that were checked longest ago come first.
+    """
     session = session_of(context)
     if tier not in (None, "local"):
         raise BadInput(f"--tier {tier}", "this store has the tier local")

@@ -1,4 +1,4 @@
-"""`arstore why-miss`: the field that made a look-up miss."""
+"""`arstore why-miss`: name the identity field that made a look-up miss."""
 
 from typing import Annotated
 
@@ -18,10 +18,13 @@ def register(app: typer.Typer) -> None:
 def why_miss(
     context: typer.Context,
     identity: IdentityFlags,
-    kind: Annotated[str, typer.Option(help="The kind that was looked for.")] = "kv",
-    tokens: Annotated[str | None, typer.Option(metavar="T", help="The tokens too: see how far they match.")] = None,
+    kind: Annotated[str, typer.Option(help="The kind to look for: weights, kv, intermediate or file.")] = "kv",
+    tokens: Annotated[str | None, typer.Option(metavar="T", help="Also count how many of these tokens match.")] = None,
 ) -> None:
-    """Name the first field in which the nearest stored identity differs from the one that the flags say."""
+    """Name the identity fields that made a look-up miss.
+
+    The identity that the flags state is compared with the nearest stored one. Without a difference, `field` is null.
+    """
     session = session_of(context)
     if kind not in KINDS:
         raise BadInput(f"--kind {kind}", f"wanted one of {', '.join(KINDS)}")
