@@ -15,6 +15,29 @@ from .session import session_of
 
 _PLAN_MAX_BYTES = 1 << 20
 
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="NAME means the newest version. Or NAME@VERSION, or an id.")]
+_Dest = Annotated[str, typer.Argument(metavar="DEST", help="The path to write. A slash at its end means a directory.")]
+_Tensor = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="Select the tensors whose name matches. Repeatable.")
+]
+_Layer = Annotated[list[int] | None, typer.Option(metavar="L", help="Select the tensors of this layer. Repeatable.")]
+_Slice = Annotated[
+    list[str] | None,
+    typer.Option("--slice", metavar="TENSOR=A:B", help="Select rows of a tensor, from A up to but not B. Repeatable."),
+]
+_Shard = Annotated[
+    str | None,
+    typer.Option(metavar="RANK/WORLD[:AXIS]", help="Split each tensor evenly on AXIS (default 0), select part RANK."),
+]
+_Positions = Annotated[
+    str | None,
+    typer.Option(metavar="A:B", help="Select token positions of an artifact that was put with --positions."),
+]
+_TpPlan = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Split as this JSON says: {pattern: colwise or rowwise}. Needs --shard."),
+]
+
 
 def register(app: typer.Typer) -> None:
     app.command()(get)
@@ -22,38 +45,14 @@ def register(app: typer.Typer) -> None:
 
 def get(
     context: typer.Context,
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="NAME means the newest version. Or NAME@VERSION, or an id.")
-    ],
-    dest: Annotated[
-        str, typer.Argument(metavar="DEST", help="The path to write. A slash at its end means a directory.")
-    ],
-    tensor: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Select the tensors whose name matches. Repeatable.")
-    ] = None,
-    layer: Annotated[
-        list[int] | None, typer.Option(metavar="L", help="Select the tensors of this layer. Repeatable.")
-    ] = None,
-    slice_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--slice", metavar="TENSOR=A:B", help="Select rows of a tensor, from A up to but not B. Repeatable."
-        ),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RANK/WORLD[:AXIS]", help="Split each tensor evenly on AXIS (default 0), select part RANK."
-        ),
-    ] = None,
-    positions: Annotated[
-        str | None,
-        typer.Option(metavar="A:B", help="Select token positions of an artifact that was put with --positions."),
-    ] = None,
-    tp_plan: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Split as this JSON says: {pattern: colwise or rowwise}. Needs --shard."),
-    ] = None,
+    name: _Name,
+    dest: _Dest,
+    tensor: _Tensor = None,
+    layer: _Layer = None,
+    slice_: _Slice = None,
+    shard: _Shard = None,
+    positions: _Positions = None,
+    tp_plan: _TpPlan = None,
 ) -> None:
     """Write the files of an artifact to DEST, byte for byte.
 
