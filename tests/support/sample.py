@@ -73,7 +73,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
         {name: tensors[name] for name in half},
         {name: one for name, one in tensors.items() if name not in half},
     ]
-    where = {}
+    where: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-00002.safetensors"
         safetensors.torch.save_file(shard, folder / file, metadata={"format": "pt"})
