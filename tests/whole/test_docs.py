@@ -106,10 +106,12 @@ def test_commands_and_flags_that_are_named_are_there(path: Path) -> None:
 def flags_of_commands() -> dict[str, set[str]]:
     """Return the flags of every command, and of every group all those of its commands."""
     found: dict[str, set[str]] = {}
-    for name, one in typer.main.get_group(app).commands.items():
+    program = typer.main.get_group(app)
+    everywhere = {"--help", *(flag for option in program.params for flag in option.opts)}
+    for name, one in program.commands.items():
         parts: dict[str, Any] = getattr(one, "commands", {"": one})
         for part, command in parts.items():
-            flags = {"--help", "--json", "-q", "-v", *(flag for option in command.params for flag in option.opts)}
+            flags = everywhere.union(*(option.opts for option in command.params))
             found[f"{name} {part}".strip()] = flags
             found[name] = found.get(name, set()) | flags
     return found
