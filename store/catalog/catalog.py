@@ -120,8 +120,7 @@ class Catalog:
             for digest, place in places.items():
                 row = self.blob_row(rows, digest)
                 if row and row.place == place:
-                    good = replace(row, state=LIVE, checked_s=checked_s)
-                    rows.put("blobs", self.blob_key(digest), good.packed())
+                    rows.put("blobs", self.blob_key(digest), replace(row, state=LIVE, checked_s=checked_s).packed())
 
         self.tables.write(change)
 
@@ -155,8 +154,7 @@ class Catalog:
                 if row is None or row.state != LIVE:
                     raise BlobGone
                 rows.put("blobs", self.blob_key(digest), row.referred(+1).packed())
-            key = self.name_key(new.name)
-            claims = new.needs.claims
+            key, claims = self.name_key(new.name), new.needs.claims
             claimed = self.claim(rows, claims)
             if new.join and claimed < len(claims):
                 raise BlobGone
@@ -256,8 +254,7 @@ class Catalog:
             return count(rows, b"usage" + self.prefix)
 
     def _add_blobs(self, rows: Rows, places: Mapping[Digest, Place]) -> int:
-        new = 0
-        changed: Counter[int] = Counter()
+        new, changed = 0, Counter[int]()
         doomed = doomed_slots(rows, self.tenant) if places else frozenset[int]()
         replaced: list[int] = []
         for digest, place in places.items():
