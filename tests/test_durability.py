@@ -24,10 +24,12 @@ from safetensors.numpy import save_file
 
 from arstore import StorageFailed, open_store
 from arstore.formats.record import KIND_BLOB
-from tests.command import Ran, arstore, ended, start
+from arstore.store.artifacts.inputs import FileSource
+from tests.command import Ran, arstore, cli, ended, start
 from tests.segment_scan import check_keys_are_used_once, records
 
 MIB = 1 << 20
+CLOCK_REALTIME_COARSE = 5  # what the kernel stamps files with
 
 
 def write_checkpoint(path: Path, tensors_count: int, tensor_bytes: int, seed: int) -> Path:
@@ -39,7 +41,7 @@ def write_checkpoint(path: Path, tensors_count: int, tensor_bytes: int, seed: in
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    assert arstore("init").code == 0
+    assert cli("init").code == 0
     return tmp_path / "store"
 
 
@@ -279,42 +281,119 @@ def replace(path: Path) -> None:
     path.with_name("copy").rename(path)
 
 
-@pytest.mark.parametrize("change", [append, overwrite, cut, replace])
-def test_a_source_that_changes_while_it_is_read(store: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
-    source = tmp_path / "source.safetensors"
-    # Eight groups, of which few are read when the first is done.
-    save_file({f"t{n:02}": np.full(8 * MIB, n, np.uint8) for n in range(16)}, source)
-    shutil.copy2(source, tmp_path / "copy")
-    changed = threading.Event()
+def set_back(path: Path) -> None:
+    """Change bytes of a file in place and set its mtime back, as a copy that keeps times does."""
+    before = path.stat()
+    overwrite(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def remake(path: Path) -> None:
+    """Put other bytes in the place of a file: the new file has its size and mtime, and often its inode's number."""
+    before = path.stat()
+    path.unlink()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def changing(path: Path, change: Callable[[Path], None], *, at_bytes: int = 1) -> Callable[[int, int], None]:
+    """Return a progress that changes a file once so many bytes were read; meanwhile nobody reads further."""
+    guard, read, total = threading.Lock(), [0], at_bytes
 
     def progress(advance_bytes: int, total_bytes: int) -> None:
-        if not changed.is_set():
-            changed.set()
-            change(source)
+        with guard:
+            read[0] += advance_bytes
+            if read[0] - advance_bytes < total <= read[0]:
+                change(path)
 
+    return progress
+
+
+CHANGES = [append, overwrite, cut, replace, set_back, remake]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_source_that_changes_while_it_is_read(store: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+    source = tmp_path / "source.safetensors"
+    # Six groups for at most four workers: whoever has read one waits for the change, so two are read after it.
+    save_file({f"t{n:02}": np.full(8 * MIB, n, np.uint8) for n in range(12)}, source)
+    shutil.copy2(source, tmp_path / "copy")
     with open_store() as opened:
         with pytest.raises(StorageFailed, match=r"source\.safetensors: changed while it was read"):
-            opened.put(source, name="moving", progress=progress)
+            opened.put(source, name="moving", progress=changing(source, change))
         assert opened.ls() == []
         opened.put(source, name="moving", kind="file")
     check_readable({"moving": source}, tmp_path / "out")
 
 
-def test_a_source_that_never_rests(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_source_that_changes_when_all_of_it_was_read(
+    store: Path, tmp_path: Path, change: Callable[[Path], None], known: bool
+) -> None:
+    """What is stored stood there at one moment, all of it: a directory is no mixture of before and after."""
+    source = tmp_path / "folder" / "a"
+    source.parent.mkdir()
+    source.write_bytes(random.Random(14).randbytes(MIB))
+    (source.parent / "b").write_bytes(random.Random(15).randbytes(MIB))
+    shutil.copy2(source, source.with_name("copy"))
+    total = sum(path.stat().st_size for path in source.parent.iterdir())
+    with open_store() as opened:
+        if known:
+            opened.put(source.parent, name="before")
+        before = opened.ls()
+        with pytest.raises(StorageFailed, match=r"folder/a: changed while it was read"):
+            opened.put(source.parent, name="moving", progress=changing(source, change, at_bytes=total))
+        assert opened.ls() == before
+        opened.put(source.parent, name="moving")
+
+
+def test_an_empty_source_that_is_filled_while_others_are_read(store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "empty").touch()
+    (folder / "other").write_bytes(b"other")
+    with open_store() as opened, pytest.raises(StorageFailed, match=r"folder/empty: changed while it was read"):
+        opened.put(folder, name="moving", progress=changing(folder / "empty", append))
+
+
+def test_a_source_that_changes_in_the_tick_of_the_first_look(tmp_path: Path) -> None:
+    """Times of files move in ticks of milliseconds: no change may get the time that was seen first."""
+    path = tmp_path / "source"
+    for n in range(50):
+        path.write_bytes(bytes([n]) * 4096)
+        source = FileSource(path)
+        assert path.stat().st_ctime_ns < time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+        assert source.read(0, 2) == bytes([n, n])
+        overwrite(path)
+        with pytest.raises(StorageFailed, match="changed while it was read"):
+            source.read(0, 1)
+
+
+def test_a_source_that_is_written_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for the tick after the last change has an end."""
+    path = tmp_path / "source"
+    monkeypatch.setattr("arstore.store.artifacts.fingerprint.time.sleep", lambda _: path.write_bytes(b"more"))
+
+    def look_often() -> None:
+        for _ in range(100):  # a tick that ends just before the look leaves nothing to wait for
+            path.write_bytes(b"first")
+            FileSource(path)
+
+    with pytest.raises(StorageFailed, match="changed while it was read"):
+        look_often()
+
+
+def test_a_source_that_never_rests(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_checkpoint(tmp_path / "source.safetensors", 8, MIB, seed=13)
-    resting = threading.Event()
+    read_into = FileSource.read_into
 
-    def touch() -> None:
-        while not resting.wait(0.001):
-            source.touch()
+    def restless(self: FileSource, offset: int, out: memoryview) -> None:
+        source.touch()
+        read_into(self, offset, out)
 
-    restless = threading.Thread(target=touch)
-    restless.start()
-    try:
-        ran = arstore("put", source, "moving", "--json")
-    finally:
-        resting.set()
-        restless.join()
+    monkeypatch.setattr(FileSource, "read_into", restless)
+    ran = cli("put", source, "moving", "--json")
     assert ran.code == 1
     assert ran.error == f"arstore: error: put: {source}: changed while it was read"
     assert "at rest" in ran.json["error"]["hint"]

@@ -840,6 +840,9 @@ class Sized:
     def mapped(self, offset: int, length: int) -> contextlib.AbstractContextManager[memoryview]:
         raise AssertionError("the cut reads no byte")
 
+    def check_unchanged(self) -> None:
+        raise AssertionError("the cut reads no byte")
+
 
 @st.composite
 def tensor_files(draw: st.DrawFn) -> InputFile:

@@ -16,12 +16,12 @@ from ...formats.manifest import check_path
 from ...formats.readers.sniff import read_table
 from ...formats.tensor import DTYPE_BITS, TensorSpan
 from ..errors import BadInput, NotFound, StorageFailed
+from .fingerprint import fingerprint, stat_at_rest
 
 if TYPE_CHECKING:
     import torch
 
 FILES_MAX_COUNT = 1_000_000
-_AT_REST = "run the put again when it is at rest"
 # What opening a socket, a device without a driver, a loop of links or an overlong name says.
 _NO_FILE = (errno.ENXIO, errno.ENODEV, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -37,6 +37,8 @@ class Source(Protocol):
     def read_into(self, offset: int, out: memoryview) -> None: ...
 
     def mapped(self, offset: int, length: int) -> contextlib.AbstractContextManager[memoryview]: ...
+
+    def check_unchanged(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +60,35 @@ class Inputs:
     directories: tuple[tuple[str, int], ...]
     files: tuple[InputFile, ...]
 
+    def check_unchanged(self) -> None:
+        """Raise StorageFailed unless every file is still the one that was seen first.
+
+        Called when all of them are read, it proves that what was read stood there at one moment.
+        """
+        for file in self.files:
+            file.source.check_unchanged()
+
 
 class FileSource:
-    """A regular file, opened for each read and held to be the same file, unchanged, every time."""
+    """A regular file, opened for each read and held to be the same file, unchanged, every time.
+
+    `fingerprint` says which changes can go unseen.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with _input_errors(path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            found = os.fstat(fd)
+            found = stat_at_rest(fd)
         finally:
             os.close(fd)
+        if not found:
+            raise _changed(path)
         if not stat.S_ISREG(found.st_mode):
             raise BadInput(str(path), "not a regular file or directory")
         self.mode = stat.S_IMODE(found.st_mode) & 0o777
-        self._seen = _fingerprint(found)
+        self._seen = fingerprint(found)
 
     @property
     def size(self) -> int:
@@ -97,11 +112,11 @@ class FileSource:
                     if not got:
                         break
                     out, offset = out[got:], offset + got
-                self._check_unchanged(fd)
+                self._check(os.fstat(fd))
             finally:
                 os.close(fd)
         if out:
-            raise StorageFailed(str(self._path), "changed while it was read", hint=_AT_REST)
+            raise _changed(self._path)
 
     @contextlib.contextmanager
     def mapped(self, offset: int, length: int) -> Iterator[memoryview]:
@@ -113,7 +128,7 @@ class FileSource:
         with _input_errors(self._path):
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self._check_unchanged(fd)
+            self._check(os.fstat(fd))
             start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
             with (
                 mmap.mmap(fd, offset + length - start, prot=mmap.PROT_READ, offset=start) as whole,
@@ -121,20 +136,18 @@ class FileSource:
                 view[offset - start :] as part,
             ):
                 yield part
-            self._check_unchanged(fd)
+            self._check(os.fstat(fd))
         finally:
             os.close(fd)
 
     def check_unchanged(self) -> None:
         """Raise StorageFailed if the file is not the one that was seen first."""
         with _input_errors(self._path):
-            found = os.stat(self._path)
-        if _fingerprint(found) != self._seen:
-            raise StorageFailed(str(self._path), "changed while it was read", hint=_AT_REST)
+            self._check(os.stat(self._path))
 
-    def _check_unchanged(self, fd: int) -> None:
-        if _fingerprint(os.fstat(fd)) != self._seen:
-            raise StorageFailed(str(self._path), "changed while it was read", hint=_AT_REST)
+    def _check(self, found: os.stat_result) -> None:
+        if fingerprint(found) != self._seen:
+            raise _changed(self._path)
 
 
 class MemorySource:
@@ -158,6 +171,9 @@ class MemorySource:
             if start < stop:
                 out[at + start - offset : at + stop - offset] = piece[start:stop]
             at += len(piece)
+
+    def check_unchanged(self) -> None:
+        """Do nothing: the caller keeps its memory as it is."""
 
     @contextlib.contextmanager
     def mapped(self, offset: int, length: int) -> Iterator[memoryview]:
@@ -261,8 +277,8 @@ def _checked(relative: str) -> str:
         raise BadInput(ascii(relative), "a path must be UTF-8, each part at most 255 bytes") from None
 
 
-def _fingerprint(found: os.stat_result) -> tuple[int, int, int, int]:
-    return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev
+def _changed(path: Path) -> StorageFailed:
+    return StorageFailed(str(path), "changed while it was read", hint="run the put again when it is at rest")
 
 
 class _input_errors:

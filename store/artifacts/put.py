@@ -65,6 +65,7 @@ def put_inputs(parts: PutParts, inputs: Inputs, wish: Wish, progress: Progress) 
             with storing(parts, wish, progress) as ingest:
                 stored = digest_files(inputs.files, ingest.run)
                 manifest = _manifest(parts.keys.tenant.digest_key, inputs, stored, wish)
+                inputs.check_unchanged()
                 if result := commit(parts, ingest, manifest, wish, lease):
                     return without_conflict(result)
     raise kept_being_collected(wish)

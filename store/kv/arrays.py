@@ -181,6 +181,11 @@ class KvSource:
         self.read_into(offset, plain)
         yield plain
 
+    def check_unchanged(self) -> None:
+        """Raise StorageFailed if the arrays lie in a file that has changed."""
+        if self._kv.source:
+            self._kv.source.check_unchanged()
+
 
 def word_of(bits: int) -> str:
     """Return numpy's name of an element that is moved but not understood."""

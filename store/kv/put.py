@@ -58,9 +58,9 @@ def _manifest(
         same = parts_of(given.shape, 0, chain.tokens_of(number))
         parts += [replace(part, first_token=number * chain.block_tokens) for part in same]
         cuts += map(cut_of, same)
-    digests = [digest for group in ingest.run(list(group_cuts(KvSource(given, parts), cuts))) for digest in group]
-    if given.source:
-        given.source.check_unchanged()
+    source = KvSource(given, parts)
+    digests = [digest for group in ingest.run(list(group_cuts(source, cuts))) for digest in group]
+    source.check_unchanged()
     fresh = iter([BlobName(digest, one.length) for digest, one in zip(digests, cuts, strict=True)])
     made = {number: tuple(next(fresh) for _ in parts_of(given.shape, 0, chain.tokens_of(number))) for number in missing}
     blocks = [made[number] if number in made else stored[number] for number in range(len(chain.blocks))]
