@@ -725,7 +725,7 @@ print(puts, gets, missed)
 
 COLLECT = """
 import sys, time
-from arstore.store.collect import AT_ONCE
+from arstore.store.maintenance.collect import AT_ONCE
 from arstore.store.access import open_store
 until, runs, deleted = time.monotonic() + float(sys.argv[1]), 0, 0
 while time.monotonic() < until:
@@ -802,7 +802,7 @@ def test_some_thousand_blobs_of_which_a_tenth_is_dead(room: Room) -> None:
 GC = """
 import re, threading, time
 from pathlib import Path
-from arstore.store.collect import AT_ONCE
+from arstore.store.maintenance.collect import AT_ONCE
 from arstore.store.access import open_store
 most, over = [0], threading.Event()
 def watch():  # private memory: pages of the mapped catalog are the page cache's

@@ -31,7 +31,7 @@ from pathlib import Path
 from arstore.cli.main import EXIT_CODES
 from arstore.store.disk import Disk
 from arstore.store.errors import StoreError
-from arstore.store.lease import Leases, current_process
+from arstore.store.catalog.leases import Leases, current_process
 from arstore.store.config import default_store
 from arstore.store.store import Store
 
