@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from arstore import StorageFailed, open_store
 from arstore.formats.record import KIND_BLOB
 from arstore.store.artifacts.inputs import FileSource
-from tests.command import Ran, arstore, cli, ended, start
+from tests.command import Ran, arstore, cli, ended, resume, stopped
 from tests.segment_scan import check_keys_are_used_once, records
 
 MIB = 1 << 20
@@ -49,19 +49,13 @@ def segments_bytes(store: Path) -> int:
     return sum(path.stat().st_size for path in (store / "segments").iterdir())
 
 
-def put_until(store: Path, source: Path, written_bytes: int) -> "subprocess.Popen[str]":
-    """Start a put and return once it has written so much to its segments."""
-    goal = segments_bytes(store) + written_bytes
-    process = start("put", source, "big", "--json")
-    os.setpriority(os.PRIO_PROCESS, process.pid, 19)  # so that it does not get to its end while nobody looks
-    while segments_bytes(store) < goal:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-    return process
+def put_until(source: Path, written_bytes: int) -> "subprocess.Popen[str]":
+    """Start a put that stops when it has written so much to its segments."""
+    return stopped("put", source, "big", "--json", part=".seg", written_bytes=written_bytes)
 
 
 def names() -> list[str]:
-    listed = arstore("ls", "--json")
+    listed = cli("ls", "--json")
     assert listed.code == 0, listed.err
     return [one["name"] for one in listed.json["artifacts"]]
 
@@ -95,14 +89,14 @@ def whole_records(store: Path) -> Tail:
 
 def test_a_killed_put_is_taken_up_where_it_stood(store: Path, tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "big.safetensors", 32, 8 * MIB, seed=1)
-    process = put_until(store, source, 128 * MIB)
+    process = put_until(source, 128 * MIB)
     process.kill()
     assert ended(process).code == -signal.SIGKILL
     tail = whole_records(store)
     assert tail.plain_bytes > 64 * MIB, "too little was written for the test to say anything"
     assert names() == []
 
-    again = arstore("put", source, "big", "--json")
+    again = cli("put", source, "big", "--json")
     assert again.code == 0, again.err
     assert again.json["version"] == 1
     assert again.json["blobs_reused"] == tail.records_count
@@ -112,17 +106,16 @@ def test_a_killed_put_is_taken_up_where_it_stood(store: Path, tmp_path: Path) ->
 
 
 def test_a_put_killed_twice_is_taken_up_twice(store: Path, tmp_path: Path) -> None:
-    """The second try dies while the tail of the first is taken in, or soon after: nothing of the first is lost."""
+    """The second try dies when it has taken in the tail of the first and begins to write: nothing is lost."""
     source = write_checkpoint(tmp_path / "big.safetensors", 16, 4 * MIB, seed=2)
-    process = put_until(store, source, 40 * MIB)
+    process = put_until(source, 40 * MIB)
     process.kill()
     ended(process)
     first = whole_records(store)
-    process = start("put", source, "big")
-    time.sleep(random.Random(2).uniform(0.1, 0.5))
+    process = put_until(source, 1)
     process.kill()
     ended(process)
-    again = arstore("put", source, "big", "--json")
+    again = cli("put", source, "big", "--json")
     assert again.code == 0, again.err
     assert again.json["blobs_reused"] >= first.records_count > 0
     check_readable({"big": source}, tmp_path / "out")
@@ -130,15 +123,14 @@ def test_a_put_killed_twice_is_taken_up_twice(store: Path, tmp_path: Path) -> No
 
 def test_a_killed_get_leaves_nothing_at_its_destination(store: Path, tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "big.safetensors", 16, 8 * MIB, seed=5)
-    assert arstore("put", source, "big").code == 0
+    assert cli("put", source, "big").code == 0
     out = tmp_path / "restored" / "big.safetensors"
-    process = start("get", "big", out)
-    while process.poll() is None and not list(tmp_path.glob("restored/.arstore-*/0")):
-        time.sleep(0.001)
+    process = stopped("get", "big", out, part=".arstore-", written_bytes=40 * MIB)
+    assert list(tmp_path.glob("restored/.arstore-*/0"))
     process.kill()
     assert ended(process).code == -signal.SIGKILL
     assert not out.exists()
-    assert arstore("get", "big", out).code == 0
+    assert cli("get", "big", out).code == 0
     assert out.read_bytes() == source.read_bytes()
 
 
@@ -147,8 +139,8 @@ def test_a_killed_get_leaves_nothing_at_its_destination(store: Path, tmp_path: P
 
 def test_an_interrupted_put_exits_130_and_is_taken_up(store: Path, tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "big.safetensors", 24, 8 * MIB, seed=6)
-    process = put_until(store, source, 40 * MIB)
-    process.send_signal(signal.SIGINT)
+    process = put_until(source, 40 * MIB)
+    resume(process, signal.SIGINT)
     ran = ended(process)
     assert ran.code == 130
     assert ran.error == "arstore: error: put: interrupted; the store is consistent"
@@ -158,15 +150,15 @@ def test_an_interrupted_put_exits_130_and_is_taken_up(store: Path, tmp_path: Pat
 
 def test_a_terminated_put_is_taken_up(store: Path, tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "big.safetensors", 24, 8 * MIB, seed=7)
-    process = put_until(store, source, 40 * MIB)
-    process.terminate()
+    process = put_until(source, 40 * MIB)
+    resume(process, signal.SIGTERM)
     assert ended(process).code in (-signal.SIGTERM, 128 + signal.SIGTERM)
     taken_up(source, tmp_path)
 
 
 def taken_up(source: Path, folder: Path) -> None:
     assert names() == []
-    again = arstore("put", source, "big", "--json")
+    again = cli("put", source, "big", "--json")
     assert again.code == 0, again.err
     assert 1 < again.json["blobs_reused"] < 25  # 24 tensors and the header of the file
     check_readable({"big": source}, folder / "out")
@@ -197,8 +189,8 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     large = write_checkpoint(tmp_path / "large.safetensors", 16, 4 * MIB, seed=9)
     with small_disk(tmp_path / "mount", 112) as mount:
         monkeypatch.setenv("ARSTORE_STORE", str(mount / "store"))
-        assert arstore("init").code == 0
-        assert arstore("put", small, "small").code == 0
+        assert cli("init").code == 0
+        assert cli("put", small, "small").code == 0
         filler = mount / "filler"
         filler.write_bytes(bytes(64 * MIB))
         refused(large, "no-room")
@@ -208,12 +200,12 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fill(filler)
         refused(large, "no-room")
         refused(small, "no-room")
-        assert arstore("verify").code == 0
-        assert arstore("get", "small", tmp_path / "out").code == 0
+        assert cli("verify").code == 0
+        assert cli("get", "small", tmp_path / "out").code == 0
         check_readable({"small": small}, tmp_path / "out")
 
         filler.unlink()
-        assert arstore("put", large, "large").code == 0
+        assert cli("put", large, "large").code == 0
         check_readable({"small": small, "large": large}, tmp_path / "out")
 
 
@@ -227,7 +219,7 @@ def fill(path: Path) -> None:
 def test_a_limit_on_the_size_of_files(store: Path, tmp_path: Path) -> None:
     small = write_checkpoint(tmp_path / "small.safetensors", 4, MIB, seed=10)
     large = write_checkpoint(tmp_path / "large.safetensors", 16, 4 * MIB, seed=11)
-    assert arstore("put", small, "small").code == 0
+    assert cli("put", small, "small").code == 0
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (24 * MIB, before[1]))
     try:
@@ -235,13 +227,13 @@ def test_a_limit_on_the_size_of_files(store: Path, tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert segments_bytes(store) < 8 * MIB, "a put that failed keeps its room"
-    assert arstore("put", large, "large").code == 0
+    assert cli("put", large, "large").code == 0
     check_readable({"small": small, "large": large}, tmp_path / "out")
 
 
 def test_a_full_disk_at_the_destination_of_a_get(store: Path, tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "large.safetensors", 16, 2 * MIB, seed=12)
-    assert arstore("put", source, "large").code == 0
+    assert cli("put", source, "large").code == 0
     with small_disk(tmp_path / "mount", 24) as mount:
         ran = arstore("get", "large", mount / "out", "--json")
         assert ran.code == 14
