@@ -64,6 +64,7 @@ def cli(*words: object) -> Ran:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([str(word) for word in words])
+    assert "Traceback" not in out.getvalue() + err.getvalue(), err.getvalue()
     return Ran(code, out.getvalue(), err.getvalue())
 
 

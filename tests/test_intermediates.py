@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from arstore import Conflict, Store, create_store, open_store
 from arstore.store.maintenance.collect import AT_ONCE
-from tests.command import arstore
+from tests.command import cli
 
 IDENTITY = {"model": "llama", "revision": "r1", "layer": 12, "sequence": "doc-7", "positions": "100:400"}
 FLAGS = [word for name, value in IDENTITY.items() for word in (f"--{name}", str(value))]
@@ -30,9 +30,9 @@ def states(seed: int = 0) -> dict[str, torch.Tensor]:
 def test_positions_are_counted_from_where_the_identity_says(store: Store, tmp_path: Path) -> None:
     save_file(wanted := states(), tmp_path / "in.safetensors")
     put = ["put", tmp_path / "in.safetensors", "run/7", "--kind", "intermediate", *FLAGS]
-    assert arstore(*put).code == 0
+    assert cli(*put).code == 0
     select = ["--tensor", "hidden", "--tensor", "attended"]
-    got = arstore("--json", "get", "run/7", tmp_path / "out", "--positions", "150:160", *select)
+    got = cli("--json", "get", "run/7", tmp_path / "out", "--positions", "150:160", *select)
     assert got.code == 0, got.err
     found = load_file(tmp_path / "out")
     assert set(found) == {"hidden", "attended"}
@@ -54,7 +54,7 @@ def test_positions_are_counted_from_where_the_identity_says(store: Store, tmp_pa
 )
 def test_positions_that_do_not_fit_are_refused(store: Store, tmp_path: Path, words: list[str], said: str) -> None:
     store.put(tensors=states(), name="run/7", kind="intermediate", identity=IDENTITY)
-    got = arstore("get", "run/7", tmp_path / "out", *words)
+    got = cli("get", "run/7", tmp_path / "out", *words)
     assert got.code == 2
     assert said in got.err
     assert not (tmp_path / "out").exists()
@@ -62,7 +62,7 @@ def test_positions_that_do_not_fit_are_refused(store: Store, tmp_path: Path, wor
 
 def test_without_positions_in_its_identity_an_artifact_has_none(store: Store, tmp_path: Path) -> None:
     store.put(tensors=states(), name="run/7", kind="intermediate")
-    got = arstore("get", "run/7", tmp_path / "out", "--positions", "0:1", "--tensor", "hidden")
+    got = cli("get", "run/7", tmp_path / "out", "--positions", "0:1", "--tensor", "hidden")
     assert got.code == 2
     assert "does not say" in got.err
 
@@ -70,9 +70,9 @@ def test_without_positions_in_its_identity_an_artifact_has_none(store: Store, tm
 def test_other_bytes_for_the_same_inputs_are_a_conflict_and_both_are_kept(store: Store, tmp_path: Path) -> None:
     for name, seed in (("first", 0), ("second", 1)):
         save_file(states(seed), tmp_path / f"{name}.safetensors")
-    assert arstore("put", tmp_path / "first.safetensors", "a", "--kind", "intermediate", *FLAGS).code == 0
-    assert arstore("put", tmp_path / "first.safetensors", "again", "--kind", "intermediate", *FLAGS).code == 0
-    other = arstore("--json", "put", tmp_path / "second.safetensors", "b", "--kind", "intermediate", *FLAGS)
+    assert cli("put", tmp_path / "first.safetensors", "a", "--kind", "intermediate", *FLAGS).code == 0
+    assert cli("put", tmp_path / "first.safetensors", "again", "--kind", "intermediate", *FLAGS).code == 0
+    other = cli("--json", "put", tmp_path / "second.safetensors", "b", "--kind", "intermediate", *FLAGS)
     assert other.code == 15
     assert other.json["error"]["kind"] == "conflict"
     store.gc(AT_ONCE)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from arstore import BadInput, Store, create_store, open_store
-from tests.command import arstore
+from tests.command import cli
 
 IDENTITY = {"model": "m", "revision": "1", "precision": "bf16"}
 TOKENS, PAGE = list(range(700)), 16
@@ -29,7 +29,7 @@ def kv(dtype: torch.dtype = torch.bfloat16) -> dict[str, torch.Tensor]:
 def test_the_best_page_by_its_bound_holds_the_best_key(store: Store, tmp_path: Path) -> None:
     save_file(given := kv(), tmp_path / "kv.safetensors")
     words = ["--model", "m", "--revision", "1", "--precision", "bf16", "--tokens", ",".join(map(str, TOKENS))]
-    assert arstore("kv", "put", tmp_path / "kv.safetensors", "p", "--key-bounds", PAGE, *words).code == 0
+    assert cli("kv", "put", tmp_path / "kv.safetensors", "p", "--key-bounds", PAGE, *words).code == 0
     bounds = store.get("p/key-bounds").tensors()
     assert {name: list(tensor.shape) for name, tensor in bounds.items()} == {
         f"layers.{n}.key_{end}": [44, 4, 32] for n in range(2) for end in ("min", "max")

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from arstore.store.errors import Corrupt, NotFound
 from arstore.store.maintenance.collect import AT_ONCE
 from arstore.store.maintenance.retention import Retention
 from arstore.store.store import Store
-from tests.command import arstore as cli
+from tests.command import PATIENCE_S, cli
 
 
 @pytest.fixture
@@ -244,9 +245,9 @@ def test_a_put_in_another_container_is_known_to_live_and_to_be_dead(store: Store
     finally:
         running.kill()
         running.wait()
-    deadline = 100
-    while not store._parts.ledger.abandoned() and (deadline := deadline - 1):
-        subprocess.run(["sleep", "0.05"], check=True)
+    until = time.monotonic() + PATIENCE_S
+    while not store._parts.ledger.abandoned() and time.monotonic() < until:
+        time.sleep(0.01)
     assert len(store._parts.ledger.abandoned()) == 1
     for _ in range(2):
         store.gc(AT_ONCE)

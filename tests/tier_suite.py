@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from arstore.formats.tensor import TensorSpan
 from arstore.store.errors import Corrupt, Fenced, NoRoom, StorageFailed
 from arstore.store.tiers.tier import Held, ObjectSource, Tier
+from tests.command import PATIENCE_S
 from tests.tier_faults import Faulty, Given, Met, Slow, given
 
 CAPACITY_BYTES = 60_000
@@ -265,7 +266,7 @@ def time_is_extended_and_never_shortened(place: Place) -> None:
     for ttl_s, stays_s in ((100, 500), (700, 700), (0, 700), (None, 700)):
         assert place.again().hold(A, *([] if ttl_s is None else [time.time() + ttl_s]))
         [one] = place.tier.residents()
-        assert abs(one.expires_s - time.time() - stays_s) < 5
+        assert abs(one.expires_s - time.time() - stays_s) < 50
 
 
 def with_over_only_what_is_over_goes(place: Place) -> None:
@@ -303,9 +304,9 @@ def one_at_a_time_brings_a_key(place: Place) -> None:
         for wait in (False, True):
             thread = threading.Thread(target=bring, args=(wait,), daemon=True)
             thread.start()
-            thread.join(0.05 if wait else 5)
+            thread.join(0.05 if wait else PATIENCE_S)
         assert tried == ["fenced"]
-    thread.join(5)
+    thread.join(PATIENCE_S)
     assert tried == ["fenced", "came in"]
     assert place.files() == []
 
@@ -331,7 +332,7 @@ def readers_beside_stagers_never_see_other_bytes(place: Place) -> None:
     until, turns = time.monotonic() + 0.3, list[int]()
 
     def going_on() -> bool:
-        return time.monotonic() < until + (0 if turns else 20)
+        return time.monotonic() < until + (0 if turns else PATIENCE_S)
 
     def read(number: int) -> bool:
         tier, same = place.again(), True
