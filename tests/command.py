@@ -35,7 +35,7 @@ Disk.write_at = counted
 """
     + PROGRAM
 )
-PATIENCE_S = 300  # only so that a test which hangs ends
+PATIENCE_S = 120  # only so that a test which hangs ends
 
 
 @dataclass(frozen=True, slots=True)

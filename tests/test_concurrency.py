@@ -27,7 +27,7 @@ KIB, MIB = 1 << 10, 1 << 20
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    assert arstore("init").code == 0
+    assert cli("init").code == 0
     return tmp_path / "store"
 
 
@@ -62,7 +62,7 @@ def check(expected: dict[str, Path], out: Path) -> None:
 def test_different_content_under_different_names(store: Path, tmp_path: Path) -> None:
     """There is a segment with room for each of them, and only one may have it."""
     sources = {f"model-{n}": write_checkpoint(tmp_path / f"{n}.safetensors", 6 * MIB, seed=n + 1) for n in range(3)}
-    assert arstore("put", write_checkpoint(tmp_path / "first.safetensors", KIB, seed=9), "first").code == 0
+    assert cli("put", write_checkpoint(tmp_path / "first.safetensors", KIB, seed=9), "first").code == 0
     for ran in at_once(*[("put", source, name, "--json") for name, source in sources.items()]):
         assert ran.code == 0, ran.err
         assert ran.json["version"] == 1
@@ -77,7 +77,7 @@ def test_the_same_content_at_once_is_stored_once(store: Path, tmp_path: Path) ->
         assert ran.code == 0, ran.err
         ids.add(ran.json["id"])
     assert len(ids) == 1
-    stats = arstore("stats", "--json").json
+    stats = cli("stats", "--json").json
     assert stats["blobs"] == 9  # eight tensors and the header of the file
     assert stats["unique_bytes"] == source.stat().st_size
     assert stats["logical_bytes"] == 3 * source.stat().st_size
@@ -85,11 +85,11 @@ def test_the_same_content_at_once_is_stored_once(store: Path, tmp_path: Path) ->
     check(dict.fromkeys(names, source), tmp_path / "out")
     # The copy that stayed is counted for each of them.
     for name in names[:2]:
-        assert arstore("rm", name).code == 0
-    assert arstore("stats", "--json").json["unreferenced_bytes"] == 0
+        assert cli("rm", name).code == 0
+    assert cli("stats", "--json").json["unreferenced_bytes"] == 0
     check({names[2]: source}, tmp_path / "out")
-    assert arstore("rm", names[2]).code == 0
-    assert arstore("stats", "--json").json["unreferenced_bytes"] == source.stat().st_size
+    assert cli("rm", names[2]).code == 0
+    assert cli("stats", "--json").json["unreferenced_bytes"] == source.stat().st_size
 
 
 def test_the_same_name_at_once_loses_no_version(store: Path, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_the_same_name_at_once_loses_no_version(store: Path, tmp_path: Path) -> 
             assert ran.code == 0, ran.err
             given[f"model@{ran.json['version']}"] = source
     assert given.keys() == {f"model@{version}" for version in range(1, 10)}
-    listed = arstore("ls", "--json").json["artifacts"]
+    listed = cli("ls", "--json").json["artifacts"]
     assert [one["version"] for one in listed] == list(range(1, 10))
     check(given, tmp_path / "out")
 
@@ -112,7 +112,7 @@ def test_the_same_label_at_once_is_given_once(store: Path, tmp_path: Path) -> No
     answers = at_once(*[("put", source, "model@stable", "--multi-writer", "--json") for source in sources])
     assert sorted(ran.code for ran in answers) == [0, 15, 15, 15]
     [winner] = [source for source, ran in zip(sources, answers, strict=True) if ran.code == 0]
-    assert len(arstore("ls", "--json").json["artifacts"]) == 1
+    assert len(cli("ls", "--json").json["artifacts"]) == 1
     check({"model@stable": winner}, tmp_path / "out")
 
 
@@ -120,7 +120,7 @@ def test_the_same_label_and_content_at_once_is_one_version(store: Path, tmp_path
     source = write_checkpoint(tmp_path / "source.safetensors", 64 * KIB, seed=1)
     answers = at_once(*[("put", source, "model@stable", "--multi-writer", "--json")] * 4)
     assert [(ran.code, ran.json["version"]) for ran in answers] == [(0, 1)] * 4
-    assert len(arstore("ls", "--json").json["artifacts"]) == 1
+    assert len(cli("ls", "--json").json["artifacts"]) == 1
     check({"model@stable": source}, tmp_path / "out")
 
 
@@ -141,13 +141,13 @@ def test_a_label_that_is_given_between_look_and_commit(
     monkeypatch.setattr(Names, "check_free", overtaken)
     ran = cli("put", sources[not same], "model@stable", "--multi-writer", "--json")
     assert (others, ran.code) == ([], 0 if same else 15)
-    listed = arstore("ls", "--json").json["artifacts"]
+    listed = cli("ls", "--json").json["artifacts"]
     assert [one["version"] for one in listed] == [1]
     if same:
         assert ran.json["version"] == 1
         assert ran.json["id"] == listed[0]["id"]
     check({"model@stable": sources[0]}, tmp_path / "out")
-    assert arstore("gc", "--grace", "0s").code == 0
+    assert cli("gc", "--grace", "0s").code == 0
     check({"model@1": sources[0]}, tmp_path / "out")
 
 
@@ -155,7 +155,7 @@ def test_put_get_rm_and_verify_side_by_side(store: Path, tmp_path: Path) -> None
     rounds = 4
     sources = [write_checkpoint(tmp_path / f"{n}.safetensors", MIB, seed=n + 1) for n in range(rounds + 1)]
     fixed = sources[rounds]
-    assert arstore("put", fixed, "fixed").code == 0
+    assert cli("put", fixed, "fixed").code == 0
 
     def put() -> None:
         for n in range(rounds):
@@ -185,7 +185,7 @@ def test_put_get_rm_and_verify_side_by_side(store: Path, tmp_path: Path) -> None
 def test_the_same_tenant_added_at_once_is_made_once(store: Path) -> None:
     answers = at_once(*[("tenant", "add", name) for name in ("team", "team", "team", "other")])
     assert sorted(ran.code for ran in answers) == [0, 0, 15, 15]
-    assert {one["name"] for one in arstore("tenant", "ls", "--json").json["tenants"]} == {"default", "team", "other"}
+    assert {one["name"] for one in cli("tenant", "ls", "--json").json["tenants"]} == {"default", "team", "other"}
 
 
 def test_init_at_once_makes_one_store(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_init_at_once_makes_one_store(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source.safetensors", 64 * KIB, seed=1)
     assert [ran.code for ran in answers] == [0, 0, 0, 0]
     assert len({ran.json["key_file"] for ran in answers}) == 1
-    assert arstore("put", source, "model").code == 0
+    assert cli("put", source, "model").code == 0
     check({"model": source}, tmp_path / "out")
 
 

@@ -48,7 +48,7 @@ from arstore.store.segments.records import draft_record
 from arstore.store.segments.writer import WRITE_BUFFER_BYTES
 from arstore.store.store import Store
 from arstore.store.tiers.local import StoredObject, stored_artifact
-from tests.command import arstore
+from tests.command import arstore, cli
 
 Tree = dict[str, bytes]
 FRAME_BYTES = 4 << 20
@@ -668,32 +668,32 @@ def test_the_command_line_says_it_and_verify_lists_it(world: World) -> None:
     out.mkdir()
     program = ("--store", world.root)
 
-    ran = arstore(*program, "get", "model", out / "it")
+    ran = cli(*program, "get", "model", out / "it")
     assert (ran.code, ran.out) == (13, "")
     assert ran.error.startswith("arstore: error: get: model@1: ")
     assert spot.named() in ran.error
     assert "arstore: hint: " in ran.err
 
-    ran = arstore(*program, "get", "model", out / "it", "--json")
+    ran = cli(*program, "get", "model", out / "it", "--json")
     assert ran.code == ran.json["error"]["exit_code"] == 13
     assert ran.json["error"]["kind"] == "corrupt"
 
     for flags in ((), ("--deep",), ("model",), ("--all",)):
-        ran = arstore(*program, "verify", "--json", *flags)
+        ran = cli(*program, "verify", "--json", *flags)
         assert ran.code == 13
         [bad] = ran.json["corrupt"]
         assert spot.named() in bad["what"]
         assert bad["artifacts"] == ["model@1"]
         assert ran.json["checked"] > 1
-    ran = arstore(*program, "verify", "other", "--json")
+    ran = cli(*program, "verify", "other", "--json")
     assert (ran.code, ran.json["corrupt"]) == (0, [])
 
-    assert arstore(*program, "get", "model", out / "it").code == 13
+    assert cli(*program, "get", "model", out / "it").code == 13
     assert list(out.iterdir()) == []
-    assert arstore(*program, "put", world.source("model"), "model").code == 0
-    ran = arstore(*program, "verify", "--json")
+    assert cli(*program, "put", world.source("model"), "model").code == 0
+    ran = cli(*program, "verify", "--json")
     assert (ran.code, ran.json["corrupt"]) == (0, [])
-    assert arstore(*program, "get", "model", out / "it").code == 0
+    assert cli(*program, "get", "model", out / "it").code == 0
     assert tree(out / "it") == tree(world.source("model"))
 
 
@@ -705,12 +705,12 @@ def test_the_command_line_after_larger_damage(world: World) -> None:
 
     def change(act: Callable[[], object]) -> None:
         act()
-        ran = arstore("--store", world.root, "get", "model", out)
+        ran = cli("--store", world.root, "get", "model", out)
         assert (ran.code, out.exists()) == (13, False)
         assert first.path.stem in ran.error
-        assert arstore("--store", world.root, "verify").code == 13
+        assert cli("--store", world.root, "verify").code == 13
         path.write_bytes(old)
-        assert arstore("--store", world.root, "verify").code == 0
+        assert cli("--store", world.root, "verify").code == 0
 
     change(lambda: swap(first, second))
     change(lambda: os.truncate(path, second.offset + 100))

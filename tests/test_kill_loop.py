@@ -21,7 +21,7 @@ import pytest
 
 from arstore import Store, open_store
 from arstore.store.catalog import key_slots as slots
-from tests.command import arstore, cli
+from tests.command import cli
 from tests.key_account import unaccounted
 from tests.kill_journal import REBUILD, Deed, Ownership, check_owners, check_refusals, read_journal
 from tests.kill_model import Model
@@ -221,7 +221,7 @@ def forking() -> "Iterator[subprocess.Popen[str]]":
 
 
 def kill_loop(folder: Path, kills: int, seed: int) -> Loop:
-    assert arstore("init").code == 0
+    assert cli("init").code == 0
     journals = folder / "journals"
     journals.mkdir()
     with forking() as server:

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -20,10 +21,11 @@ from hypothesis import strategies as st
 
 from arstore.formats.lease import LeaseRow, ProcessId, parse_lease
 from arstore.store.access import create_store, open_store
+from arstore.store.catalog import leases as leases_room
 from arstore.store.catalog.leases import Leases, current_process, now_ns, process_start, sees_dead
 from arstore.store.errors import BadInput, Fenced, NotFound, StorageFailed
 from arstore.store.store import Store
-from tests.command import arstore, cli, ended, start
+from tests.command import PATIENCE_S, cli, ended, start
 
 HOLDER = """
 import dataclasses, sys
@@ -98,12 +100,12 @@ def holding(source: Path, name: str = "model", ttl_s: float = 60.0) -> "Iterator
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def resume(process: "subprocess.Popen[str]") -> tuple[int, str]:
     """Let the holder go on; return how it ended and what it said."""
-    said, _ = process.communicate("\n", timeout=20)
+    said, _ = process.communicate("\n", timeout=PATIENCE_S)
     return process.returncode, said
 
 
@@ -135,7 +137,7 @@ def test_an_owner_killed_is_taken_over_at_once(source: Path, store: Store, tmp_p
         owner.wait()
         assert [one.state for one in store.leases()] == ["dead"]
         began = time.monotonic()
-        assert arstore("put", source, "model").code == 0
+        assert cli("put", source, "model").code == 0
         assert time.monotonic() - began < 20  # the lease itself runs for 60
     assert held(store).epoch == 2
     assert contents(store, "model@1", tmp_path / "out") == source.read_bytes()
@@ -149,13 +151,36 @@ def test_a_killed_owner_that_nobody_waited_for_is_gone_too(source: Path, store: 
         assert cli("put", source, "model").code == 0
 
 
-def test_a_sleeper_past_its_expiry_publishes_nothing(source: Path, store: Store, tmp_path: Path) -> None:
+def expire(store: Store, name: str = "model") -> None:
+    """Let the lease on a name be over, as it is once its owner has slept for long."""
+    row = replace(held(store, name), expires_ns=now_ns() - 1)
+    store._parts.tables.write(lambda rows: rows.put("leases", store._parts.catalog.scope(name), row.packed()))
+
+
+def when_it_waits(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> list[float]:
+    """Act when somebody in this process begins to wait for a lease; return how long each of its waits was to be."""
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 1:
+            act()
+
+    monkeypatch.setattr(leases_room, "time", SimpleNamespace(**{**vars(time), "sleep": sleep}))
+    return waits
+
+
+def test_a_sleeper_past_its_expiry_publishes_nothing(
+    source: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = tmp_path / "theirs"
     theirs.write_bytes(b"second" * 1000)
-    with holding(source, ttl_s=1.0) as owner:
+    with holding(source) as owner:
         os.kill(owner.pid, signal.SIGSTOP)
         assert cli("put", theirs, "model").code == 11  # not before it expires
-        assert arstore("put", theirs, "model", "--lock-wait", "20s").code == 0
+        waits = when_it_waits(monkeypatch, lambda: expire(store))
+        assert cli("put", theirs, "model", "--lock-wait", "20s").code == 0
+        assert waits
         os.kill(owner.pid, signal.SIGCONT)
         code, said = resume(owner)
     assert code == 11, said
@@ -166,9 +191,9 @@ def test_a_sleeper_past_its_expiry_publishes_nothing(source: Path, store: Store,
 
 
 def test_a_sleeper_is_refused_though_nobody_took_over(source: Path, store: Store) -> None:
-    with holding(source, ttl_s=0.5) as owner:
+    with holding(source) as owner:
         os.kill(owner.pid, signal.SIGSTOP)
-        time.sleep(1.0)
+        expire(store)
         assert [one.state for one in store.leases()] == ["expired"]
         os.kill(owner.pid, signal.SIGCONT)
         code, said = resume(owner)
@@ -179,9 +204,7 @@ def test_a_sleeper_is_refused_though_nobody_took_over(source: Path, store: Store
 def test_a_sleeper_is_fenced_by_a_taker_that_is_done_already(source: Path, store: Store) -> None:
     with holding(source) as owner:
         os.kill(owner.pid, signal.SIGSTOP)
-        row = held(store)
-        late = replace(row, expires_ns=now_ns() - 1)
-        store._parts.tables.write(lambda rows: rows.put("leases", store._parts.catalog.scope("model"), late.packed()))
+        expire(store)
         assert cli("put", source, "model").code == 0  # takes over, publishes and releases
         assert not held(store).held
         os.kill(owner.pid, signal.SIGCONT)
@@ -205,41 +228,80 @@ def test_an_owner_whose_lease_was_broken_publishes_nothing(source: Path, store: 
     assert cli("put", source, "model").code == 0
 
 
-def test_an_owner_outlives_many_expiries_while_it_runs(source: Path, store: Store) -> None:
-    with holding(source, ttl_s=0.6) as owner:
-        time.sleep(2)
+class Clock:
+    """A clock that stands still until it is moved, of a keeper that looks whether to renew a hundred times a second."""
+
+    TTL_S = 0.03
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.fails, self.asked = now_ns(), False, threading.Semaphore(0)
+        monkeypatch.setattr(leases_room, "now_ns", lambda: self.now)  # what a lease is checked by
+
+    def __call__(self) -> int:
+        self.asked.release()
+        if self.fails:
+            raise StorageFailed("disk", "input/output error")
+        return self.now
+
+    def move(self, share: float) -> None:
+        """Let a share of a lease's time pass."""
+        self.now += int(share * self.TTL_S * 1e9)
+
+    def wait(self, times: int) -> None:
+        """Wait until the clock was read so many times more."""
+        while self.asked.acquire(blocking=False):
+            pass
+        for _ in range(times):
+            assert self.asked.acquire(timeout=PATIENCE_S)
+
+
+def test_an_owner_outlives_many_expiries_while_it_runs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    leases = Leases(store._parts.tables, current_process(), clock.TTL_S, clock)
+    with leases.hold(b"scope", "put") as lease:
+        for _ in range(8):
+            clock.move(0.8)
+            clock.wait(2)  # a renewal began after the clock was moved, and another after that one was done
+            with pytest.raises(Fenced):
+                leases._acquire(b"scope", "put", 0)
+        store._parts.tables.write(lease.check)
+        assert lease.epoch == 1
+
+
+def test_a_put_renews_its_lease(source: Path, store: Store) -> None:
+    with holding(source, ttl_s=3.0) as owner:
+        first = held(store).expires_ns
+        until = time.monotonic() + PATIENCE_S
+        while held(store).expires_ns == first:
+            assert time.monotonic() < until
+            time.sleep(0.01)
         assert cli("put", source, "model").code == 11
         assert resume(owner) == (0, "1\n")
 
 
-@pytest.mark.parametrize(("failing_s", "survives"), [(0.8, True), (2.5, False)])
+@pytest.mark.parametrize(("passes", "survives"), [(0.8, True), (1.1, False)])
 def test_a_renewal_that_fails_is_tried_again_until_the_lease_is_over(
-    store: Store, failing_s: float, survives: bool
+    store: Store, passes: float, survives: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock is read in the transaction that renews; where it can't be, that transaction fails as on a bad disk."""
-    failures: list[float] = []
-    failing = [False]
-
-    def clock() -> int:
-        if failing[0]:
-            failures.append(time.monotonic())
-            raise StorageFailed("disk", "input/output error")
-        return now_ns()
-
-    threads = threading.active_count()
-    with Leases(store._parts.tables, current_process(), 1.5, clock).hold(b"scope", "put") as lease:
-        failing[0] = True
-        time.sleep(failing_s)
-        failing[0] = False
-        time.sleep(1.5)
-        assert len(failures) > 2
+    clock, threads = Clock(monkeypatch), threading.active_count()
+    with Leases(store._parts.tables, current_process(), clock.TTL_S, clock).hold(b"scope", "put") as lease:
+        clock.fails = True
+        clock.wait(3)
+        clock.move(passes)
+        clock.fails = False
         if survives:
+            clock.wait(2)
+            clock.move(0.8)  # over by now, had it not been renewed
             store._parts.tables.write(lease.check)
             assert threading.active_count() == threads + 1
         else:
             with pytest.raises(Fenced, match="expired"):
                 store._parts.tables.write(lease.check)
-            assert threading.active_count() == threads  # nobody renews what is lost
+            until = time.monotonic() + PATIENCE_S
+            while threading.active_count() > threads:  # nobody renews what is lost
+                assert time.monotonic() < until
+                time.sleep(0.01)
 
 
 def test_an_owner_of_another_boot_is_taken_over(source: Path, store: Store) -> None:
@@ -259,11 +321,15 @@ def test_a_process_with_the_number_of_the_owner_is_not_the_owner(source: Path, s
     assert not sees_dead(here, here)
 
 
-def test_an_owner_in_another_pid_namespace_is_waited_for(source: Path, store: Store) -> None:
+def test_an_owner_in_another_pid_namespace_is_waited_for(
+    source: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     elsewhere = replace(current_process(), pid=4_000_000, pid_namespace=1)
-    plant(store, elsewhere, expires_in_s=2)
+    plant(store, elsewhere)
     assert cli("put", source, "model").code == 11
+    waits = when_it_waits(monkeypatch, lambda: expire(store))
     assert cli("put", source, "model", "--lock-wait", "20s").code == 0
+    assert len(waits) == 1
 
 
 @pytest.mark.parametrize("jump_s", [-10 * 365 * 86400, 10 * 365 * 86400])
@@ -361,7 +427,7 @@ def test_listing_and_breaking(source: Path, store: Store) -> None:
     assert cli("lease", "ls", "--json").json == {"leases": []}
     assert cli("lease", "ls").out == ""
     with holding(source) as owner:
-        [lease] = arstore("lease", "ls", "--json").json["leases"]
+        [lease] = cli("lease", "ls", "--json").json["leases"]
         assert set(lease) == {"id", "purpose", "epoch", "pid", "since", "expires_in_s", "state"}
         assert (lease["pid"], lease["purpose"], lease["epoch"], lease["state"]) == (owner.pid, "put", 1, "live")
         assert 30 < lease["expires_in_s"] <= 60

@@ -18,14 +18,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from arstore import open_store
-from tests.command import arstore, ended, start
+from tests.command import cli, ended, start
 
 MIB = 1 << 20
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    assert arstore("init").code == 0
+    assert cli("init").code == 0
     return tmp_path / "store"
 
 
@@ -107,7 +107,7 @@ def quick_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else tmp_path))
     monkeypatch.setenv("ARSTORE_STORE", str(folder / "store"))
-    assert arstore("init").code == 0
+    assert cli("init").code == 0
     yield
     shutil.rmtree(folder)
 

@@ -284,7 +284,7 @@ def test_what_is_on_the_way_up_bounds_the_prediction(store: Store) -> None:
 
 
 def test_two_probes_at_once_are_in_nobodys_way(store: Store, host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_room, "_BYTES", 64 << 20)
+    monkeypatch.setattr(probe_room, "_BYTES", 32 << 20)
     with ThreadPoolExecutor(2) as pool:
         found = [pool.submit(store.tiers.arenas.probe) for _ in range(2)]
         assert all(one.result().keys() >= {"local", "host"} for one in found)

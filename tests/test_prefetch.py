@@ -35,7 +35,7 @@ from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.extent import attach_extent, remove_extent
 from arstore.store.tiers.filling import filling, partial_path, say_erased, take_lock
 from arstore.store.tiers.local import Local, StoredObject
-from tests.command import Ran, arstore, cli, ended, start
+from tests.command import PATIENCE_S, Ran, arstore, cli, ended, start
 from tests.mortal_disk import killed
 from tests.tier_faults import Given
 from tests.tier_suite import whole
@@ -103,10 +103,16 @@ def left(host: Path) -> list[str]:
 
 
 def wait_for(ready: Callable[[], object], what: str) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + PATIENCE_S
     while not ready():
         assert time.monotonic() < until, f"{what} never came"
         time.sleep(0.01)
+
+
+def waits_for_a_lock(pid: int) -> bool:
+    """Say whether the kernel has a process in line for a lock on a file: `N: -> FLOCK ADVISORY WRITE PID ...`."""
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any(words[1] == "->" and words[5] == str(pid) for words in lines)
 
 
 def equal(found: torch.Tensor, wanted: torch.Tensor) -> bool:
@@ -266,21 +272,22 @@ def test_words_after_the_dashes_are_not_ours(store: Store, host: Path) -> None:
 def test_signals_reach_the_command_and_its_code_comes_back(store: Store, host: Path) -> None:
     store.put(tensors=weights(), name="m")
 
-    def run(command: list[str], sent: Callable[[int], None]) -> tuple[int, str]:
+    def run(command: list[str], sent: Callable[[int], None], *, then_end: bool = False) -> tuple[int, str]:
         words = [sys.executable, "-c", "from arstore.cli.main import main; main()", "prefetch", "m", "--", *command]
         process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
         assert process.stdout
         assert process.stdout.readline() == "up\n"
         sent(process.pid)
-        out, _ = process.communicate(timeout=20)
-        return process.returncode, out
+        heard = process.stdout.read(1) if then_end else ""
+        if then_end:
+            process.terminate()
+        out, _ = process.communicate(timeout=PATIENCE_S)
+        return process.returncode, heard + out
 
     def ctrl_c(pid: int) -> None:
         os.kill(pid, signal.SIGINT)  # the part of it that we see is not sent on
         time.sleep(0.3)
         os.killpg(pid, signal.SIGINT)
-        time.sleep(0.3)
-        os.kill(pid, signal.SIGTERM)
 
     loop = "echo up; while :; do sleep 0.02; done"
     for name, number in (("TERM", signal.SIGTERM), ("USR1", signal.SIGUSR1)):
@@ -289,7 +296,8 @@ def test_signals_reach_the_command_and_its_code_comes_back(store: Store, host: P
     # Each arrival as a byte, however fast one follows the other.
     count = "import os, signal, time; signal.signal(signal.SIGINT, lambda *_: None); os.set_blocking(1, False)\n"
     count += "signal.set_wakeup_fd(1); os.write(1, b'up\\n')\nwhile True: time.sleep(1)"
-    assert run([sys.executable, "-c", count], ctrl_c) == (128 + signal.SIGTERM, chr(signal.SIGINT))  # from the terminal
+    ended_by_term = (128 + signal.SIGTERM, chr(signal.SIGINT))
+    assert run([sys.executable, "-c", count], ctrl_c, then_end=True) == ended_by_term  # one SIGINT, from the terminal
     assert run(["bash", "-c", loop], lambda pid: os.killpg(pid, signal.SIGINT))[0] == 130
     assert left(host) == []
 
@@ -297,7 +305,9 @@ def test_signals_reach_the_command_and_its_code_comes_back(store: Store, host: P
 def test_what_is_ignored_the_command_ignores_too(store: Store) -> None:
     store.put(tensors=weights(), name="m")
     words = ["nohup", sys.executable, "-c", "from arstore.cli.main import main; main()", "prefetch", "m", "--"]
-    done = subprocess.run([*words, "sh", "-c", "kill -HUP $$; exit 3"], capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        [*words, "sh", "-c", "kill -HUP $$; exit 3"], capture_output=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 3, done.stderr
 
 
@@ -336,9 +346,8 @@ def test_the_end_of_one_run_takes_nothing_from_another(store: Store, tmp_path: P
     put_file(store, tmp_path, "m")
     first = Held(tmp_path / "first", "m")
     second = Held(tmp_path / "second", "m")
-    began = time.monotonic()
-    assert first.end().code == 0  # and it doesn't wait for the second
-    assert time.monotonic() - began < 5
+    assert first.end().code == 0
+    assert second.process.poll() is None  # the first didn't wait for it: it ends only when it is told to
     time.sleep(0.2)
     assert len(extents(host)) == 1
     assert second.end().code == 0
@@ -375,7 +384,7 @@ def test_time_is_kept_and_extended_but_never_shortened(store: Store, host: Path)
     for ttl, least in (("10m", 600), ("2h", 7200), ("1m", 7200)):
         now = time.time()
         assert cli("prefetch", "m", "--ttl", ttl).code == 0
-        assert least - 10 <= extents(host)[0].stat().st_mtime - now <= least + 10, ttl
+        assert least - 50 <= extents(host)[0].stat().st_mtime - now <= least + 50, ttl
     with store.prefetch(["m"]):
         pass
     assert len(extents(host)) == 1  # a run that found it there leaves it
@@ -474,7 +483,7 @@ def test_who_does_not_wait_is_told_and_who_waits_takes_over(store: Store, tmp_pa
         ran = cli("--json", "prefetch", "m")
         assert (ran.code, ran.json["error"]["kind"]) == (11, "fenced")
         waiting = start("--json", "prefetch", "m", "--wait")
-        time.sleep(1)
+        wait_for(lambda: waits_for_a_lock(waiting.pid), "the other one")
         assert waiting.poll() is None
     done = ended(waiting)
     assert (done.code, done.json["moved_bytes"]) == (0, 100_000)
@@ -856,7 +865,7 @@ def test_the_janitor_wipes_what_was_half_staged_and_leaves_what_another_stages(t
         partial_path(directory, key).write_bytes(b"secret")
     with partial_path(directory, KEY).open("rb") as file, filling(directory, OTHER, Disk(), wait=False):
         command = [sys.executable, "-m", "arstore.store.staging.janitor", str(directory / "session-1.json")]
-        subprocess.run(command, input=f"{KEY}\n{OTHER}\n", text=True, check=True, timeout=30)
+        subprocess.run(command, input=f"{KEY}\n{OTHER}\n", text=True, check=True, timeout=PATIENCE_S)
         assert file.read() == bytes(6)
         assert [path.name for path in directory.glob("*.partial")] == [partial_path(directory, OTHER).name]
 
@@ -930,7 +939,7 @@ def test_a_stager_at_work_in_an_erase_drops_what_it_staged(
         def read(self, at: int, out: Out) -> None:
             super().read(at, out)
             at_work.set()
-            go_on.wait(30)
+            go_on.wait(PATIENCE_S)
 
     def stage() -> None:
         try:
@@ -943,12 +952,12 @@ def test_a_stager_at_work_in_an_erase_drops_what_it_staged(
 
     def begins() -> None:
         stager.start()
-        assert at_work.wait(30)
+        assert at_work.wait(PATIENCE_S)
 
     between(monkeypatch, begins)
     assert store.erase("m").still_staged == (key[:16],)
     go_on.set()
-    stager.join(30)
+    stager.join(PATIENCE_S)
     assert len(ended) == 1
     assert left(host) == []
 

@@ -31,7 +31,7 @@ from arstore.store.staging.requests import Ready, requests_of
 from arstore.store.staging.serve import Fed, serving
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.tier import Held
-from tests.command import PROGRAM, arstore, cli, ended, start
+from tests.command import PATIENCE_S, PROGRAM, arstore, cli, ended, start
 
 IDENTITY = {"model": "m", "revision": "1", "precision": "bf16"}
 IDENTITY_TABLE = "[identity]\n" + "".join(f'{name} = "{value}"\n' for name, value in IDENTITY.items())
@@ -159,7 +159,7 @@ def test_threads_share_the_requests(store: Store, tmp_path: Path) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(PATIENCE_S)
     assert sorted(map(int, map(str, seen))) == list(range(24))
 
 
@@ -342,7 +342,7 @@ def test_killed_in_the_middle_everything_is_wiped(store: Store, tmp_path: Path, 
     wait = "import arstore, pathlib, time\nfor request in arstore.attach().requests():\n"
     wait += f"    pathlib.Path({str(tmp_path / 'up')!r}).write_text(str(__import__('os').getpid()))\n    time.sleep(60)"
     process = start("prefetch", str(tight(tmp_path)), "--", sys.executable, "-c", wait)
-    until = time.monotonic() + 20
+    until = time.monotonic() + PATIENCE_S
     while not (tmp_path / "up").exists() or not (tmp_path / "up").read_text():
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -358,22 +358,22 @@ def test_killed_in_the_middle_everything_is_wiped(store: Store, tmp_path: Path, 
         os.kill(child, signal.SIGKILL)
         assert ended(process).code == 137
     while left(host):
-        assert time.monotonic() < until + 20, left(host)
+        assert time.monotonic() < until + PATIENCE_S, left(host)
         time.sleep(0.05)
 
 
 def test_the_run_that_ended_is_said(store: Store, tmp_path: Path) -> None:
     late = (
         "import arstore, os, sys, time\nrequests = arstore.attach().requests()\nnext(requests)\n"
-        "if os.fork() == 0:\n    time.sleep(1.5)\n    try:\n        next(arstore.attach().requests())\n"
+        "run = os.getppid()\n"
+        "def over():\n    return open(f'/proc/{run}/stat').read().rpartition(') ')[2].startswith('Z')\n"
+        "if os.fork() == 0:\n"
+        "    while not over(): time.sleep(0.01)\n"  # it is not reaped before we close its output
+        "    try:\n        next(arstore.attach().requests())\n"
         f"    except arstore.StoreError as error:\n        open({str(tmp_path / 'said')!r}, 'w').write(str(error))\n"
         "    os._exit(0)\n"
     )
     assert arstore("prefetch", tight(tmp_path), "--", sys.executable, "-c", late).code == 0
-    until = time.monotonic() + 10
-    while not (tmp_path / "said").exists():
-        assert time.monotonic() < until
-        time.sleep(0.05)
     assert "released" in (tmp_path / "said").read_text()
 
 
@@ -500,11 +500,17 @@ def test_a_worker_that_dies_while_it_waits_ends_nothing(store: Store, tmp_path: 
     wait = (
         "import arstore, os, signal, subprocess, sys, time\n"
         "first = next(requests := arstore.attach().requests())\n"  # what the other waits for evicts what this has
-        "other = subprocess.Popen([sys.executable, '-c', 'import arstore; next(arstore.attach().requests())'])\n"
-        "time.sleep(1.5)\nother.kill()\nother.wait()\n"
+        "other = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=subprocess.PIPE)\n"
+        "other.stdout.readline()\ntime.sleep(0.1)\nother.kill()\nother.wait()\n"
         "print(first.id, sorted(first), *[one.id for one in requests])\nsys.exit(5)\n"
     )
-    ran = arstore("prefetch", tight(tmp_path, room=2), "--", sys.executable, "-c", wait)
+    other = (
+        "import arstore\nfrom arstore.store.staging.serve import Fed\ntake = Fed.take\n"
+        "def told(fed, number):\n    print('has a request and asks for its objects', flush=True)\n"
+        "    return take(fed, number)\n"
+        "Fed.take = told\nnext(arstore.attach().requests())\n"
+    )
+    ran = arstore("prefetch", tight(tmp_path, room=2), "--", sys.executable, "-c", wait, other)
     assert ran.code == 5, ran.err
     assert ran.out.split()[3:] == [str(n) for n in range(2, 24)]
 
@@ -545,7 +551,7 @@ def test_when_all_are_killed_the_next_to_come_by_wipes_what_is_left(store: Store
     wait = "import arstore, pathlib, time\nnext(arstore.attach().requests())\n"
     wait += f"pathlib.Path({str(up)!r}).touch()\ntime.sleep(60)"
     process = start("prefetch", str(tight(tmp_path)), "--", sys.executable, "-c", wait)
-    until = time.monotonic() + 20
+    until = time.monotonic() + PATIENCE_S
     while not up.exists():
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -556,7 +562,7 @@ def test_when_all_are_killed_the_next_to_come_by_wipes_what_is_left(store: Store
     process.wait()
     assert any("session" in name for name in left(host))
     while left(host):
-        assert time.monotonic() < until + 20, left(host)
+        assert time.monotonic() < until + PATIENCE_S, left(host)
         assert cli("tiers").code == 0
         time.sleep(0.05)
 
@@ -626,20 +632,24 @@ def test_on_a_device_the_child_of_a_fork_is_told_that_it_has_none(store: Store, 
 def test_a_request_waits_for_those_it_is_to_come_after(store: Store, tmp_path: Path, to: str) -> None:
     requests = [{"id": 0, "artifacts": ["u"]}, {"id": 1, "artifacts": ["v"]}]
     requests += [{"id": 2, "artifacts": ["u"], "after": [0]}, {"id": 3, "artifacts": ["v"], "after": [1, 2]}]
-    happened = []
+    happened, both = [], threading.Event()
     with store.tiers.run(store.tiers.plan(job(tmp_path, requests, to=to))) as run:
 
         def work() -> None:
             for request in run:
                 happened.append(("begins", request.id))
-                time.sleep(0.2 if request.id == 0 else 0.01)
+                if request.id == 1:
+                    both.set()
+                if request.id == 0:
+                    both.wait(30)
+                time.sleep(0.01)
                 happened.append(("ends", request.id))
 
         workers = [threading.Thread(target=work) for _ in range(3)]
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join(30)
+            worker.join(PATIENCE_S)
     order = {what: number for number, what in enumerate(happened)}
     assert len(order) == 8
     for id_, after in ((2, 0), (3, 1), (3, 2)):
@@ -664,7 +674,7 @@ def test_a_code_comes_back_to_one_who_ignores_its_children(store: Store, tmp_pat
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
     )
     words = ["-c", PROGRAM, "prefetch", "u", "--", "sh", "-c", "exit 9"]
-    assert subprocess.run([sys.executable, "-c", ignoring, *words], check=False, timeout=60).returncode == 9
+    assert subprocess.run([sys.executable, "-c", ignoring, *words], check=False, timeout=PATIENCE_S).returncode == 9
 
 
 def test_a_client_without_a_thread_is_let_go_and_the_next_is_served(
@@ -700,7 +710,7 @@ def test_a_command_runs_whoever_hears_of_it(store: Store, tmp_path: Path, what: 
         cwd=tmp_path,
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert (ran.returncode, ran.stdout) == (9, b"ran\n")
 
