@@ -21,6 +21,7 @@ GUIDES = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *GUIDES]
 TEXTS = {path: path.read_text("utf-8") for path in PAGES}
 RUNNING = [path for path in PAGES if any(one.language in RUN for one in blocks_of(TEXTS[path]))]
+GROUPS = [name for name in COMMANDS if hasattr(load(name), "commands")]
 GENERATED = ("commands.md",)  # from the program, and held to it by a test of its own
 
 
