@@ -1,6 +1,7 @@
 """The design page of the store: every file that it names is there, none is left out, and its walks are what happens."""
 
 import ast
+import inspect
 import json
 import os
 import re
@@ -117,12 +118,13 @@ def write_model(path: Path) -> Path:
 
 
 def files_called(perform: Callable[[], object]) -> list[str]:
-    """Return the file of each call into the store, on every thread, in order."""
+    """Return the file of each call of a function in the store, on every thread, in order; an import is no call."""
     called: list[str] = []
 
     def note(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and "/store/" in (name := frame.f_code.co_filename):
-            called.append(os.path.realpath(name))
+        code = frame.f_code
+        if event == "call" and code.co_flags & inspect.CO_OPTIMIZED and "/store/" in code.co_filename:
+            called.append(os.path.realpath(code.co_filename))
 
     threading.setprofile(note)
     sys.setprofile(note)
