@@ -4,7 +4,7 @@
 plan and evicted, summed over the tiers: 0 means that nothing came up any step twice. What a tier below still held
 makes a refetch cheaper, and counts all the same.
 
-Invariant: a plan read back keeps every rule of staging.py, and its sums and its seconds follow from its moves.
+Invariant: a plan read back keeps every rule of model.py, and its sums and its seconds follow from its moves.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ _MOVE = ("to", "object", "step", "after", "evict", "recompute")
 class Plan:
     """A job, the order of its requests as numbers, the moves into each of its tiers, and what comes of them.
 
-    `peak_bytes` is the most each tier holds; `live_peak_bytes` see ordering.py.
+    `peak_bytes` is the most each tier holds; `live_peak_bytes` see order.py.
     """
 
     job: Job
@@ -51,7 +51,7 @@ class Plan:
     def fields(self) -> dict[str, Any]:
         """Return the plan as JSON has it. `parse_plan` takes nothing else.
 
-        Objects stand by their place in `objects` in requests, and by id in moves; `step` and `after` see staging.py.
+        Objects stand by their place in `objects` in requests, and by id in moves; `step` and `after` see model.py.
         """
         job, names = self.job, [one.id for one in self.job.objects]
         stated = _row(
@@ -87,7 +87,7 @@ class Plan:
 
 
 def settle_plan(job: Job, order: Sequence[int], lanes: Lanes) -> Plan:
-    """Return a plan with all that follows from its moves; raise BadInput if they break a rule of staging.py."""
+    """Return a plan with all that follows from its moves; raise BadInput if they break a rule of model.py."""
     peaks = tuple(replay(job, order, lanes))  # first: only moves that keep the rules can be simulated
     frozen = tuple(tuple(lane) for lane in lanes)
     live, again = live_peak_bytes(job, order), count_refetches(job, lanes)

@@ -1,6 +1,6 @@
 """plan: what moves when, so that a job finds everything in place. Pure: the same job gives the same plan, to the byte.
 
-Each tier is planned for the moves of the tier above it, the target for the requests. Several windows (residency.py) are
+Each tier is planned for the moves of the tier above it, the target for the requests. Several windows (eviction.py) are
 tried and simulated; of those within 1 % of the fastest, the one that moves the fewest bytes is taken, so that a refetch
 must be worth its while. LRU is among them and may win. A plan that fetches nothing twice and is within 1 % of what
 unlimited room would bring ends the search: no other moves less, none can be faster by more.
