@@ -3,16 +3,14 @@
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from golden.primitives import Json, changed, derive, fixed, seal, trimmed
 from golden.records import PAGE, Owner
-
-if TYPE_CHECKING:
-    from golden.stores import Store
+from golden.sheets import Built
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,10 @@ def root_file(master: bytes, store_id: bytes, epoch: int, plain: bytes) -> bytes
     return current + effaced if epoch % 2 == 0 else effaced + current
 
 
-def keys(store: "Store") -> Json:
+def keys(store: Built) -> Json:
     """Return what the pages of the sealed store hold, and pages and roots that must be refused."""
     pages = [
-        {"page": n, "key": fixed(f"sealed page {n}").hex(), "holds": what, "body": trimmed(store.pages.bodies[n])}
+        {"page": n, "key": fixed(f"sealed page {n}").hex(), "holds": what, "body": trimmed(store.page_bodies[n])}
         for n, what in store.holds.items()
     ]
     first = pages[0]

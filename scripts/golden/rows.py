@@ -3,13 +3,10 @@
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from golden.primitives import Json, changed, fixed, keyed
 from golden.records import Record
-
-if TYPE_CHECKING:
-    from golden.stores import Store
+from golden.sheets import Built
 
 TABLES = ("blobs", "versions", "names", "segments", "counters", "loans", "spare", "doomed", "leases", "identities")
 NOON = 1795521600  # 2026-11-24T12:00:00Z
@@ -155,7 +152,7 @@ def bad_rows(value: bytes, version: bytes, id_: bytes, owner: bytes, blobs: Sequ
     return [{"row": row, "why": why, "value": put.hex()} for row, why, put in said]
 
 
-def catalog(store: "Store") -> Json:
+def catalog(store: Built) -> Json:
     """Return what rows say, and rows that must be refused: by their check, or, where that fits, by what they say."""
     check_key = store.catalog_key
     key, value = next(iter(store.rows["blobs"].items()))

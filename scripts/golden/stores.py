@@ -10,6 +10,7 @@ from golden.kv import SEQUENCES, Sequence
 from golden.primitives import Json, canonical, derive, digest, fixed, keyed, packed_json, seal
 from golden.records import BLOB, PAGE, VERSION, Owner, Record, padded, segment_header
 from golden.rows import NOON, TABLES, Place, close, identity_row, lease
+from golden.sheets import Built
 
 
 class Store:
@@ -166,6 +167,10 @@ class Store:
             self._row("loans", bytes(4) + fixed("loan", 8), struct.pack(">2Q", 5, 6))
             self._row("spare", bytes(4), struct.pack(">2Q", 8, 9))
             self._row("doomed", bytes(4) + struct.pack(">Q", 10), struct.pack(">Q", 10))
+
+    def built(self) -> Built:
+        """Return what the sheets of keys and of rows say of this store."""
+        return Built(self.id, self.master, self.catalog_key, self.owner, self.pages.bodies, self.holds, self.rows)
 
     def directory_files(self) -> dict[str, bytes]:
         """Return every file of the store but the catalog, and the sheet that says what is in it."""
