@@ -145,7 +145,7 @@ def _peers(options: argparse.Namespace) -> tuple[Path | None, str, dict[str, str
     python: Path | None = options.peers_python
     try:
         if python is None and options.peers:
-            python = make_peers(ROOT / ".venv" / "peers", ROOT / "scripts" / "constraints.txt", say)
+            python = make_peers(ROOT / ".venv" / "peers", say)
         if python is None:
             return None, "not installed: run with --peers", {}
         return python.absolute(), "", peer_versions(python)
