@@ -102,18 +102,21 @@ SECTIONS = {
 
 def measure(number: int, place: "Workplace") -> "Section":
     """Run one section; what breaks in it is said in its place and stops no other."""
-    from benchmark.machine import OthersCpu
+    from benchmark.limits import measure_limits
+    from benchmark.machine import OthersCpu, name_machine
     from benchmark.processes import Failed
     from benchmark.rows import Section
 
     rows_of, title = SECTIONS[number]
     module, function = rows_of.split(".")
     measured: Callable[[Workplace], list[Row]] = getattr(import_module(f"benchmark.{module}"), function)
-    section = Section(number, title)
+    section = Section(number, title, name_machine())
     say(f"{number}. {section.title}")
     others = OthersCpu()
     try:
         section.rows += measured(place)
+        if any(row.bound_by for row in section.rows):
+            section.limits = measure_limits(place)
     except Failed as error:
         section.failed = str(error)
     except Exception as error:

@@ -68,9 +68,19 @@ def test_pip_resolves_the_peers_to_the_lock_and_nothing_else(tmp_path: Path) -> 
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     torch = f"torch=={pins(peers.LOCK)['torch']}+cpu"
-    wanted = [torch, "numpy", "safetensors", "tensorizer", "cryptotensors[torch]"]
-    command = [python, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-"]
-    command += ["-c", peers.LOCK, *wanted]
+    wanted: list[str] = [torch, "numpy", "safetensors", "tensorizer", "cryptotensors[torch]"]
+    command: list[str] = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--dry-run",
+        "--ignore-installed",
+        "--report",
+        "-",
+    ]
+    command += ["-c", str(peers.LOCK), *wanted]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     if done.returncode and torch in done.stderr:  # no configured index has the CPU build
         command += ["--extra-index-url", peers.TORCH_INDEX]

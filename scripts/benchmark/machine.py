@@ -14,15 +14,12 @@ FLAGS = ("aes", "vaes", "vpclmulqdq", "avx2", "avx512f", "sha_ni")
 
 def describe_machine(folder: Path) -> dict[str, object]:
     """Return the machine and the file system under `folder`."""
-    cpu = _fields(Path("/proc/cpuinfo"))
-    flags = set(cpu.get("flags", "").split())
     memory = _fields(Path("/proc/meminfo"))
-    family = f"family {cpu.get('cpu family', '?')} model {cpu.get('model', '?')}"
     device, form, options = file_system(folder)
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "cores": len(os.sched_getaffinity(0)),
-        "cpu": f"{cpu.get('model name', platform.processor())}, {family}, {' '.join(f for f in FLAGS if f in flags)}",
+        "cores": _cores(),
+        "cpu": f"{_model()}, {' '.join(flag for flag in FLAGS if flag in _flags())}",
         "memory_bytes": _kib(memory, "MemTotal"),
         "memory_available_bytes": _kib(memory, "MemAvailable"),
         "huge_pages": _line(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
@@ -30,6 +27,13 @@ def describe_machine(folder: Path) -> dict[str, object]:
         "kernel": platform.release(),
         "load": " ".join(f"{one:.2f}" for one in os.getloadavg()),
     }
+
+
+def name_machine() -> str:
+    """Return what decides how fast this machine decrypts and hashes: CPU, cores, AVX-512 and VAES or not."""
+    flags = _flags()
+    said = [f"{'' if flag in flags else 'no '}{name}" for flag, name in (("avx512f", "AVX-512"), ("vaes", "VAES"))]
+    return f"{_model()}, {_cores()} cores, {', '.join(said)}"
 
 
 def describe_versions(peers: dict[str, str]) -> dict[str, str]:
@@ -73,6 +77,20 @@ class OthersCpu:
         busy, total = _jiffies()
         ours = (_our_seconds() - self._ours) * os.sysconf("SC_CLK_TCK")
         return max(busy - self._busy - ours, 0.0) / max(total - self._total, 1)
+
+
+def _model() -> str:
+    cpu = _fields(Path("/proc/cpuinfo"))
+    family = f"family {cpu.get('cpu family', '?')} model {cpu.get('model', '?')}"
+    return f"{cpu.get('model name', platform.processor())} ({family})"
+
+
+def _flags() -> set[str]:
+    return set(_fields(Path("/proc/cpuinfo")).get("flags", "").split())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _jiffies() -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Section 9: prefix KV found by its tokens, put and loaded, beside plain arrays and files that find nothing."""
 
-from .rows import Row, Samples, Target, compared
+from .rows import AES, BLAKE3, Row, Samples, Target, compared
 from .workplace import Workplace
 
 _TOKENS, _BLOCK_TOKENS, _BLOCKS = 131_072, 256, 1_000_000
@@ -42,12 +42,17 @@ def _moved(times: dict[str, Samples], length: int) -> list[Row]:
     plainly = "where it may lie open and unchecked, and is found by other means"
     rows = [
         compared("KV put, encrypted, durable", times["put"], "safetensors save_file + fsync", times["save"],
-                 length=length, otherwise=plainly)
+                 length=length, otherwise=plainly, bound_by=(BLAKE3, AES))
     ]  # fmt: skip
     for key in ("nhd", "hnd"):
         name = f"KV load of all layers as {key.upper()}, verified, into fresh memory"
         for baseline, other in (("copy", "np.copyto of the same"), ("file", "safetensors load_file + clone, as put")):
-            rows.append(compared(name, times[key], other, times[baseline], length=length, otherwise=plainly))
+            rows.append(
+                compared(name, times[key], other, times[baseline], length=length, otherwise=plainly, bound_by=(AES,))
+            )
     rows.append(compared("first of 32 layers of a stream", times["first"], "loading them all", times["nhd"], target=8))
-    rows.append(compared("all layers of a stream", times["stream"], "loading them all", times["nhd"], length=length))
+    rows.append(
+        compared("all layers of a stream", times["stream"], "loading them all", times["nhd"], length=length,
+                 bound_by=(AES,))
+    )  # fmt: skip
     return rows

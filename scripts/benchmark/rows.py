@@ -1,11 +1,14 @@
 """Rows: what was measured, beside what it is measured against, as a table and as JSON.
 
-Invariant: a row has a value or says why it has none, and a ratio only ever compares numbers of one run.
+Invariant: a row has a value or says why it has none, and a ratio only ever compares numbers of one run. Wherever a row
+is shown, the machine that it was seen on stands with it, and so do that machine's limits where they bound the row.
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+
+AES, BLAKE3 = "AES-256-GCM", "BLAKE3"  # what bounds rows: the names of limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,24 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """What a machine does at most of one kind of work, in bytes per second, by the number of threads."""
+
+    name: str
+    rates: Mapping[int, Samples]
+
+    def text(self, row: "Row") -> str:
+        """Return the limit, and the share of the highest rate that a row reaches."""
+        said = ", ".join(
+            f"{rate.median / 1e9:.2f} GB/s on {threads} thread{'s' if threads > 1 else ''}"
+            for threads, rate in sorted(self.rates.items())
+        )
+        most = max(self.rates)
+        share = f"; the row reaches {row.rate / self.rates[most].median:.2f} x of {most}" if row.rate else ""
+        return f"limit of {self.name}: {said}{share}"
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One measurement; `ratio` says how many times better it is than the baseline, above 1 is better."""
 
@@ -51,6 +72,12 @@ class Row:
     baseline_value: Samples | None = None
     target: Target | None = None
     notes: tuple[str, ...] = ()
+    bound_by: tuple[str, ...] = ()  # the names of the limits that bound it
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes per second; None where a rate says nothing."""
+        return self.bytes / self.value.median if self.bytes and self.value and self.unit == "s" else None
 
     @property
     def ratio(self) -> float | None:
@@ -85,7 +112,9 @@ class Section:
 
     number: int
     title: str
+    machine: str  # CPU, cores, instructions: what the rows were seen on
     rows: list[Row] = field(default_factory=list)
+    limits: Mapping[str, Limit] = field(default_factory=dict)  # measured where a row is bound by one
     others_cpu: float = 0.0  # share of the machine's cores that other processes, and the hypervisor, took
     failed: str | None = None  # why it broke off: a bug in arstore or in the benchmark
 
@@ -97,19 +126,20 @@ class Section:
 
 def compared(
     name: str, found: Samples | str, baseline: str, against: Samples | str, *, length: int = 0,
-    target: float | None = None, otherwise: str = "", notes: Sequence[str] = (),
+    target: float | None = None, otherwise: str | None = "", notes: Sequence[str] = (), bound_by: Sequence[str] = (),
 ) -> Row:  # fmt: skip
     """Return the row of two things measured in turns, either of which may be the reason why it was not.
 
-    `otherwise` says where the baseline is the better choice; it is shown if the baseline wins.
+    `otherwise` says where the baseline is the better choice; it is shown if the baseline wins. It is None where the
+    baseline is a limit, which does nobody's work.
     """
     said = [*notes, *(f"not measured: {one}" for one in (found, against) if isinstance(one, str))]
     value = found if isinstance(found, Samples) else None
     base = against if isinstance(against, Samples) else None
-    if value and base and base.median < value.median:
+    if otherwise is not None and value and base and base.median < value.median:
         said.append(f"{baseline} wins: use that {otherwise}".rstrip())
     goal = Target(target) if target is not None else None
-    return Row(name, value, "s", length, baseline, base, goal, tuple(said))
+    return Row(name, value, "s", length, baseline, base, goal, tuple(said), tuple(bound_by))
 
 
 def table(section: Section) -> str:
@@ -118,6 +148,8 @@ def table(section: Section) -> str:
     lines.append(f"   (other processes took {section.others_cpu:.0%} of the cores meanwhile)")
     for row in section.rows:
         lines += _row_lines(row)
+        lines += [f"       {section.limits[name].text(row)}" for name in row.bound_by if name in section.limits]
+        lines.append(f"       seen on {section.machine}")
     if section.failed:
         lines.append(f"   FAILED: {section.failed}")
     return "\n".join(lines)
@@ -138,6 +170,7 @@ def as_json(section: Section) -> dict[str, object]:
     rows = [
         {
             **asdict(row),
+            "machine": section.machine,
             "value": row.value and row.value.median,
             "samples": row.value and row.value.values,
             "baseline_value": row.baseline_value and row.baseline_value.median,
@@ -152,6 +185,10 @@ def as_json(section: Section) -> dict[str, object]:
         "number": section.number,
         "title": section.title,
         "others_cpu": section.others_cpu,
+        "limits": {
+            name: {f"threads_{threads}": rate.median for threads, rate in limit.rates.items()}
+            for name, limit in section.limits.items()
+        },
         "failed": section.failed,
         "rows": rows,
     }

@@ -16,8 +16,8 @@ from typing import Any
 import arstore
 from arstore.store.plan.planfile import Plan
 from arstore.store.tiers.local import Local
+from benchmark.programs.answers import answer_of_store
 from benchmark.programs.blocks import drop
-from benchmark.programs.opened import answer
 
 _IDENTITY = {"model": "llama", "revision": "r1", "precision": "bf16", "block_tokens": 64}
 _BLOCK_TOKENS, _HEADS, _DIM = 64, 8, 128
@@ -150,4 +150,4 @@ def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    answer(measure)
+    answer_of_store(measure)

@@ -10,6 +10,7 @@ from typing import TypeVar
 from benchmark.programs.memory import touched
 
 BLOCK = 4 << 20
+THREADS = 2  # of everything that stands beside arstore
 
 T = TypeVar("T")
 
@@ -33,6 +34,19 @@ def shared_out(tasks: Sequence[T], threads: int, work: Callable[[T, memoryview],
     for worker in workers:
         worker.join()
     return time.perf_counter() - began
+
+
+def read_whole(fd: int, out: memoryview, offset: int) -> None:
+    """Fill `out` from a file; a read that comes back short ends the program."""
+    if os.preadv(fd, [out], offset) != len(out):
+        raise SystemExit("a read came back short")
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a directory, durable."""
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
 
 
 def drop(paths: Iterable[Path]) -> None:

@@ -5,9 +5,10 @@ The task is a JSON object: `how`, `paths` (the safetensors shards), `out` (a fol
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
+
+from benchmark.programs.answers import answer
 
 
 def torch_files(task: dict[str, Any]) -> list[str]:
@@ -52,5 +53,4 @@ WAYS = {"torch.load": torch_files, "tensorizer": tensorizer_file, "cryptotensors
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    print(json.dumps({"paths": WAYS[given["how"]](given)}))
+    answer(lambda task: {"paths": WAYS[task["how"]](task)})

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import arstore
-from benchmark.programs.opened import answer
+from benchmark.programs.answers import answer_of_store
+from benchmark.programs.blocks import sync
 
 
 def put(store: arstore.Store, count: int, length: int) -> None:
@@ -48,12 +49,6 @@ def overwrite(paths: list[Path]) -> None:
     unlink(paths)
 
 
-def sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    os.fsync(fd)
-    os.close(fd)
-
-
 def timed(work: Callable[..., object], *arguments: object) -> float:
     began = time.perf_counter()
     work(*arguments)
@@ -75,4 +70,4 @@ def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, list[float]
 
 
 if __name__ == "__main__":
-    answer(measure)
+    answer_of_store(measure)

@@ -6,13 +6,13 @@ Runs in arstore's environment or, for `tensorizer` and `cryptotensors`, in the p
 """
 
 import json
-import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmark.programs.answers import answer
 from benchmark.programs.memory import back
 
 Tensors = Mapping[str, Any]
@@ -100,16 +100,15 @@ def sample(tensors: Tensors) -> int:
     return check
 
 
-def main() -> None:
-    task = json.loads(sys.argv[1])
+def measure(task: dict[str, Any]) -> dict[str, object]:
     load = WAYS[task["how"]](task)
     back(task["room"])
     began = time.perf_counter()
     tensors = load()
     seconds = time.perf_counter() - began
     total = sum(t.nbytes for t in tensors.values())
-    print(json.dumps({"seconds": seconds, "tensors": len(tensors), "bytes": total, "sample": sample(tensors)}))
+    return {"seconds": seconds, "tensors": len(tensors), "bytes": total, "sample": sample(tensors)}
 
 
 if __name__ == "__main__":
-    main()
+    answer(measure)

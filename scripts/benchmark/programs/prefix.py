@@ -5,9 +5,6 @@ The task is a JSON object: `store`, `folder` (an empty one, on the same disk), `
 answer: the seconds of each round, of one call each where a round makes several.
 """
 
-import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import arstore
+from benchmark.programs.answers import answer_of_store
+from benchmark.programs.blocks import sync
 from benchmark.programs.memory import back
 
 _IDENTITY = {"model": "llama", "revision": "r1", "precision": "bf16"}
@@ -23,6 +22,13 @@ _CALLS = 20
 _VERSIONS, _SMALL_BLOCK = 4, 16
 
 Timed = dict[str, list[float]]
+
+
+def measure(store: arstore.Store, task: dict[str, Any]) -> Timed:
+    many = {"path": Path(task["folder"]) / "many", "key_file": Path(task["folder"]) / "key"}
+    arstore.create_store(**many)
+    with arstore.open_store(**many) as among:
+        return move(store, task) | find(store, among, task)
 
 
 def find(alone: arstore.Store, among: arstore.Store, task: dict[str, Any]) -> Timed:
@@ -134,15 +140,5 @@ def timed(work: Callable[[], object], calls: int = _CALLS) -> float:
     return seconds
 
 
-def sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
-
-
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    more = {"path": Path(given["folder"]) / "many", "key_file": Path(given["folder"]) / "key"}
-    arstore.create_store(**more)
-    with arstore.open_store(given["store"]) as opened, arstore.open_store(**more) as second:
-        print(json.dumps(move(opened, given) | find(opened, second, given)))
+    answer_of_store(measure)

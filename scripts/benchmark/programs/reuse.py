@@ -1,20 +1,23 @@
-"""Load stored tensors into one buffer again and again, in turns with plain reads of as many bytes into that buffer.
+"""Load stored tensors into one buffer again and again, in turns with the least that such a load can do.
 
-The task is a JSON object: `store`, `name`, `paths` (files in the page cache to read from), `rounds`. The answer:
-`bytes`, how many of them lie in `huge` pages, and the seconds of each round as `get` and `read`.
+That is to decrypt as many bytes, from memory into the same buffer; beside it stand plain reads of as many. The task is
+a JSON object: `store`, `name`, `paths` (files in the page cache to read from), `rounds`. The answer: `bytes`, how many
+of them lie in `huge` pages, and the seconds of each round as `get`, `decrypt` and `read`.
 """
 
-import itertools
-import json
 import os
-import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from benchmark.programs.blocks import BLOCK, shared_out
+from benchmark.programs.answers import answer_of_store
+from benchmark.programs.blocks import BLOCK, THREADS, read_whole, shared_out
 from benchmark.programs.memory import huge_bytes, touched
 
-_THREADS = 2
+if TYPE_CHECKING:
+    import arstore
+
+_TAG_BYTES = 16
 
 # One read: file descriptor, offset in the file, where in the buffer, length.
 Read = tuple[int, int, int, int]
@@ -38,41 +41,60 @@ def reads(paths: list[str], total: int) -> list[Read]:
 
 
 def read_all(tasks: list[Read], buffer: memoryview) -> float:
-    """Do every read, shared out between two threads as they become free; return the seconds."""
+    """Do every read, shared out between the threads as they become free; return the seconds."""
 
     def read(task: Read, _: memoryview) -> None:
         fd, offset, at, length = task
-        if os.preadv(fd, [buffer[at : at + length]], offset) != length:
-            raise SystemExit("a read came back short")
+        read_whole(fd, buffer[at : at + length], offset)
 
-    return shared_out(tasks, _THREADS, read)
+    return shared_out(tasks, THREADS, read)
 
 
-def measure(task: dict[str, Any]) -> dict[str, object]:
+def decrypting(buffer: memoryview) -> Callable[[], float]:
+    """Seal what is in the buffer into memory of its own; return what decrypts it back and says its seconds."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    key = AESGCM(os.urandom(32))
+    starts = range(0, len(buffer), BLOCK)
+    sealed = memoryview(touched(len(buffer) + len(starts) * _TAG_BYTES))
+
+    def parts(number: int) -> tuple[bytes, memoryview, memoryview]:
+        plain = buffer[number * BLOCK : (number + 1) * BLOCK]
+        start = number * (BLOCK + _TAG_BYTES)
+        return number.to_bytes(12, "big"), plain, sealed[start : start + len(plain) + _TAG_BYTES]
+
+    def seal(number: int, _: memoryview) -> None:
+        nonce, plain, cipher = parts(number)
+        key.encrypt_into(nonce, plain, None, cipher)
+
+    def decrypt(number: int, _: memoryview) -> None:
+        nonce, plain, cipher = parts(number)
+        key.decrypt_into(nonce, cipher, None, plain)
+
+    shared_out(range(len(starts)), THREADS, seal)
+    return lambda: shared_out(range(len(starts)), THREADS, decrypt)
+
+
+def measure(store: "arstore.Store", task: dict[str, Any]) -> dict[str, object]:
     import numpy  # noqa: F401
     import torch  # noqa: F401
 
-    import arstore
-
-    with arstore.open_store(task["store"]) as store:
-        total = store.get(task["name"]).tensor_bytes
-        buffer = memoryview(touched(total))
-        tasks = reads(task["paths"], total)
-        gets: list[float] = []
-        plain: list[float] = []
-        for turn in itertools.count():
-            began = time.perf_counter()
-            tensors = store.get(task["name"]).tensors(into=buffer)
-            loaded = time.perf_counter()
-            del tensors
-            reading = read_all(tasks, buffer)
-            if turn:  # the first turn maps segments and fills the page cache
-                gets.append(loaded - began)
-                plain.append(reading)
-            if turn == task["rounds"]:
-                return {"bytes": total, "huge": huge_bytes(), "get": gets, "read": plain}
-    raise AssertionError
+    total = store.get(task["name"]).tensor_bytes
+    buffer = memoryview(touched(total))
+    huge = huge_bytes()
+    tasks = reads(task["paths"], total)
+    decrypt = decrypting(buffer)
+    times: dict[str, list[float]] = {"get": [], "decrypt": [], "read": []}
+    for turn in range(task["rounds"] + 1):
+        began = time.perf_counter()
+        tensors = store.get(task["name"]).tensors(into=buffer)
+        loaded = time.perf_counter() - began
+        del tensors
+        seconds = {"get": loaded, "decrypt": decrypt(), "read": read_all(tasks, buffer)}
+        for name in times if turn else ():  # the first turn maps segments and fills the page cache
+            times[name].append(seconds[name])
+    return {"bytes": total, "huge": huge, **times}
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(json.loads(sys.argv[1]))))
+    answer_of_store(measure)

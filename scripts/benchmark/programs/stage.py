@@ -7,16 +7,15 @@ staging with nothing of them in it.
 """
 
 import contextlib
-import json
 import mmap
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmark.processes import warm
-from benchmark.programs.blocks import BLOCK, drop, shared_out
+from benchmark.programs.answers import answer
+from benchmark.programs.blocks import BLOCK, THREADS, drop, read_whole, shared_out
 from benchmark.programs.memory import back, fresh, touched
 
 
@@ -30,7 +29,7 @@ def copy(source_memory: mmap.mmap) -> float:
     def copy_block(at: int, _: memoryview) -> None:
         np.copyto(target[at : at + BLOCK], source[at : at + BLOCK])
 
-    return shared_out(range(0, length, BLOCK), 2, copy_block)
+    return shared_out(range(0, length, BLOCK), THREADS, copy_block)
 
 
 def direct(paths: list[Path]) -> float:
@@ -45,10 +44,9 @@ def direct(paths: list[Path]) -> float:
 
         def read(block: tuple[int, int, int], buffer: memoryview) -> None:
             fd, at, length = block
-            if os.preadv(fd, [buffer[:length]], at) != length:
-                raise SystemExit("a read came back short")
+            read_whole(fd, buffer[:length], at)
 
-        return shared_out(blocks, 2, read)
+        return shared_out(blocks, THREADS, read)
 
 
 def measure(task: dict[str, Any]) -> dict[str, object]:
@@ -84,4 +82,4 @@ def measure(task: dict[str, Any]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(json.loads(sys.argv[1]))))
+    answer(measure)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import arstore
-from benchmark.programs.opened import answer
+from benchmark.programs.answers import answer_of_store
 
 
 def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, object]:
@@ -34,4 +34,4 @@ def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    answer(measure)
+    answer_of_store(measure)
