@@ -2,8 +2,10 @@
 """Measure arstore beside the simpler and the established alternatives, all in one run on one machine.
 
 Each target is a ratio of two medians of this run; measurements take turns, so that what disturbs the machine disturbs
-all. It needs about eight times --size of disk, and of memory for the page cache. A missed target is printed as MISSED
-and does not change the exit code; a failure of arstore itself does.
+all. Every row says the machine that it was seen on. Rows that AES-256-GCM or BLAKE3 bound say what one thread and two
+of this machine do of it at most, measured in the same section. A run needs about eight times --size of disk, and of
+memory for the page cache. A missed target is printed as MISSED and does not change the exit code; a failure of arstore
+itself does.
 """
 
 import argparse
@@ -77,7 +79,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results for machines, too")
     parser.add_argument("--memory", type=Path, default=Path("/dev/shm"), help="the memory file system to stage to")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="requests to plan, JSON lines with hash_ids")
-    parser.add_argument("--peers", action="store_true", help="install tensorizer and cryptotensors in .venv/peers")
+    parser.add_argument("--peers", action="store_true", help="install benchmark/peers.txt in .venv/peers")
     parser.add_argument("--peers-python", type=Path, metavar="PATH", help="an interpreter that has them already")
     sections = "\n".join(f"  {number}  {title}" for number, (_, title) in sorted(SECTIONS.items()))
     parser.epilog = f"sections:\n{sections}"
