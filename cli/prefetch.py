@@ -84,18 +84,23 @@ def prefetch(
         session_of(context), names, to, parse_size(budget) if budget is not None else None,
         parse_duration(ttl if ttl is not None else "0s" if command else _TTL), from_, wait, command, timeline,
     )  # fmt: skip
-    if command:  # a process of it that dies must not end this one, at the next word to it
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    if timeline is not None:
-        Disk().check_output(timeline)
-    with asked.session.open() as store:
-        plan = _plan_in(asked, store)
-        _check_target(to or (plan.job.tiers[0].name if plan else "host"), command)
-        code = _run_planned(asked, store, plan) if plan is not None and command else _stage(asked, store, plan)
+    code = _carry_out(asked)
     if command:
         raise SystemExit(code)  # a typer.Exit of 130 would be our own interruption
     if code:
         raise typer.Exit(code)
+
+
+def _carry_out(asked: Asked) -> int:
+    """Stage what is asked for, with the command if there is one; return the exit code."""
+    if asked.command:  # a process of it that dies must not end this one, at the next word to it
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    if asked.timeline is not None:
+        Disk().check_output(asked.timeline)
+    with asked.session.open() as store:
+        plan = _plan_in(asked, store)
+        _check_target(asked.to or (plan.job.tiers[0].name if plan else "host"), asked.command)
+        return _run_planned(asked, store, plan) if plan is not None and asked.command else _stage(asked, store, plan)
 
 
 def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:

@@ -185,7 +185,7 @@ def test_the_package_imports_in_no_circle() -> None:
     # A folder's `__init__.py` imports nothing of its own folder, and `from .. import name` may only mean the folder.
     present = [source for source in sources(*PACKAGE) if source.parts[-1] != "__init__"]
     assert list(circles(present)) == [], "what two modules need from each other goes into a third, below both"
-    above = parse("store/keys/keytree.py", "def f():\n    from ..segments import writer")
+    above = parse("store/keys/keytree.py", "def f():\n    from ..segments.records import OpenRecord")
     assert list(circles([*present, above])), "no circle is seen where a low module imports a high one"
 
 
@@ -211,7 +211,6 @@ CIRCLES: list[dict[str, str]] = [
 ]
 
 NO_CIRCLES: list[dict[str, str]] = [
-    {"store/keys/a.py": "from .b import x", "store/keys/b.py": "import arstore.store.keys.a"},
     {
         "scripts/golden/stores.py": "from golden.keys import Ref\nfrom golden.rows import Place",
         "scripts/golden/keys.py": "from golden.sheets import Built",
