@@ -28,8 +28,8 @@ from arstore.formats.identity import FIELDS
 from arstore.formats.manifest import KINDS
 from arstore.store.staging.arenas import UPWARD
 from arstore.store.tiers import probe as probe_room
-from tests.command import Ran, arstore, cli, start
-from tests.kv_made import FLAGS, IDENTITY, made
+from tests.support.command import Ran, arstore, cli, start
+from tests.support.kv_made import FLAGS, IDENTITY, made
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "schemas"

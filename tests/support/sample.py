@@ -8,7 +8,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from tests.kv_made import made
+from tests.support.kv_made import made
 
 HIDDEN, HEADS, KV_HEADS, LAYERS, VOCABULARY, INNER = 256, 4, 2, 4, 4096, 512
 CONFIG = {

@@ -82,7 +82,7 @@ def test_what_a_wing_says_of_itself_is_there(wing: str) -> None:
 
 
 def test_a_file_that_is_gone_is_seen() -> None:
-    assert gone("see `segments/writer.py`, `formats/FORMAT.md` and `tests/tier_suite.py`") == []
+    assert gone("see `segments/writer.py`, `formats/FORMAT.md` and `tests/support/tier_suite.py`") == []
     assert gone("see `segments/supply.py`") == ["segments/supply.py"]
     assert "segments/writer.py" in listed(text_of(PAGE))
     assert "writer" in defined(STORE / "segments")
