@@ -21,37 +21,32 @@ class Listed(NamedTuple):
 
 
 COMMANDS = {
-    "init": Listed("init", "Make a store, encrypted with a fresh key file outside it unless told otherwise."),
-    "put": Listed("put", "Store PATH as the newest version of NAME."),
-    "get": Listed(
-        "get",
-        "Write an artifact's files to DEST, byte-identical; with selectors, one safetensors file of those tensors.",
-    ),
-    "ls": Listed("ls", "List names and versions."),
-    "show": Listed("show", "Show an artifact's identity, files, tensors and blobs, and where they are."),
-    "why-miss": Listed(
-        "why_miss", "Name the first field in which the nearest stored identity differs from the one that the flags say."
-    ),
-    "plan": Listed("plan", "Say what would move when, what it takes at most, and how long; nothing moves."),
-    "prefetch": Listed("prefetch", "Stage artifacts up, verified."),
+    "init": Listed("init", "Make a store, encrypted with a fresh key file."),
+    "put": Listed("put", "Store a file or directory as the newest version of NAME."),
+    "get": Listed("get", "Write the files of an artifact to DEST, byte for byte."),
+    "ls": Listed("ls", "List names and versions, with id, kind, size and time."),
+    "show": Listed("show", "Show one artifact: its identity, files, tensors and blobs, and the tiers that hold it."),
+    "why-miss": Listed("why_miss", "Name the identity fields that made a look-up miss."),
+    "plan": Listed("plan", "Plan a JOB: what to move when, how much memory it takes, and how long."),
+    "prefetch": Listed("prefetch", "Stage artifacts in host or device memory."),
     "unstage": Listed("unstage", "Wipe staged copies and give their memory back."),
-    "tiers": Listed(
-        "tiers", "Show every tier: where it lies, what it may hold and holds, how fast it is, and whether it is there."
-    ),
+    "tiers": Listed("tiers", "Show each tier: its path, capacity, bytes used, speed and state."),
     "rm": Listed("rm", "Drop a version of a name."),
-    "erase": Listed("erase", "Destroy the keys of what nothing else needs, and print a receipt."),
-    "pin": Listed("pin", "Keep a version from collection."),
-    "unpin": Listed("pin", "Let a version be collected again."),
+    "erase": Listed("erase", "Destroy the keys of an artifact for good, and print a receipt."),
+    "pin": Listed("pin", "Pin a version, so that `gc` never drops it."),
+    "unpin": Listed("pin", "Unpin a version, so that `gc` may drop it again."),
     "tag": Listed("tag", "Give a version a further name."),
-    "verify": Listed("verify", "Read back and check every byte."),
+    "verify": Listed("verify", "Read back what is stored and check every byte."),
     "gc": Listed("gc", "Collect garbage and give its space back."),
-    "repair": Listed("repair", "Take in what killed writers left and set the catalog right, or make it anew."),
-    "stats": Listed("stats", "Show what is stored, how much of it once, and how much room is left."),
-    "completion": Listed("completion", "Print a completion script: `source <(arstore completion bash)`."),
-    "kv": Listed("kv", "Prefix KV: put, find by tokens, get back in part."),
-    "lease": Listed("lease", "Who owns what, and how to recover from an owner that is stuck."),
-    "key": Listed("key", "Ways in to the store, and how to change them."),
-    "tenant": Listed("tenant", "Tenants: separate keys, ids and quotas in one store."),
+    "repair": Listed("repair", "Take in what killed writers left, and correct the counts in the catalog."),
+    "stats": Listed(
+        "stats", "Show how much the tenant stores, how much deduplication saves, and how much disk is left."
+    ),
+    "completion": Listed("completion", "Print a script that completes commands in a shell."),
+    "kv": Listed("kv", "Store prefix KV, match it by tokens, get it back."),
+    "lease": Listed("lease", "List the leases on names, or break one."),
+    "key": Listed("key", "Change what opens the store: key file or passphrase."),
+    "tenant": Listed("tenant", "Add, remove and list tenants of the store."),
 }
 
 
