@@ -51,9 +51,7 @@ def prefetch(
     ],
     to: Annotated[
         str | None,
-        typer.Option(
-            metavar="TIER", help="host, shared, device or device:cuda:0. [default: host, or what the JOB says]"
-        ),
+        typer.Option(metavar="TIER", help="host, shared, device or device:cuda:0. [default: host, or as JOB says]"),
     ] = None,
     budget: Annotated[str | None, typer.Option(metavar="SIZE", help="The most bytes the tier may hold.")] = None,
     ttl: Annotated[
