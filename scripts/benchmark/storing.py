@@ -12,7 +12,7 @@ from .workplace import NAME, Workplace
 
 _COPY = 'cp -r -- "$1" "$2" && sync -- "$2"/* "$2"'
 _KILL_ROUNDS = 3
-_AGAIN_SHARE = 0.50  # of what hashing alone reaches
+_AGAIN_SHARE = 0.60  # of what hashing alone reaches
 
 
 def put_rows(place: Workplace) -> list[Row]:
