@@ -1,11 +1,12 @@
-"""The values kept in LMDB, each closed by 8 bytes of keyed BLAKE3 over its key and itself.
+"""The values of the rows in LMDB. Each ends in 8 bytes of keyed BLAKE3 over its key and itself.
 
-LMDB has no checksums of its own: a flipped bit in its file would otherwise be served as a place to read from.
-Nothing here is secret but the summary of a version, sealed under that version's own key, and what an identity stands
-for, masked by its id.
+LMDB has no checksums of its own: without the check, a flipped bit in its file would give a wrong place to read from.
+Two values hold secrets. The summary of a version is sealed under that version's own key. What an identity stands for
+is masked by its id. formats/row_keys.py has the keys of the rows.
 """
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from .digest import DIGEST_BYTES, Digest, keyed_hash
@@ -20,11 +21,12 @@ _BLOB = struct.Struct("<IBIQQ")
 _VERSION = struct.Struct("<BQII")
 _SEGMENT = struct.Struct("<BQQ")
 _REFS, _NAMED = struct.Struct("<I"), struct.Struct("<IHI")
+_COUNT, _NEWEST, _SLOT = struct.Struct("<Q"), struct.Struct(">I"), struct.Struct(">Q")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a record lies and all that is needed to open it, short of its key."""
+    """Where a record lies, and all that is needed to open it but its key."""
 
     segment: int
     offset: int
@@ -54,17 +56,15 @@ class Place:
         return padded(HEADER_BYTES + self.payload_bytes + footer)
 
     def packed(self) -> bytes:
-        return _PLACE.pack(
-            self.segment, self.offset, self.slot, self.plain_bytes, self.payload_bytes, self.instance,
-            self.frame_bytes, self.codec, self.protection,
-        )  # fmt: skip
+        where = (self.segment, self.offset, self.slot, self.plain_bytes, self.payload_bytes, self.instance)
+        return _PLACE.pack(*where, self.frame_bytes, self.codec, self.protection)
 
 
 @dataclass(frozen=True, slots=True)
 class BlobRow:
     """One blob of this host: its place, how many versions need it, and whether it was found bad.
 
-    A blob that a collection found without need carries that collection's number and time; any new need clears both.
+    A blob that nothing needs carries the number and time of the collection that found it so. A new need clears both.
     """
 
     place: Place
@@ -75,6 +75,7 @@ class BlobRow:
     checked_s: int = 0  # when a scrub last found it good, seconds since 1970
 
     def referred(self, change: int) -> "BlobRow":
+        """Return the row with so many more needs, condemned no longer."""
         return replace(self, refs=self.refs + change, condemned_cycle=0, condemned_s=0)
 
     def packed(self) -> bytes:
@@ -85,15 +86,13 @@ class BlobRow:
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """One version of a name: its record's place, its pin, when it was last read (to the hour, seconds since 1970; 0 is
-    never), how many of its manifest's claims it holds, and its summary sealed under the record's key.
-    """
+    """One version of a name: the place of its record, its pin, and its summary sealed under the record's key."""
 
     place: Place
     pinned: bool
     summary: bytes
-    used_s: int = 0
-    claimed: int = 0
+    used_s: int = 0  # when it was last read, to the hour, seconds since 1970; 0: never
+    claimed: int = 0  # how many of the claims in its manifest it holds
 
     def packed(self) -> bytes:
         head = _VERSION.pack(self.pinned, self.used_s, self.claimed, len(self.summary))
@@ -102,8 +101,10 @@ class VersionRow:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What an identity stands for: the last `tokens` tokens of a sequence, whose KV is these blobs in order. Or with 0
-    tokens the root of such sequences, `about` being their KV shape, or an artifact, `about` being a hash of its blobs.
+    """What an identity stands for.
+
+    With tokens it is a prefix block: the last `tokens` tokens of a sequence, whose KV is these blobs in order. With 0
+    tokens it is the root of such sequences (`about` is their KV shape) or an artifact (`about` is a hash of its blobs).
     """
 
     tokens: int
@@ -115,17 +116,17 @@ class Named:
 class NamedRow:
     """An identity that this host has bytes of, and how many versions claim it with these very bytes.
 
-    All but the count is masked by the id, which nothing in the catalog spells: digests and shapes of what was erased
-    must not be left in old pages.
+    All but the count is masked by the id, which stands nowhere in the catalog. Old pages of LMDB outlive an erase, and
+    no digest or shape may be read from them.
     """
 
     named: Named
     refs: int
 
     def packed(self, id_: bytes) -> bytes:
-        one = self.named
-        plain = _NAMED.pack(one.tokens, len(one.blobs), len(one.about)) + b"".join(one.blobs) + one.about
-        return _REFS.pack(self.refs) + _masked(id_, plain)
+        named = self.named
+        head = _NAMED.pack(named.tokens, len(named.blobs), len(named.about))
+        return _REFS.pack(self.refs) + _masked(id_, head + b"".join(named.blobs) + named.about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,19 +144,18 @@ class SegmentRow:
 def place_of(segment: int, offset: int, header: Header) -> Place:
     """Return the place of a record from where it was written and its header."""
     bound = header.binding
-    return Place(
-        segment, offset, header.slot, bound.plain_bytes, header.payload_bytes, bound.instance,
-        bound.frame_bytes, bound.codec, header.protection,
-    )  # fmt: skip
+    lengths = (bound.plain_bytes, header.payload_bytes)
+    encoding = (bound.frame_bytes, bound.codec, header.protection)
+    return Place(segment, offset, header.slot, *lengths, bound.instance, *encoding)
 
 
 def missing_place(plain_bytes: int) -> Place:
-    """Return the place of a blob that a version needs and no segment has: segment 0, which never is one."""
+    """Return the place of a blob that a version needs and no segment has. Its segment is 0, which is never given."""
     return Place(0, 0, 0, plain_bytes, 0, bytes(16), 1, 0, 0)
 
 
 def close_row(check_key: bytes, table: str, key: bytes, packed: bytes) -> bytes:
-    """Return a row's value with its check, which holds in this table and under this key alone."""
+    """Return a row's value with its check. The check fits only in this table and under this key."""
     return packed + keyed_hash(check_key, table.encode(), key, packed, length=CHECK_BYTES)
 
 
@@ -197,7 +197,7 @@ def parse_named(packed: bytes, id_: bytes) -> NamedRow:
 
 
 def _masked(id_: bytes, plain: bytes) -> bytes:
-    """Return bytes xor the hash of the id, as long as they are; twice gives them back."""
+    """Return the bytes xor a hash of the id of their length. A second time gives them back."""
     mask = keyed_hash(id_, b"identity row", length=len(plain))
     return (int.from_bytes(plain, "little") ^ int.from_bytes(mask, "little")).to_bytes(len(plain), "little")
 
@@ -206,6 +206,39 @@ def parse_segment(packed: bytes) -> SegmentRow:
     if len(packed) != _SEGMENT.size:
         raise FormatError(f"segment row is {len(packed)} bytes, wanted {_SEGMENT.size}")
     return SegmentRow(*_SEGMENT.unpack(packed))
+
+
+def pack_count(count: int) -> bytes:
+    return _COUNT.pack(count)
+
+
+def parse_count(packed: bytes) -> int:
+    """Return the number in a row of `counters`."""
+    if len(packed) != _COUNT.size:
+        raise FormatError(f"counter is {len(packed)} bytes, wanted {_COUNT.size}")
+    return int(_COUNT.unpack(packed)[0])
+
+
+def pack_newest(version: int) -> bytes:
+    return _NEWEST.pack(version)
+
+
+def parse_newest(packed: bytes) -> int:
+    """Return the newest version number in a row of `names`."""
+    if len(packed) != _NEWEST.size:
+        raise FormatError(f"version number is {len(packed)} bytes, wanted {_NEWEST.size}")
+    return int(_NEWEST.unpack(packed)[0])
+
+
+def pack_slots(slots: Iterable[int]) -> bytes:
+    return b"".join(map(_SLOT.pack, slots))
+
+
+def parse_slots(packed: bytes) -> list[int]:
+    """Return the slots in a row of `loans`, `spare` or `doomed`."""
+    if len(packed) % _SLOT.size:
+        raise FormatError("slot list is cut short")
+    return [slot for (slot,) in _SLOT.iter_unpack(packed)]
 
 
 def _parse_place(packed: bytes, more_bytes: int) -> Place:

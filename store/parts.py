@@ -129,6 +129,6 @@ def open_parts(root: Path, tenant: str, held: Secrets, ask: Ask, disk: Disk, now
         stack.callback(ledger.close)
         return Parts(
             root, config, disk, now, held, keyring, keys, tables, catalog, segments, Names(catalog, keys, segments),
-            ledger, Leases(tables, current_process()), Garbage(tables), Marks(tables, catalog.prefix),
+            ledger, Leases(tables, current_process()), Garbage(tables), Marks(tables, number),
             stack.pop_all(),
         )  # fmt: skip

@@ -15,7 +15,8 @@ from ...formats.digest import Digest, digest_bytes
 from ...formats.identity import Identity, KeyId
 from ...formats.manifest import MANIFEST_MAX_BYTES, Manifest
 from ...formats.record import KIND_VERSION
-from ..catalog.catalog import BlobGone, Catalog, NewVersion, Superseded
+from ..catalog.catalog import Catalog
+from ..catalog.changes import BlobGone, NewVersion, Superseded
 from ..catalog.key_slots import SlotLedger
 from ..catalog.leases import Lease, Leases
 from ..disk import make_buffer

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Set
 from ...formats.catalog import BlobRow, Place
 from ...formats.digest import Digest
 from ...formats.manifest import Needs
-from ..catalog.catalog import Superseded
+from ..catalog.changes import Superseded
 from ..catalog.recount import has_quarantines, recount
 from ..errors import BadInput, Conflict, Corrupt, NotFound
 from .names import Found, Names

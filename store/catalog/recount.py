@@ -1,39 +1,44 @@
-"""Counts: how many versions need each blob, written anew where the catalog lost them or can't be believed."""
+"""Counts written anew: how many versions need each blob and claim each identity.
+
+`restore` writes them into an empty catalog. `recount` corrects them where the rows may be wrong.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import replace
 
-from ...formats.catalog import QUARANTINED, BlobRow, Place, VersionRow, parse_blob, parse_version
+from ...formats.catalog import QUARANTINED, BlobRow, Place, VersionRow, pack_newest, parse_blob, parse_version
 from ...formats.digest import Digest
 from ...formats.manifest import Needs
-from .catalog import Catalog, Superseded
+from ...formats.row_keys import quarantines_key
+from .catalog import Catalog
+from .changes import Superseded
 from .identities import TABLE as IDENTITIES
-from .identities import Claims
+from .identities import Claims, claim
 from .key_slots import doom
 from .tables import Rows
-from .usage import QUARANTINES, account, count, mark, write_usage
+from .usage import account, count_quarantines, mark, write_usage
+
+Versions = Mapping[tuple[str, int], tuple[VersionRow, Claims]]
 
 
-def restore(
-    catalog: Catalog, blobs: Mapping[Digest, BlobRow],
-    versions: Mapping[tuple[str, int], tuple[VersionRow, Claims]],
-) -> None:  # fmt: skip
-    """Write the rows of a tenant into an empty catalog; of two versions that claim an identity, the first gets it."""
+def restore(catalog: Catalog, blobs: Mapping[Digest, BlobRow], versions: Versions) -> None:
+    """Write the rows of a tenant into an empty catalog. Of two versions that claim an identity, the first gets it."""
+    keys = catalog.keys
 
     def change(rows: Rows) -> None:
-        places = [row.place for row in blobs.values()]
-        for digest, row in blobs.items():
-            rows.put("blobs", catalog.blob_key(digest), row.packed())
-        if any(row.state == QUARANTINED for row in blobs.values()):
-            mark(rows, QUARANTINES + catalog.prefix)
-        for (name, version), (found, claims) in versions.items():
-            claimed = catalog.claim(rows, claims)
-            rows.put("versions", catalog.version_key(name, version), replace(found, claimed=claimed).packed())
-            places.append(found.place)
+        places = [blob.place for blob in blobs.values()]
+        for digest, blob in blobs.items():
+            rows.put("blobs", keys.blob(digest), blob.packed())
+        if any(blob.state == QUARANTINED for blob in blobs.values()):
+            mark(rows, quarantines_key(catalog.tenant))
+        for (name, version), (row, claims) in versions.items():
+            claimed = claim(rows, keys, claims)
+            rows.put("versions", keys.version(name, version), replace(row, claimed=claimed).packed())
+            places.append(row.place)
         for name, version in sorted(versions):
-            rows.put("names", catalog.name_key(name), version.to_bytes(4, "big"))
-        write_usage(rows, catalog.prefix, sum(place.record_bytes for place in places))
+            rows.put("names", keys.name(name), pack_newest(version))
+        write_usage(rows, catalog.tenant, sum(place.record_bytes for place in places))
 
     catalog.tables.write(change)
 
@@ -41,21 +46,21 @@ def restore(
 def recount(catalog: Catalog, needs: Mapping[Place, Needs], *, dry_run: bool = False) -> int:
     """Set how many versions need each blob of a tenant and claim each identity; return how many rows said otherwise.
 
-    `needs` are those of every version, by the place of its record: raises Superseded if there are others by now.
-    Blobs that nothing needs stay, as garbage.
+    `needs` has what every version needs, by the place of its record. Raises Superseded if the catalog has other
+    versions by now. Blobs that nothing needs stay as garbage.
     """
-    counts = Counter(digest for one in needs.values() for digest in one.blobs)
-    counted = {catalog.blob_key(digest): count for digest, count in counts.items()}
+    counts = Counter(digest for version_needs in needs.values() for digest in version_needs.blobs)
+    counted = {catalog.keys.blob(digest): count for digest, count in counts.items()}
 
     def change(rows: Rows) -> int:
-        versions = {key: parse_version(value) for key, value in rows.scan("versions", catalog.prefix)}
+        versions = {key: parse_version(value) for key, value in rows.scan("versions", catalog.keys.prefix)}
         if {row.place for row in versions.values()} != needs.keys():
             raise Superseded
-        blobs = ((key, parse_blob(value)) for key, value in rows.scan("blobs", catalog.prefix))
-        wrong = [(key, row) for key, row in blobs if row.refs != counted.get(key, 0)]
-        for key, row in wrong:
-            rows.put("blobs", key, row.referred(counted.get(key, 0) - row.refs).packed())
-        changed = len(wrong) + _reclaim(rows, catalog, versions, needs)
+        blobs = ((key, parse_blob(value)) for key, value in rows.scan("blobs", catalog.keys.prefix))
+        wrong = [(key, blob) for key, blob in blobs if blob.refs != counted.get(key, 0)]
+        for key, blob in wrong:
+            rows.put("blobs", key, blob.referred(counted.get(key, 0) - blob.refs).packed())
+        changed = len(wrong) + _claim_anew(rows, catalog, versions, needs)
         if dry_run:
             raise _Undone(changed)
         return changed
@@ -67,37 +72,41 @@ def recount(catalog: Catalog, needs: Mapping[Place, Needs], *, dry_run: bool = F
 
 
 class _Undone(Exception):
-    """Ends a transaction without a trace."""
+    """Raised to end a transaction with nothing changed."""
 
     def __init__(self, changed: int) -> None:
         self.changed = changed
 
 
-def _reclaim(
-    rows: Rows, catalog: Catalog, versions: Mapping[bytes, VersionRow], needs: Mapping[Place, Needs]
-) -> int:  # fmt: skip
-    """Write the rows of identities anew; return how many are others than before."""
-    before = dict(rows.scan(IDENTITIES, catalog.prefix))
+def _claim_anew(
+    rows: Rows,
+    catalog: Catalog,
+    versions: Mapping[bytes, VersionRow],
+    needs: Mapping[Place, Needs],
+) -> int:
+    """Write the rows of identities anew; return how many differ from before."""
+    before = dict(rows.scan(IDENTITIES, catalog.keys.prefix))
     for key in before:
         rows.delete(IDENTITIES, key)
-    # Where versions disagree, identities stand for what they stood for: whoever holds a claim held more than its depth.
-    for key, row in sorted(versions.items(), key=lambda one: -one[1].claimed):
-        claimed = catalog.claim(rows, needs[row.place].claims)
+    # An identity must go on to stand for the same bytes. The version that held it held more claims than one that lost
+    # it there, so versions claim in the order of how many claims they hold.
+    for key, row in sorted(versions.items(), key=lambda key_and_row: -key_and_row[1].claimed):
+        claimed = claim(rows, catalog.keys, needs[row.place].claims)
         if claimed != row.claimed:
             rows.put("versions", key, replace(row, claimed=claimed).packed())
-    after = dict(rows.scan(IDENTITIES, catalog.prefix))
+    after = dict(rows.scan(IDENTITIES, catalog.keys.prefix))
     return sum(before.get(key) != after.get(key) for key in before.keys() | after.keys())
 
 
 def forget_versions(catalog: Catalog, places: Set[Place]) -> None:
-    """Delete the rows of versions whose records lie in these places, whatever their names and needs are."""
+    """Delete the rows of versions whose records lie at these places, and doom their keys. Needs stay as counted."""
 
     def change(rows: Rows) -> None:
-        for key, value in list(rows.scan("versions", catalog.prefix)):
+        for key, value in list(rows.scan("versions", catalog.keys.prefix)):
             if (place := parse_version(value).place) in places:
                 rows.delete("versions", key)
                 doom(rows, catalog.tenant, [place.slot])
-                account(rows, catalog.prefix, {place.segment: -place.record_bytes})
+                account(rows, catalog.tenant, {place.segment: -place.record_bytes})
 
     catalog.tables.write(change)
 
@@ -105,4 +114,4 @@ def forget_versions(catalog: Catalog, places: Set[Place]) -> None:
 def has_quarantines(catalog: Catalog) -> bool:
     """Say whether blobs of a tenant were ever found bad."""
     with catalog.tables.reading() as rows:
-        return count(rows, QUARANTINES + catalog.prefix) > 0
+        return count_quarantines(rows, catalog.tenant) > 0

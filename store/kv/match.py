@@ -10,8 +10,9 @@ from ...formats.kv_shape import KvShape, parse_shape
 from ...formats.strict_json import parse_json
 from ..catalog.catalog import Catalog
 from ..catalog.identities import TABLE, read_named
+from ..catalog.lookup import is_whole
 from ..catalog.tables import Rows
-from ..catalog.usage import QUARANTINES, count
+from ..catalog.usage import count_quarantines
 from ..errors import Corrupt
 
 
@@ -50,7 +51,7 @@ def count_stored(catalog: Catalog, chain: Chain) -> int:
         known = _count_leading(rows, catalog, full)
         if known == len(full) < len(chain.blocks) and _is_known(rows, catalog, chain.blocks[known]):
             known += 1
-        if known and count(rows, QUARANTINES + catalog.prefix):
+        if known and count_quarantines(rows, catalog.tenant):
             bad = (n for n in range(known) if _read_block(rows, catalog, chain.blocks[n], whole=True) is None)
             known = next(bad, known)
     return known
@@ -85,9 +86,9 @@ def _count_leading(rows: Rows, catalog: Catalog, ids: Sequence[KeyId]) -> int:
 
 
 def _is_known(rows: Rows, catalog: Catalog, id_: KeyId) -> bool:
-    return rows.get(TABLE, catalog.identity_key(id_)) is not None
+    return rows.get(TABLE, catalog.keys.identity(id_)) is not None
 
 
 def _read_block(rows: Rows, catalog: Catalog, id_: KeyId, *, whole: bool) -> Named | None:
-    row = read_named(rows, catalog.identity_key, id_)
-    return row.named if row and (not whole or catalog.is_whole(rows, row.named)) else None
+    row = read_named(rows, catalog.keys, id_)
+    return row.named if row and (not whole or is_whole(rows, catalog.keys, row.named)) else None

@@ -127,5 +127,5 @@ def _clear_leftovers(parts: Parts) -> None:
 
 
 def _delete_unneeded(parts: Parts, survey: Survey) -> int:
-    mine = parts.catalog.prefix
+    mine = parts.catalog.keys.prefix
     return len(parts.garbage.delete(key for key, _ in survey.unneeded if key.startswith(mine)))

@@ -1,5 +1,6 @@
 """Shred: record keys that are doomed, destroyed. Who doomed them does not matter here."""
 
+from ...formats.row_keys import tenant_of
 from ..artifacts.drop import remove
 from ..artifacts.names import Found
 from ..catalog.garbage import Survey
@@ -11,7 +12,7 @@ def foreclose_abandoned(parts: Parts) -> Survey:
     """Doom what killed puts sealed and no row stands on; return the survey of the catalog that this took."""
     with locked(parts.directory):  # nobody takes in what a killed put left while its keys are judged
         loans = parts.ledger.abandoned()
-        asked = {(int.from_bytes(loan[:4], "big"), slot) for loan, slots in loans.items() for slot in slots}
+        asked = {(tenant_of(loan), slot) for loan, slots in loans.items() for slot in slots}
         survey = parts.garbage.survey(asked)
         for loan, slots in loans.items():
             parts.ledger.foreclose(loan, slots, survey.needed_slots)

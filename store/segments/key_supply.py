@@ -44,5 +44,5 @@ class SlotSupply:
         """End the loan: unused keys go to the next put. Used keys whose slots are not in `needed` are doomed."""
         if self._loan is not None:
             spare = [slot for slot, _ in self._ready]
-            self._ledger.settle(self._loan, spare, [slot for slot in self._used if slot not in needed])
+            self._ledger.close_loan(self._loan, spare, [slot for slot in self._used if slot not in needed])
             self._ready, self._used, self._loan = [], [], None

@@ -19,7 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from arstore.store.catalog.catalog import Catalog, NewVersion
+from arstore.store.catalog.catalog import Catalog
+from arstore.store.catalog.changes import NewVersion
 from arstore.store.catalog.leases import Lease, Leases
 from tests.support.command import Ran, cli
 

@@ -150,7 +150,7 @@ class Machine(RuleBasedStateMachine):
         catalog = self.store._parts.catalog
         with catalog.tables.reading() as rows:
             found = {key: int.from_bytes(value[:4], "little") for key, value in rows.scan("identities", b"")}
-        assert found == {catalog.identity_key(id_): refs for id_, (_, refs) in self.rows.items()}
+        assert found == {catalog.keys.identity(id_): refs for id_, (_, refs) in self.rows.items()}
 
     # ---- how it is done
 

@@ -21,11 +21,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from arstore.formats.catalog import BlobRow, Place, SegmentRow, parse_blob, parse_version
+from arstore.formats.catalog import BlobRow, Place, SegmentRow, parse_blob, parse_slots, parse_version
 from arstore.formats.digest import Digest
 from arstore.store.access import create_store
 from arstore.store.catalog import leases as leases_room
-from arstore.store.catalog.key_slots import _slots
 from arstore.store.catalog.recount import restore
 from arstore.store.catalog.tables import Rows
 from arstore.store.catalog.usage import write_segments
@@ -163,7 +162,7 @@ class Room:
             with parts.tables.reading() as rows:
                 blobs = {parse_blob(value).place.slot for _, value in rows.scan("blobs", prefix)}
                 versions = {parse_version(value).place.slot for _, value in rows.scan("versions", prefix)}
-                spare = set(_slots(rows.get("spare", prefix) or b""))
+                spare = set(parse_slots(rows.get("spare", prefix) or b""))
                 assert not list(rows.scan("loans", prefix))
                 assert not list(rows.scan("doomed", prefix))
             assert set(parts.keyring.slots(number)) == blobs | versions | spare
@@ -415,7 +414,7 @@ def test_a_live_put_is_left_alone(room: Room) -> None:
 
 def loan_slots(store: Store) -> list[int]:
     with store._parts.tables.reading() as rows:
-        return [slot for _, value in rows.scan("loans", b"") for slot in _slots(value)]
+        return [slot for _, value in rows.scan("loans", b"") for slot in parse_slots(value)]
 
 
 # ---- beside a put, at a chosen moment

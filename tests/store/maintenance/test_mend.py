@@ -172,7 +172,7 @@ def test_repair_sets_counts_right(store: Store, tmp_path: Path, wrong: int) -> N
     catalog = store._parts.catalog
     digest = next(blob.digest for blob in store.show("b")[1].blobs)
     row = catalog.find_blobs([digest])[digest]
-    catalog.tables.write(lambda rows: rows.put("blobs", catalog.blob_key(digest), row.referred(wrong).packed()))
+    catalog.tables.write(lambda rows: rows.put("blobs", catalog.keys.blob(digest), row.referred(wrong).packed()))
     assert store.repair(dry_run=True).corrected == 1
     assert refs(store) == sorted([1, 2 + wrong])
     assert store.repair().corrected == 1
@@ -271,7 +271,7 @@ def test_a_loan_that_its_put_has_just_ended_is_not_foreclosed(store: Store, tmp_
     made = [slot for slot, _ in store._parts.keyring.reserve(tenant, 4)]
     loan, _ = ledger.borrow_spare(tenant, 0)
     ledger.extend(loan, made)
-    ledger.settle(loan, made, [])
+    ledger.close_loan(loan, made, [])
     ledger.foreclose(loan, made, frozenset())
     assert ledger.doomed() == {}
     put(store, tmp_path, "a", 1)

@@ -315,7 +315,7 @@ def test_a_bad_blob_gets_no_second_name(tmp_path: Path, root: Path, harm: str) -
     with Store(root) as store:
         [digest] = [blob.digest for blob in store.show("file0")[1].blobs]
         if harm == "missing":
-            store._parts.tables.write(lambda rows: rows.delete("blobs", store._parts.catalog.blob_key(digest)))
+            store._parts.tables.write(lambda rows: rows.delete("blobs", store._parts.catalog.keys.blob(digest)))
     if harm == "quarantined":
         damage(root, "file0")
         assert cli("get", "file0", tmp_path / "out").code == 13

@@ -37,7 +37,7 @@ from arstore.store.artifacts.names import Summary
 from arstore.store.artifacts.put import tag_manifest
 from arstore.store.artifacts.refs import parse_ref
 from arstore.store.artifacts.select import Selection
-from arstore.store.catalog.catalog import NewVersion
+from arstore.store.catalog.changes import NewVersion
 from arstore.store.disk import make_buffer
 from arstore.store.errors import Corrupt, KeyRefused, NotFound, StorageFailed
 from arstore.store.keys.unlock import Secrets
@@ -516,7 +516,7 @@ def test_a_row_that_points_to_another_tenants_record(world: World) -> None:
         [blob] = store.show("other")[1].blobs
         row = BlobRow(theirs, 1)
         store._parts.catalog.tables.write(
-            lambda rows: rows.put("blobs", store._parts.catalog.blob_key(blob.digest), row.packed())
+            lambda rows: rows.put("blobs", store._parts.catalog.keys.blob(blob.digest), row.packed())
         )
     assert isinstance(attempt(world, "other"), Corrupt)
     assert listed(world.verify()) == {("other@1",)}
@@ -560,8 +560,8 @@ def test_a_bit_of_any_value_in_the_catalog(world: World) -> None:
     data = world.root / "catalog" / "data.mdb"
     with world.open() as store:
         index = store._parts.catalog
-        needed = {index.blob_key(blob.digest) for blob in store.show("model")[1].blobs}
-        needed |= {index.name_key("model") + (1).to_bytes(4, "big")}
+        needed = {index.keys.blob(blob.digest) for blob in store.show("model")[1].blobs}
+        needed |= {index.keys.version("model", 1)}
     rows = catalog_rows(world)
     assert needed <= {row.key for row in rows}
     for row in rows:
