@@ -1,13 +1,13 @@
-"""The row of a lease: who owns a scope, in which epoch, until when.
+"""The row of a lease: who owns a scope, in which epoch, and until when.
 
-0    8   epoch, counts ownerships of the scope and never goes back
+0    8   epoch: counts the ownerships of the scope and never goes back
 8    8   expires, nanoseconds of CLOCK_BOOTTIME in the owner's boot
-16   16  owner, random per acquisition (all zero: released)
+16   16  owner: random for each acquisition (all zero: released)
 32   16  boot id
 48   4   process id
 52   8   start of the process, clock ticks after boot (proc(5), stat field 22)
 60   8   process id namespace (inode of /proc/self/ns/pid)
-68   8   wall clock of the acquisition, seconds; for people only, never compared
+68   8   wall clock of the acquisition, seconds: for people only, never compared
 76   ..  purpose, UTF-8, at most 64 bytes
 """
 
@@ -25,7 +25,7 @@ _ROW = struct.Struct(f"<QQ16s{_PROCESS.size}sQ")
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """One process of one boot, told apart from every other that ever had its number."""
+    """One process of one boot. Its start tells it apart from every other process that had its number."""
 
     boot_id: bytes
     pid: int
@@ -37,7 +37,7 @@ class ProcessId:
 
 
 def parse_process(packed: bytes) -> ProcessId:
-    """Return the process in exactly 36 bytes; raise FormatError if they are more or less."""
+    """Return the process in 36 bytes; raise FormatError if there are more or fewer."""
     if len(packed) != PROCESS_BYTES:
         raise FormatError(f"process is {len(packed)} bytes, wanted {PROCESS_BYTES}")
     return ProcessId(*_PROCESS.unpack(packed))
@@ -59,7 +59,7 @@ class LeaseRow:
         return self.owner != NOBODY
 
     def released(self) -> "LeaseRow":
-        """Return the row without an owner; its epoch stays, so that a sleeper of this epoch is fenced for ever."""
+        """Return the row without an owner. The epoch stays, so an owner that wakes up late is fenced for ever."""
         return replace(self, owner=NOBODY)
 
     def packed(self) -> bytes:
@@ -68,7 +68,7 @@ class LeaseRow:
 
 
 def parse_lease(packed: bytes) -> LeaseRow:
-    """Return the lease in a row's value; raise FormatError if it is none."""
+    """Return the lease in a row's value; raise FormatError if it holds none."""
     if not _ROW.size <= len(packed) <= _ROW.size + PURPOSE_MAX_BYTES:
         raise FormatError("lease row has a wrong length")
     try:

@@ -59,7 +59,7 @@ class Garbage:
         self._tables = tables
 
     def survey(self, asked_slots: Set[tuple[int, int]] = frozenset()) -> Survey:
-        """Look at every row once. Those of the asked (tenant, slot) pairs that a row refers to are in `needed_slots`."""
+        """Look at every row once. `needed_slots` gets the asked (tenant, slot) pairs that a row refers to."""
         survey = Survey()
 
         def note(key: bytes, place: Place) -> None:

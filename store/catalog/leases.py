@@ -1,8 +1,8 @@
-"""Leases: who may publish under a scope. One owner at a time, fenced by an epoch that only grows.
+"""Leases: who may publish under a scope. There is one owner at a time, fenced by an epoch that only grows.
 
-Invariant: a commit that names a lease succeeds only while that very ownership stands and has not expired, checked in
-the committing transaction. Expiry runs on CLOCK_BOOTTIME, which no clock setting moves and which goes on in suspend; an
-owner of another boot, or whose process is gone, is taken over at once.
+Invariant: a commit that names a lease succeeds only while that very ownership stands and has not expired. The
+committing transaction checks this. Leases expire by CLOCK_BOOTTIME: setting the clock doesn't move it, and it goes on
+in suspend. The lease of an owner of another boot, or of a process that is gone, can be taken over at once.
 """
 
 import contextlib
@@ -22,13 +22,16 @@ TABLE = "leases"
 
 
 def current_process() -> ProcessId:
-    """Return this process, as leases name it."""
+    """Return what leases say of this process."""
     boot_id = bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
     return ProcessId(boot_id, os.getpid(), process_start(os.getpid()) or 0, os.stat("/proc/self/ns/pid").st_ino)
 
 
 def sees_dead(here: ProcessId, other: ProcessId) -> bool:
-    """Say whether another process is certainly gone: of another boot, or no such process where it can be seen."""
+    """Say whether another process is certainly gone: its boot is over, or nothing runs with its number and start.
+
+    Processes of another namespace can't be seen, so the answer for them is no.
+    """
     if other.boot_id != here.boot_id:
         return True
     return other.pid_namespace == here.pid_namespace and process_start(other.pid) != other.start
@@ -50,7 +53,7 @@ def now_ns() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One ownership, to be named when publishing."""
+    """One ownership of a scope. Whoever publishes under the scope names it."""
 
     scope: bytes
     owner: bytes
@@ -88,7 +91,10 @@ class Leases:
 
     @contextlib.contextmanager
     def hold(self, scope: bytes, purpose: str, wait_s: float = 0.0) -> Iterator[Lease]:
-        """Own a scope while the body runs, renewed by a thread; raise Fenced if somebody else does, after `wait_s`."""
+        """Own a scope while the body runs. A thread renews the lease.
+
+        Raises Fenced if somebody else owns the scope and doesn't release it within `wait_s`.
+        """
         lease = self._acquire(scope, purpose, wait_s)
         done = threading.Event()
         keeper = threading.Thread(target=self._keep, args=(lease, done), daemon=True)
@@ -103,18 +109,21 @@ class Leases:
     def held(self) -> list[HeldLease]:
         """Return every lease that has an owner."""
         with self._tables.reading() as rows:
-            found = [(key, parse_lease(value)) for key, value in rows.scan(TABLE, b"")]
-        return [self._shown(key, row) for key, row in found if row.held]
+            leases = [(key, parse_lease(value)) for key, value in rows.scan(TABLE, b"")]
+        return [self._shown(key, row) for key, row in leases if row.held]
 
     def break_(self, lease_id: str, *, dry_run: bool = False) -> HeldLease:
-        """Take a lease away from its owner, who is fenced from then on; raise NotFound if there is none."""
-        found = [held for held in self.held() if lease_id and held.id.startswith(lease_id)]
-        if len(found) == 1:
+        """Take a lease away from its owner, who is fenced from then on; raise NotFound if there is none.
+
+        `lease_id` may be the start of an id. Raises BadInput if several ids start like this.
+        """
+        matching = [held for held in self.held() if lease_id and held.id.startswith(lease_id)]
+        if len(matching) == 1:
             if not dry_run:
-                self._tables.write(lambda rows: _release(rows, bytes.fromhex(found[0].id)))
-            return found[0]
-        if found:
-            raise BadInput(f"lease {lease_id}", f"{len(found)} leases start like this; give more digits")
+                self._tables.write(lambda rows: _release(rows, bytes.fromhex(matching[0].id)))
+            return matching[0]
+        if matching:
+            raise BadInput(f"lease {lease_id}", f"{len(matching)} leases start like this; give more digits")
         raise NotFound(f"lease {lease_id}", "no lease of this id is held", hint="'arstore lease ls' lists them")
 
     def _acquire(self, scope: bytes, purpose: str, wait_s: float) -> Lease:
@@ -140,7 +149,7 @@ class Leases:
         return Lease(scope, owner, epoch)
 
     def _keep(self, lease: Lease, done: threading.Event) -> None:
-        """Renew until done, or until the lease is lost or over: then the commit will find out, and refuse."""
+        """Renew the lease until `done` is set or the lease is lost. A commit that names a lost lease is refused."""
         wait_s = self._ttl_ns / 3e9
         while not done.wait(wait_s):
             wait_s = self._ttl_ns / 3e9
@@ -148,7 +157,7 @@ class Leases:
                 self._tables.write(lambda rows: self._renew(rows, lease))
             except Fenced:
                 return
-            except Exception:  # a disk that failed once may not the next time, and the lease still runs
+            except Exception:  # the lease still runs, and the disk may work the next time
                 wait_s /= 10
 
     def _renew(self, rows: Rows, lease: Lease) -> None:

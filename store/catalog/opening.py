@@ -4,20 +4,20 @@ from pathlib import Path
 
 from ..disk import Disk
 from ..keys.keyring import Keyring
-from . import catalog as catalog_room
-from . import key_slots as slots_room
+from .catalog import TABLES as CATALOG_TABLES
+from .key_slots import TABLES as SLOT_TABLES
 from .leases import TABLE as LEASES_TABLE
 from .tables import Tables
 
 
 def create_tables(directory: Path, keyring: Keyring, disk: Disk) -> Tables:
-    """Make an empty catalog in a directory, durably, whatever was there; return it opened."""
+    """Make an empty catalog in a directory, durably, and return it opened. Whatever the directory held is removed."""
     disk.remove(directory)
     disk.make_dirs(directory)
     tables = open_tables(directory, keyring)
     try:
         disk.sync_dir(directory)
-    except BaseException:  # or this process would go on with the files of this one when it tries again
+    except BaseException:  # if it stayed open, a second try would get this environment, whose files are removed
         tables.close()
         raise
     return tables
@@ -25,4 +25,4 @@ def create_tables(directory: Path, keyring: Keyring, disk: Disk) -> Tables:
 
 def open_tables(directory: Path, keyring: Keyring) -> Tables:
     """Open the catalog in a directory."""
-    return Tables(directory, (*catalog_room.TABLES, *slots_room.TABLES, LEASES_TABLE), keyring.catalog_key)
+    return Tables(directory, (*CATALOG_TABLES, *SLOT_TABLES, LEASES_TABLE), keyring.catalog_key)

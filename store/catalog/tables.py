@@ -1,4 +1,4 @@
-"""Tables: named LMDB databases whose every value is closed by a check, in one environment a process and store."""
+"""Tables: named LMDB databases in which every value ends in a check. A process has one environment for each store."""
 
 import contextlib
 import os
@@ -15,12 +15,12 @@ from ..disk import Disk
 from ..errors import Corrupt, NoRoom, StorageFailed
 
 T = TypeVar("T")
-# Only address space: the file grows as it fills. Doubled when full.
+# This is only address space: the file grows as it fills. A full map is doubled.
 _MAP_BYTES = 16 << 30
 _REBUILD = "run 'arstore repair --rebuild-catalog'"
 
-# LMDB allows one environment a process and file; two stores opened on one directory (two tenants, say) share it.
-# With each stands how many use it and the process that opened it.
+# LMDB allows a process one environment for each file, so all openings of one directory (of two tenants, say) share it.
+# A value is the environment, how many use it, and the id of the process that opened it.
 _environments: dict[Path, tuple[lmdb.Environment, int, int]] = {}
 _environments_guard = threading.Lock()
 
@@ -44,7 +44,7 @@ class Tables:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator["Rows"]:
-        """Give one consistent view of all tables."""
+        """Give a view of all tables as they are at this moment."""
         with _lmdb_errors(self._path):
             self._check_process()
             try:
@@ -56,7 +56,10 @@ class Tables:
                 yield Rows(txn, self._tables, self._check_key)
 
     def write(self, change: Callable[["Rows"], T]) -> T:
-        """Perform `change` in one transaction, durable on return; it may run again if the map had to grow."""
+        """Perform `change` in one transaction, durable on return. It runs again if the map had to grow.
+
+        If it raises, nothing has changed.
+        """
         with _lmdb_errors(self._path):
             self._check_process()
             while True:
@@ -69,7 +72,7 @@ class Tables:
                     self._env.set_mapsize(0)
 
     def _check_process(self) -> None:
-        # LMDB's locks are the process's; a forked child that uses them corrupts the parent's.
+        # LMDB's locks belong to the process: a forked child that used them would corrupt the parent's.
         if os.getpid() != self._pid:
             raise _forked(self._path)
 
@@ -95,8 +98,8 @@ class Rows:
         """Yield keys that start with `prefix`, in order, with their values."""
         cursor = self._txn.cursor(db=self._tables[table])
         if cursor.set_range(prefix):
-            for found, value in cursor:
-                key = bytes(found)
+            for raw_key, value in cursor:
+                key = bytes(raw_key)
                 if not key.startswith(prefix):
                     return
                 yield key, self._open(table, key, bytes(value))
@@ -146,17 +149,17 @@ def _open_environment(path: Path) -> lmdb.Environment:
         else:
             env = lmdb.open(str(path), map_size=_MAP_BYTES, max_dbs=16, max_readers=1024, mode=0o600)
             users = 0
-            env.reader_check()  # slots of killed readers would hold old pages for ever
+            env.reader_check()  # frees the slots of killed readers, which would hold old pages for ever
             _fill_up(env, path / "data.mdb")
         _environments[key] = env, users + 1, os.getpid()
     return env
 
 
 def _fill_up(env: lmdb.Environment, file: Path) -> None:
-    """Give a file that ends before its last page its length, in zeros: a map beyond a file's end is SIGBUS.
+    """Fill up a file with zeros to the end of its last page: reading a map beyond the end of its file is SIGBUS.
 
-    LMDB does not write pages that one transaction took and gave back, so that a file may be short and whole; where it
-    was cut, LMDB or the checks of rows refuse the zeros.
+    LMDB doesn't write pages that one transaction took and gave back, so a sound file may be short. If the file was cut,
+    LMDB or the checks of rows refuse the zeros.
     """
 
     def full_bytes() -> int:
@@ -166,7 +169,7 @@ def _fill_up(env: lmdb.Environment, file: Path) -> None:
         disk = Disk()
         fd = disk.open(file)
         try:
-            with env.begin(write=True):  # nobody lets it grow meanwhile
+            with env.begin(write=True):  # keeps other processes from growing the file
                 if os.fstat(fd).st_size < (length := full_bytes()):
                     disk.truncate(fd, length)
         finally:
