@@ -1,8 +1,8 @@
-"""Key pages: the 4 KiB pages of the key tree, and the root record above them.
+"""Key pages: the 4 KiB pages of the key tree, and the root above them.
 
 Every version of a page is sealed under a fresh random key that only its parent holds (Reardon, Ritzdorf, Basin,
-Čapkun, "Secure Data Deletion from Persistent Media", CCS 2013): whoever lacks the current root reads no page,
-however many old versions they keep. A fresh key a version is why the nonce may be zero.
+Čapkun, "Secure Data Deletion from Persistent Media", CCS 2013). Whoever lacks the current root reads no page, however
+many old versions they keep. Each key seals one page version only, so the nonce may be zero.
 
     page    AES-256-GCM of 4,080 bytes, then the 16-byte tag
     inner   113 children of 36 bytes: position u32 (0 = none), key 32
@@ -35,7 +35,7 @@ _ROOT_BYTES = 12 + _ROOT.size + 16
 
 @dataclass(frozen=True, slots=True)
 class PageRef:
-    """Where a page lies and the key that opens it; `depth` inner levels stand above its leaves. Position 0 = none."""
+    """Where a page lies and the key that opens it. It has `depth` levels of pages below it. Position 0: no page."""
 
     position: int = 0
     depth: int = 0
@@ -44,7 +44,7 @@ class PageRef:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """One tenant: its keys, its quota in stored bytes (0 = none), and the tree that holds its record keys."""
+    """One tenant: its keys, its quota in stored bytes (0: none), and the tree that holds its record keys."""
 
     id: bytes
     name: str
@@ -56,12 +56,11 @@ class Tenant:
 
     def packed(self) -> bytes:
         name = self.name.encode()
-        return _TENANT.pack(
-            self.id, self.digest_key, self.index_key, self.quota_bytes, self.next_slot,
-            self.keys.position, self.keys.depth, self.keys.key, len(name), name,
-        )  # fmt: skip
+        own = (self.id, self.digest_key, self.index_key, self.quota_bytes, self.next_slot)
+        return _TENANT.pack(*own, self.keys.position, self.keys.depth, self.keys.key, len(name), name)
 
     def grown(self, keys: PageRef, next_slot: int) -> "Tenant":
+        """Return the tenant with another tree of record keys."""
         return replace(self, keys=keys, next_slot=next_slot)
 
 
@@ -88,7 +87,7 @@ def parse_tenant(body: bytes) -> Tenant:
 
 
 def seal_page(key: bytes, body: bytes) -> bytes:
-    """Return the 4,096 bytes of one page version."""
+    """Return the 4,096 bytes of one page version. Never seal two bodies with one key."""
     return AESGCM(key).encrypt(bytes(12), body.ljust(_BODY_BYTES, b"\0"), b"arstore key page")
 
 
@@ -111,13 +110,13 @@ def pack_children(children: dict[int, PageRef]) -> bytes:
 
 
 def parse_children(body: bytes, depth: int) -> dict[int, PageRef]:
-    """Return the children of an inner page that stands `depth` levels above the leaves."""
+    """Return the children of an inner page that is `depth` levels above the leaves."""
     children = enumerate(_CHILD.iter_unpack(body[: FAN_OUT * _CHILD.size]))
     return {number: PageRef(position, depth - 1, key) for number, (position, key) in children if position}
 
 
 def slot_key(leaf: bytes, slot: int) -> bytes | None:
-    """Return the key of `slot` from its leaf page, or None where there is none."""
+    """Return the key of `slot` from its leaf page, None if the slot is empty."""
     start = slot % LEAF_SLOTS * KEY_BYTES
     key = leaf[start : start + KEY_BYTES]
     return key if any(key) else None
@@ -125,13 +124,13 @@ def slot_key(leaf: bytes, slot: int) -> bytes | None:
 
 def seal_root(master: bytes, store_id: bytes, root: Root, nonce: bytes) -> bytes:
     """Return one root slot of 4,096 bytes."""
-    at = root.directory
-    plain = _ROOT.pack(root.epoch, at.position, at.depth, at.key, root.next_tenant, root.catalog_key)
+    top = root.directory
+    plain = _ROOT.pack(root.epoch, top.position, top.depth, top.key, root.next_tenant, root.catalog_key)
     return seal(master, f"key root {store_id.hex()}", plain, nonce).ljust(PAGE_BYTES, b"\0")
 
 
 def open_root(master: bytes, store_id: bytes, sealed: bytes) -> Root:
-    """Return the root in a slot; raise FormatError if it was effaced or the master key is another."""
+    """Return the root in a slot; raise FormatError if it was overwritten or another master key sealed it."""
     plain = unseal(master, f"key root {store_id.hex()}", sealed[:_ROOT_BYTES])
     if len(plain) != _ROOT.size:
         raise FormatError("key root is cut short")

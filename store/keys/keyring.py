@@ -186,6 +186,16 @@ class Keyring:
                 self._leaves[leaf] = body
         return key
 
+    def refresh(self) -> None:
+        """Read what other processes committed; raise KeyRefused if the key was rotated meanwhile."""
+        try:
+            root = self._root_file.read()
+        except Corrupt:  # the same key opened the root before, so the root was sealed under another one
+            raise KeyRefused("key", "was rotated meanwhile", hint="open the store again") from None
+        if root.epoch != self._root.epoch:
+            self._root = root
+            self._leaves.clear()
+
     def _tenant_at(self, number: int) -> Tenant:
         body = find_leaf(self._pages, self._root.directory, number)
         if body is None:
@@ -224,16 +234,6 @@ class Keyring:
         for ref in leaf_refs(self._pages, self._root.directory).values():
             used |= reached(self._pages, parse_tenant(read_page(self._pages, ref)).keys)
         return used
-
-    def refresh(self) -> None:
-        """Read what other processes committed; raise KeyRefused if the key was rotated meanwhile."""
-        try:
-            root = self._root_file.read()
-        except Corrupt:  # the same key opened the root before, so the root was sealed under another one
-            raise KeyRefused("key", "was rotated meanwhile", hint="open the store again") from None
-        if root.epoch != self._root.epoch:
-            self._root = root
-            self._leaves.clear()
 
     def _steady(self, read: Callable[[], T]) -> T:
         """Return what `read` gives. It runs again if another process reused pages of the root that it started from."""

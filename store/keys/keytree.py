@@ -1,7 +1,7 @@
-"""A radix tree of sealed key pages in one file, updated by shadow writes only.
+"""The key tree: a radix tree of sealed key pages in one file, updated by shadow writes only.
 
 Invariant: a page that the durable root can reach is never overwritten. `Shadow` writes changed pages to positions
-that the root does not reach and returns a new reference; nothing counts until a root that holds it is durable.
+that the root doesn't reach, and returns a new reference. The change counts once a root with that reference is durable.
 """
 
 import os
@@ -28,7 +28,7 @@ NONE = PageRef()
 
 
 def read_page(fd: int, ref: PageRef) -> bytes:
-    """Return the body of the page at `ref`; raise FormatError if the page there is another version."""
+    """Return the body of the page at `ref`; raise FormatError if another version of the page lies there."""
     return open_page(ref.key, os.pread(fd, PAGE_BYTES, ref.position * PAGE_BYTES))
 
 
@@ -39,28 +39,28 @@ def find_leaf(fd: int, root: PageRef, number: int) -> bytes | None:
         return None
     while ref.depth:
         child, number = divmod(number, FAN_OUT ** (ref.depth - 1))
-        found = parse_children(read_page(fd, ref), ref.depth).get(child)
-        if found is None:
+        child_ref = parse_children(read_page(fd, ref), ref.depth).get(child)
+        if child_ref is None:
             return None
-        ref = found
+        ref = child_ref
     return read_page(fd, ref)
 
 
 def leaf_refs(fd: int, root: PageRef) -> dict[int, PageRef]:
-    """Return every leaf by number, reading inner pages only."""
+    """Return where every leaf lies, by number. Only inner pages are read."""
     if not root.position:
         return {}
     if not root.depth:
         return {0: root}
     span = FAN_OUT ** (root.depth - 1)
-    found = {}
+    leaves = {}
     for child, ref in parse_children(read_page(fd, root), root.depth).items():
-        found.update({child * span + number: leaf for number, leaf in leaf_refs(fd, ref).items()})
-    return found
+        leaves.update({child * span + number: leaf for number, leaf in leaf_refs(fd, ref).items()})
+    return leaves
 
 
 def reached(fd: int, root: PageRef) -> set[int]:
-    """Return the positions of every page under `root`, leaves included, reading inner pages only."""
+    """Return the positions of all pages of a tree, leaves included. Only inner pages are read."""
     if not root.position:
         return set()
     positions = {root.position}
@@ -71,9 +71,9 @@ def reached(fd: int, root: PageRef) -> set[int]:
 
 
 def changed_leaves(fd: int, root: PageRef, keys: Mapping[int, bytes | None]) -> dict[int, bytes | None]:
-    """Return the leaves of a tree of record keys with the given slots set, or emptied where the key is None.
+    """Return the changed leaves of a tree of record keys when slots get these keys. A key of None empties its slot.
 
-    A leaf that holds no key any more is None. Emptying a slot that is in no leaf changes nothing.
+    A leaf that has no key left is None. A slot to be emptied that is in no leaf is ignored.
     """
     leaves: dict[int, bytearray] = {}
     for slot, key in keys.items():
@@ -90,16 +90,16 @@ def changed_leaves(fd: int, root: PageRef, keys: Mapping[int, bytes | None]) -> 
 
 def filled_slots(fd: int, root: PageRef) -> list[int]:
     """Return every slot of a tree of record keys that holds a key."""
-    found: list[int] = []
+    filled: list[int] = []
     for number, ref in leaf_refs(fd, root).items():
         body = read_page(fd, ref)
         slots = range(number * LEAF_SLOTS, (number + 1) * LEAF_SLOTS)
-        found += [slot for slot in slots if slot_key(body, slot)]
-    return found
+        filled += [slot for slot in slots if slot_key(body, slot)]
+    return filled
 
 
 class Shadow:
-    """New page versions on their way to becoming the tree."""
+    """New versions of pages, kept in memory until `flush`. They replace none that the current root reaches."""
 
     def __init__(self, fd: int, used: set[int], disk: Disk) -> None:
         self._fd, self._disk = fd, disk
@@ -108,13 +108,12 @@ class Shadow:
         self._dirty: dict[int, bytes] = {}
 
     def update(self, root: PageRef, leaves: dict[int, bytes | None]) -> PageRef:
-        """Return the root of a tree in which the given leaves stand as given; None removes one."""
+        """Return the root of the tree with these leaves changed. A leaf of None is removed."""
         while max(leaves) >= FAN_OUT**root.depth or (root.position == 0 and root.depth == 0 and max(leaves) > 0):
             if root.depth == DEPTH_MAX:
                 raise FormatError("key tree is full")
-            root = (
-                self._write(pack_children({0: root}), root.depth + 1) if root.position else PageRef(0, root.depth + 1)
-            )
+            above = root.depth + 1
+            root = self._write(pack_children({0: root}), above) if root.position else PageRef(0, above)
         return self._update(root, leaves)
 
     def flush(self) -> None:
@@ -130,11 +129,11 @@ class Shadow:
             return NONE if body is None else self._write(body, 0)
         children = parse_children(self._read(ref), ref.depth) if ref.position else {}
         span = FAN_OUT ** (ref.depth - 1)
-        below: dict[int, dict[int, bytes | None]] = defaultdict(dict)
+        by_child: dict[int, dict[int, bytes | None]] = defaultdict(dict)
         for number, body in leaves.items():
-            below[number // span][number % span] = body
-        for child, part in below.items():
-            changed = self._update(children.get(child, PageRef(0, ref.depth - 1)), part)
+            by_child[number // span][number % span] = body
+        for child, leaves_below in by_child.items():
+            changed = self._update(children.get(child, PageRef(0, ref.depth - 1)), leaves_below)
             if changed.position:
                 children[child] = changed
             else:

@@ -1,4 +1,4 @@
-"""Opening: from a store's directory and what a person holds to its config and its keyring."""
+"""Opening: the config and the keyring of a store, from its directory and the secrets that a person holds."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ def open_keyring(root: Path, held: Secrets, ask: Ask, disk: Disk) -> tuple[Confi
             return _open_keyring(root, held, ask, disk)
         except (Corrupt, KeyRefused):
             if ways is None or _ways(root) == ways:
-                raise  # else a rotation went by between stanzas and root
+                raise  # ways that changed mean that a rotation ran between reading stanzas and root
     raise KeyRefused("key", "kept being rotated", hint="try again")
 
 
@@ -42,7 +42,10 @@ def _open_keyring(root: Path, held: Secrets, ask: Ask, disk: Disk) -> tuple[Conf
 
 
 def _config_opens(root: Path, config: Config, master: bytes) -> bool:
-    """Say whether the key file that the config names opens a master key: else the old file must go on to do so."""
+    """Say whether the key file that the config names opens this master key.
+
+    If not, the rotation was killed before the config named the new file, and the old key file must go on to open it.
+    """
     try:
         return open_masters(root / KEYS_DIR, Secrets(config.key_file), config.store_id, lambda: None)[0] == master
     except KeyRefused:

@@ -1,9 +1,13 @@
-"""Rotate: further ways in, and a new master key, without rewriting anything that it protects.
+"""Rotate: further ways in, and a new master key. Nothing that the master key protects is rewritten.
 
-Rotation: (1) the new ways in and the old master, sealed under the new one, join the stanzas; (2) the new key file is
-written, which the stanzas tell from a stranger's if this is where it ends; (3) the config points to it; (4) the root is
-sealed under the new master and the old root effaced; (5) the old ways in leave. Killed after any step, the store opens
-with the key that the config names; from (3) on the next open does what is left, before it the rotation is run again.
+Steps of a rotation:
+1. The new ways in join the stanzas, and so does the old master key, sealed under the new one.
+2. The new key file is written. If the rotation stops here, the stanzas tell this file from one of somebody else.
+3. The config names the new key file.
+4. The root is sealed under the new master key, and the old root is overwritten.
+5. The old ways in leave the stanzas.
+Invariant: after any step the store opens with the key file that the config names. A rotation that was killed after
+step 3 or 4 is finished by the next open. One that was killed before must be run again.
 """
 
 import contextlib
@@ -21,7 +25,7 @@ from .unlock import Secrets, Stanzas, check_passphrase, fresh_secret, new_key_fi
 
 @dataclass(frozen=True, slots=True)
 class Rekeying:
-    """The ways into one open store: more of them, or new ones."""
+    """Changes the ways into one open store."""
 
     root: Path
     config: Config
@@ -38,9 +42,10 @@ class Rekeying:
             added.write(self.root / KEYS_DIR, self.disk)
 
     def rotate(self, key_file: Path | None = None, *, drop_others: bool = False, dry_run: bool = False) -> "Rotated":
-        """Give the store a new master key and a new key file, durably. The old one opens nothing then.
+        """Give the store a new master key and a new key file, durably. The old key file opens nothing then.
 
-        Other ways in go on to work if their secrets are given. If one is not, BadInput is raised, unless `drop_others`.
+        Other ways in go on to work if the caller holds their secrets. If one is missing, BadInput is raised; with
+        `drop_others` that way in is dropped.
         """
         with locked(self.root / KEYS_DIR):
             return _rotate(self, key_file, drop_others=drop_others, dry_run=dry_run)
@@ -48,7 +53,7 @@ class Rekeying:
 
 @dataclass(frozen=True, slots=True)
 class Rotated:
-    """What a rotation did: the new key file, and the ways in besides it that open the store no more."""
+    """What a rotation did: the new key file, and the other ways in that open the store no more."""
 
     key_file: Path
     dropped: tuple[str, ...]
@@ -59,7 +64,7 @@ def _current(parts: Rekeying) -> Stanzas:
     stanzas = Stanzas.read(parts.root / KEYS_DIR)
     if not stanzas.only_to(parts.keyring.master).ways:
         raise Conflict("key", "was rotated by somebody else meanwhile; try again")
-    parts.keyring.refresh()  # raises KeyRefused where a rotation got as far as the root, whether it lived on or not
+    parts.keyring.refresh()  # raises KeyRefused if another rotation has sealed the root under a new master key
     return stanzas
 
 
@@ -74,7 +79,7 @@ def _rotate(parts: Rekeying, key_file: Path | None, *, drop_others: bool, dry_ru
     stanzas = _current(parts)
     secret_of_file = _secret_for(fresh_file, parts, stanzas)
     others = {kind: parts.held.get(kind) for kind in stanzas.kinds() - {"key-file", "previous"}}
-    for kind, secret in others.items():  # a wrong one must not take the place of the right one
+    for kind, secret in others.items():  # a wrong secret must not replace the right one
         others[kind] = secret if secret is not None and stanzas.opened_by(kind, secret, store_id) else None
     missing = [kind for kind, secret in others.items() if secret is None]
     if missing and not drop_others:
@@ -94,14 +99,14 @@ def _rotate(parts: Rekeying, key_file: Path | None, *, drop_others: bool, dry_ru
 
 
 def _secret_for(key_file: Path, parts: Rekeying, stanzas: Stanzas) -> bytes:
-    """Return a fresh secret for the new key file, or what is in it if a rotation that was killed made it."""
+    """Return the secret for the new key file: a fresh one, or what the file holds if a killed rotation made it."""
     if not key_file.exists():
         return fresh_secret()
     if key_file == parts.config.key_file:
         raise BadInput(str(key_file), "is this store's key file already; a new key takes a new file")
     current = stanzas.only_to(parts.keyring.master).ways
     unfinished = Stanzas(tuple(way for way in stanzas.ways if way not in current))
-    with contextlib.suppress(KeyRefused):  # then it is no key file at all
+    with contextlib.suppress(KeyRefused):  # it is raised if this is no key file at all
         secret = Secrets(key_file).get("key-file")
         if secret and unfinished.opened_by("key-file", secret, parts.config.store_id):
             return secret
@@ -109,7 +114,7 @@ def _secret_for(key_file: Path, parts: Rekeying, stanzas: Stanzas) -> bytes:
 
 
 def finish_rotation(parts: Rekeying, master: bytes) -> None:
-    """Do the last two steps of a rotation to `master` that was killed, durably."""
+    """Do the last two steps of a killed rotation to `master`, durably. Nothing happens if no way in opens `master`."""
     with locked(parts.root / KEYS_DIR):
         if Stanzas.read(parts.root / KEYS_DIR).only_to(master).ways:
             _finish(parts, master)

@@ -14,7 +14,7 @@ MISSING = "is missing: its segment was not there when the catalog was made anew"
 
 @dataclass(frozen=True, slots=True)
 class TenantKeys:
-    """The tenant at work: its number, its own keys, and where its record keys are."""
+    """One tenant: its number, its own keys, and the keyring with its record keys."""
 
     number: int
     tenant: Tenant
@@ -22,9 +22,9 @@ class TenantKeys:
     encrypted: bool
 
     def key(self, place: Place) -> bytes | None:
-        """Return the key of a record, None where it is plain.
+        """Return the key of a record, None if the record is plain.
 
-        Raises Corrupt if the key is gone, or if the record is not protected as this store protects its records.
+        Raises Corrupt if the key is gone, or if the record is plain in an encrypted store or the other way round.
         """
         if place.is_missing:
             raise Corrupt("record", MISSING)
@@ -38,5 +38,5 @@ class TenantKeys:
 
 def every_tenant(keyring: Keyring, config: Config) -> dict[bytes, TenantKeys]:
     """Return the keys of all tenants by tenant id."""
-    found = keyring.tenants().items()
-    return {tenant.id: TenantKeys(number, tenant, keyring, config.encrypted) for number, tenant in found}
+    tenants = keyring.tenants().items()
+    return {tenant.id: TenantKeys(number, tenant, keyring, config.encrypted) for number, tenant in tenants}

@@ -1,8 +1,8 @@
-"""From what a person holds to the store's master key.
+"""Unlock: from what a person holds to the store's master key.
 
-`keys/stanzas.json` holds the master key once for each way in (key file, passphrase, command), each sealed under
-a key derived from that secret and a random salt. The secret itself is never stored. A command comes only from
-the environment: text inside a store is data, and data is never run.
+`keys/stanzas.json` holds the master key once for each way in: key file, passphrase, command. Each copy is sealed under
+a key derived from the secret of that way and a random salt. The secret itself is never stored. The command comes only
+from the environment: text inside a store is data, and data is never run.
 """
 
 import contextlib
@@ -29,14 +29,13 @@ _STANZAS_MAX = 64
 # RFC 9106's second recommendation: 64 MiB, 3 passes, 4 lanes; 0.12 s on a 2-core machine.
 _ARGON2 = {"memory_kib": 64 << 10, "iterations": 3, "lanes": 4}
 
-
-# Asks a person for a passphrase; None where nobody is there to answer.
+# Asks a person for a passphrase. Returns None if nobody is there to answer.
 Ask = Callable[[], bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """Where the caller's secrets are. None means not given."""
+    """Where the caller's secrets are. None means that none was given."""
 
     key_file: Path | None = None
     passphrase_file: Path | None = None
@@ -53,7 +52,7 @@ class Secrets:
         )
 
     def get(self, kind: str) -> bytes | None:
-        """Return the secret of one kind, or None where the caller gave none; raise KeyRefused if it can't be had."""
+        """Return the secret of one kind, None if the caller gave none; raise KeyRefused if it can't be read."""
         if kind == "key-file":
             return _read(self.key_file) if self.key_file else None
         if kind == "passphrase":
@@ -67,9 +66,12 @@ def fresh_secret() -> bytes:
 
 
 def new_key_file(path: Path, disk: Disk, secret: bytes | None = None) -> bytes:
-    """Make a key file, mode 0600, of a given or fresh secret, and return that; an existing file is used as it is."""
+    """Make a key file, mode 0600, durably, and return its secret: the given one or a fresh one.
+
+    A file that exists stays as it is, and its secret is returned.
+    """
     if path.exists():
-        with contextlib.suppress(StoreError):  # made by an init that was killed, perhaps, before its name was durable
+        with contextlib.suppress(StoreError):  # an init that was killed may have made it without making it durable
             disk.sync_dir(path.parent)
         return _read(path)
     secret = secret or fresh_secret()
@@ -81,7 +83,10 @@ def new_key_file(path: Path, disk: Disk, secret: bytes | None = None) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Stanzas:
-    """The ways in to the master key, oldest first. A `previous` one holds the master key before a rotation."""
+    """The ways in to the master key, oldest first.
+
+    The kind `previous` is the master key from before a rotation, sealed under the new one.
+    """
 
     ways: tuple[dict[str, Any], ...] = ()
 
@@ -90,7 +95,7 @@ class Stanzas:
         return cls(tuple(_read_stanzas(directory)))
 
     def write(self, directory: Path, disk: Disk) -> None:
-        """Make these the ways in, in one step and durably."""
+        """Make these the ways into the store, durably, in one step."""
         content = json.dumps({"format": _FORMAT, "stanzas": list(self.ways)}, indent=1)
         disk.replace_file(directory / STANZAS_NAME, content.encode())
 
@@ -98,11 +103,11 @@ class Stanzas:
         return {way["kind"] for way in self.ways}
 
     def opened_by(self, kind: str, secret: bytes, store_id: bytes) -> bool:
-        """Say whether a secret opens one of these."""
+        """Say whether a secret opens a way in of this kind."""
         return any(way["kind"] == kind and _unsealed(way, secret, store_id) for way in self.ways)
 
     def adding(self, kind: str, secret: bytes, master: bytes, store_id: bytes) -> "Stanzas":
-        """Return these and one more way in to `master`. The kind `open` needs no secret."""
+        """Return these ways in and one more, to `master`. The kind `open` needs no secret."""
         way: dict[str, Any] = {"kind": kind, "opens": _name(master), "salt": os.urandom(16).hex()}
         if kind == "passphrase":
             way |= _ARGON2
@@ -113,21 +118,21 @@ class Stanzas:
         return Stanzas((*self.ways, way))
 
     def adding_previous(self, old: bytes, master: bytes, store_id: bytes) -> "Stanzas":
-        """Return these and the master key before, for whoever has `master`, while the root is not sealed anew."""
+        """Return these ways in, and `old` for whoever has `master`. It is needed until the root is sealed anew."""
         return self.adding("previous", master, old, store_id)
 
     def only_to(self, master: bytes) -> "Stanzas":
-        """Return the ways in to one master key."""
+        """Return those ways that open one master key."""
         wanted = _name(master)
         return Stanzas(tuple(way for way in self.ways if way.get("opens") == wanted and way["kind"] != "previous"))
 
 
 def open_masters(directory: Path, held: Secrets, store_id: bytes, ask: Ask, *, encrypted: bool = True) -> list[bytes]:
-    """Return the master key, and behind it the one before if a rotation is under way.
+    """Return the master key and, while a rotation is under way, the one before it.
 
-    Raises KeyRefused if no secret that is held opens the store. `ask` is called last, for a passphrase, and may return
-    None. Whoever edits `encrypted` in the config must not have what is put next stored in the clear: an encrypted
-    store's stanzas open nothing else, nor the other way round.
+    Raises KeyRefused if no secret that is held opens the store. `ask` is called last, for a passphrase. With
+    `encrypted` no stanza of kind `open` is tried, and without it no other kind. So a changed `encrypted` in the config
+    makes the open fail, and no new record is written in the clear.
     """
     ways = Stanzas.read(directory).ways
     missing: KeyRefused | None = None
@@ -140,9 +145,9 @@ def open_masters(directory: Path, held: Secrets, store_id: bytes, ask: Ask, *, e
         except KeyRefused as refused:
             missing = refused
             continue
-        for way in reversed(ways) if secret is not None else ():  # newest first: behind it is the master before
+        for way in reversed(ways) if secret is not None else ():  # newest first: that is the master key to seal with
             if way["kind"] == kind and (master := _unsealed(way, secret or b"", store_id)):
-                before = (_unsealed(one, master, store_id) for one in ways if one["kind"] == "previous")
+                before = (_unsealed(old, master, store_id) for old in ways if old["kind"] == "previous")
                 return [master, *filter(None, before)]
             tried += way["kind"] == kind
     if missing and not tried:
@@ -153,7 +158,7 @@ def open_masters(directory: Path, held: Secrets, store_id: bytes, ask: Ask, *, e
 
 
 def _name(master: bytes) -> str:
-    """Return which master key a way opens, without saying anything of the key."""
+    """Return the name of a master key. It tells nothing about the key."""
     return derive(master, "master key name", 8).hex()
 
 
@@ -173,7 +178,7 @@ def _stanza_key(stanza: dict[str, Any], secret: bytes) -> bytes:
     from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
     memory, iterations, lanes = (int(stanza[name]) for name in _ARGON2)
-    # Read from disk: an attacker must not be able to make opening cost all memory.
+    # These come from disk: whoever changes them must not make opening cost all memory.
     if not (8 * lanes <= memory <= 4 << 20 and 1 <= iterations <= 100 and 1 <= lanes <= 64):
         raise FormatError("passphrase parameters exceed the limits")
     kdf = Argon2id(salt=salt, length=KEY_BYTES, iterations=iterations, lanes=lanes, memory_cost=memory)
