@@ -31,7 +31,6 @@ from ...formats.row_keys import (
     usage_key,
     version_of,
 )
-from .changes import NewVersion, add_blobs, commit_version, drop_version
 from .identities import TABLE as IDENTITIES_TABLE
 from .lookup import newest_version, read_blob, read_version
 from .tables import Rows, Tables
@@ -40,6 +39,7 @@ from .usage import count, extend_segments, mark
 if TYPE_CHECKING:
     from ...formats.identity import KeyId
     from ...formats.manifest import Needs
+    from .changes import NewVersion
 
 TABLES = ("blobs", "versions", "names", "segments", "counters", IDENTITIES_TABLE)
 
@@ -100,13 +100,15 @@ class Catalog:
 
         return self.tables.write(change)
 
-    def commit(self, new: NewVersion) -> "KeyId | None":
+    def commit(self, new: "NewVersion") -> "KeyId | None":
         """Make a version visible. This is the one commit point of a put.
 
         Returns the first identity that the version claims and that goes on to stand for other bytes, None if none does.
         Raises Fenced if the lease it names no longer stands, Superseded if another version of the name was committed
         since, BlobGone if what was to be reused has changed, NoRoom over the quota: then nothing has changed.
         """
+        from .changes import commit_version  # most commands only read, and start faster without it
+
         return self.tables.write(lambda rows: commit_version(rows, self.keys, new))
 
     def scope(self, name: str) -> bytes:
@@ -119,10 +121,13 @@ class Catalog:
         With `shred`, the blobs that nothing else needs leave the catalog in the same transaction, and their keys are
         doomed. Returns how many blobs those are.
         """
+        from .changes import drop_version
+
         return self.tables.write(lambda rows: drop_version(rows, self.keys, name, version, needs, shred=shred))
 
     def adopt(self, places: Mapping[Digest, Place], durable: Mapping[int, int]) -> int:
         """Add blobs that an ended writer left and that nothing needs yet; return how many were new."""
+        from .changes import add_blobs
 
         def change(rows: Rows) -> int:
             added = add_blobs(rows, self.keys, places)

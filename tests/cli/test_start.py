@@ -36,14 +36,14 @@ HELP = {
 LISTING = HELP | {
     ".cli.ls", ".cli.render",
     ".formats", ".formats.catalog", ".formats.digest", ".formats.errors", ".formats.frames", ".formats.keypage",
-    ".formats.lease", ".formats.record", ".formats.strict_json",
+    ".formats.lease", ".formats.record", ".formats.row_keys", ".formats.strict_json",
     ".store.access", ".store.config", ".store.disk", ".store.parts", ".store.store",
     ".store.artifacts", ".store.artifacts.names", ".store.artifacts.refs",
     ".store.catalog", ".store.catalog.catalog", ".store.catalog.garbage", ".store.catalog.identities",
-    ".store.catalog.key_slots", ".store.catalog.leases", ".store.catalog.opening", ".store.catalog.tables",
-    ".store.catalog.usage",
-    ".store.keys", ".store.keys.keyring", ".store.keys.keytree", ".store.keys.opening", ".store.keys.tenant_keys",
-    ".store.keys.unlock",
+    ".store.catalog.key_slots", ".store.catalog.leases", ".store.catalog.lookup", ".store.catalog.opening",
+    ".store.catalog.tables", ".store.catalog.usage",
+    ".store.keys", ".store.keys.keyring", ".store.keys.keytree", ".store.keys.opening", ".store.keys.root_file",
+    ".store.keys.tenant_keys", ".store.keys.unlock",
     ".store.segments", ".store.segments.reader",
 }  # fmt: skip
 
