@@ -60,6 +60,7 @@ def test_a_catalog_that_could_not_be_made_durable_is_closed(tmp_path: Path, keyr
     with pytest.raises(StorageFailed):
         create_tables(tmp_path / "catalog", keyring, Broken())
     with closing(create_tables(tmp_path / "catalog", keyring, Disk())) as tables:  # on files of its own
+        assert (tmp_path / "catalog" / "data.mdb").exists()
         Catalog(tables, 0, bytes(32)).new_segment(1)
     with closing(open_tables(tmp_path / "catalog", keyring)) as tables:
         assert Catalog(tables, 0, bytes(32)).segments().keys() == {1}

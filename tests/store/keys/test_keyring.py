@@ -46,6 +46,7 @@ def test_reserved_keys_come_back_after_a_reopening(opening: Opening, keyring: Ke
 
 def test_destroyed_keys_are_gone_and_the_others_stay(opening: Opening, keyring: Keyring, tenant: int) -> None:
     given = dict(keyring.reserve(tenant, 2 * LEAF_SLOTS))
+    assert keyring.key(tenant, 1) == given[1]  # its page is kept in memory from now on
     keyring.destroy({tenant: [1, LEAF_SLOTS, 10_000], 99: [1]})
     with opening() as again:
         for ring in (keyring, again):

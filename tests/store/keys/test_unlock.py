@@ -83,6 +83,12 @@ def test_a_rotation_under_way_opens_with_both_secrets(tmp_path: Path, key_file: 
     assert opened(tmp_path, stanzas, Secrets(key_file)) == [OLD]
 
 
+def test_a_secret_that_a_rotation_keeps_opens_the_new_master_key_first(tmp_path: Path, key_file: Path) -> None:
+    before = Stanzas().adding("key-file", b"secret", OLD, STORE_ID)
+    stanzas = before.adding("key-file", b"secret", NEW, STORE_ID).adding_previous(OLD, NEW, STORE_ID)
+    assert opened(tmp_path, stanzas, Secrets(key_file)) == [NEW, OLD]
+
+
 def test_a_rotation_that_is_done_opens_with_the_new_secret_alone(
     tmp_path: Path, key_file: Path, stanzas: Stanzas
 ) -> None:
