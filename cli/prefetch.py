@@ -11,7 +11,7 @@ import typer
 from ..store.disk import Disk
 from ..store.errors import BadInput, NotFound, StoreError
 from ..store.quantities import parse_duration, parse_size
-from ..store.staging.prefetch import How
+from ..store.staging.prefetch import StagingOptions
 from ..store.store import Store
 from ..store.tiers.device import kind_of, parse_device
 from ..store.tiers.probe import predict_s
@@ -106,13 +106,13 @@ def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:
     command, tiers = asked.command, store.tiers
     to = asked.to or (plan.job.tiers[0].name if plan else "host")
     with asked.session.progress_of_tiers() as progress:
-        how = How(asked.ttl_s, asked.from_, asked.wait, progress)
+        options = StagingOptions(asked.ttl_s, asked.from_, asked.wait, progress)
         if plan is not None:
-            stage = tiers.prefetch_plan(plan, how)
+            prefetched = tiers.prefetch_plan(plan, options)
         else:
-            stage = tiers.prefetch(asked.names, to, asked.budget_bytes, how, host_only=bool(command))
-    with stage:
-        staging = stage.staging
+            prefetched = tiers.prefetch(asked.names, to, asked.budget_bytes, options, host_only=bool(command))
+    with prefetched:
+        staging = prefetched.staging
         predicted_s = predict_s(tiers.arenas.speeds(), to, staging.moved_bytes)
         report(asked.session, staging, predicted_s, to_stderr=bool(command) and not staging.failed)
         write_timeline(asked.timeline, staging.timeline)
@@ -120,16 +120,16 @@ def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:
             return PARTIAL
         if not command:
             return 0
-        from ..store.staging.command import run_staged
+        from ..store.staging.command import run_prefetched
 
         directory = tiers.arenas.host().directory
         store.close()  # the command may run for long, and needs nothing of it
-        return run_staged(stage, directory, command, to, tiers.arenas.disk, budget_bytes=asked.budget_bytes)
+        return run_prefetched(prefetched, directory, command, to, tiers.arenas.disk, budget_bytes=asked.budget_bytes)
 
 
 def _run_planned(asked: Asked, store: Store, plan: "Plan") -> int:
     """Run the command while the plan is carried out; return the exit code."""
-    from ..store.staging.command import run_planned, staging_of
+    from ..store.staging.command import report_run, run_planned
 
     tiers = store.tiers
     to = asked.to or plan.job.tiers[0].name
@@ -137,8 +137,8 @@ def _run_planned(asked: Asked, store: Store, plan: "Plan") -> int:
     with ExitStack() as shown:
         progress = shown.enter_context(asked.session.progress_of_tiers())
         run = tiers.run(plan, from_=asked.from_, host_only=True, progress=progress)
-        code = run_planned(run, directory, asked.command, to, tiers.arenas.disk, placed=shown.close)
-    staging = staging_of(run)
+        code = run_planned(run, directory, asked.command, to, tiers.arenas.disk, on_start=shown.close)
+    staging = report_run(run)
     report(asked.session, staging, plan.predicted_s, to_stderr=True)
     try:
         write_timeline(asked.timeline, run.timeline)

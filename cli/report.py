@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..store.artifacts.refs import split_object
 from ..store.disk import Disk
 from ..store.plan.model import BLOCK
-from ..store.staging.prefetch import StagedOne, Staging
+from ..store.staging.prefetch import StagedObject, StagingReport
 from .render import rate, size
 from .session import Session, degraded_values, tell
 
@@ -19,7 +19,7 @@ _LINES_MAX = 20
 _DIGITS = 12
 
 
-def report(session: Session, staging: Staging, predicted_s: float | None, *, to_stderr: bool) -> None:
+def report(session: Session, staging: StagingReport, predicted_s: float | None, *, to_stderr: bool) -> None:
     """Print what is staged. It goes to stderr where a command has stdout."""
     values: dict[str, object] = {
         "staged": [_values(one) for one in staging.staged],
@@ -41,7 +41,7 @@ def report(session: Session, staging: Staging, predicted_s: float | None, *, to_
         session.emit(values, lambda: "\n".join(lines))
 
 
-def _values(one: StagedOne) -> dict[str, object]:
+def _values(one: StagedObject) -> dict[str, object]:
     name, version = split_object(one.wanted.id)
     return {
         "name": name,
@@ -53,7 +53,7 @@ def _values(one: StagedOne) -> dict[str, object]:
     }
 
 
-def _lines(staging: Staging) -> Iterator[str]:
+def _lines(staging: StagingReport) -> Iterator[str]:
     """Yield a line for each object or, where they are many, for each tier that they came from."""
     if len(staging.staged) <= _LINES_MAX:
         for one in staging.staged:

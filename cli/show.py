@@ -7,7 +7,7 @@ import typer
 
 from ..formats.manifest import Manifest
 from ..store.artifacts.names import Found
-from ..store.staging.prefetch import Placed
+from ..store.staging.unstage import StagedCopy
 from .ls import summary_values
 from .render import pairs, size, table
 from .session import session_of
@@ -27,11 +27,11 @@ def show(
     session = session_of(context)
     with session.open() as store:
         found, manifest = store.show(name)
-        staged = store.tiers.arenas.placed(found.summary.id)
+        staged = store.tiers.arenas.copies(found.summary.id)
     session.emit(_values(found, manifest, staged), lambda: _text(found, manifest, staged))
 
 
-def _values(found: Found, manifest: Manifest, staged: Sequence[Placed]) -> dict[str, object]:
+def _values(found: Found, manifest: Manifest, staged: Sequence[StagedCopy]) -> dict[str, object]:
     return {
         **summary_values(found),
         "identity": dict(manifest.identity),
@@ -53,7 +53,7 @@ def _values(found: Found, manifest: Manifest, staged: Sequence[Placed]) -> dict[
         "blobs": [{"digest": blob.digest.hex(), "bytes": blob.length} for blob in manifest.blobs],
         "tiers": {
             "local": {"blobs": len(manifest.blobs), "bytes": sum(blob.length for blob in manifest.blobs)},
-            **{one.arena.tier: {"bytes": one.what.length_bytes} for one in staged},
+            **{one.arena.tier: {"bytes": one.resident.length_bytes} for one in staged},
         },
     }
 
@@ -65,7 +65,7 @@ def _kv_values(manifest: Manifest) -> dict[str, object] | None:
     return {"tokens": sum(claim.tokens for claim in blocks), "blocks": len(blocks), **manifest.shape.fields()}
 
 
-def _text(found: Found, manifest: Manifest, staged: Sequence[Placed]) -> str:
+def _text(found: Found, manifest: Manifest, staged: Sequence[StagedCopy]) -> str:
     one = found.summary
     head = [
         ("name", f"{one.name}@{one.version}" + (f" ({one.label})" if one.label else "")),

@@ -27,13 +27,15 @@ def unstage(
     with session.open() as store:
         done = store.tiers.unstage(names or ())
     values: dict[str, object] = {
-        "unstaged": [{"name": o.what.name, "tier": o.arena.tier, "bytes": o.what.length_bytes} for o in done.gone],
-        "in_use": [one.what.name for one in done.in_use],
+        "unstaged": [
+            {"name": o.resident.name, "tier": o.arena.tier, "bytes": o.resident.length_bytes} for o in done.gone
+        ],
+        "in_use": [one.resident.name for one in done.in_use],
         "degraded": degraded_values(done.degraded),
-        "bytes": sum(one.what.length_bytes for one in done.gone),
+        "bytes": sum(one.resident.length_bytes for one in done.gone),
     }
-    lines = [f"released {o.what.name} from {o.arena.tier}" for o in done.gone]
-    lines += [f"in use: {o.what.name}" for o in done.in_use]
+    lines = [f"released {o.resident.name} from {o.arena.tier}" for o in done.gone]
+    lines += [f"in use: {o.resident.name}" for o in done.in_use]
     session.warn_degraded(done.degraded)
     session.emit(values, lambda: "\n".join(lines or ["nothing of that was staged"]))
     if done.in_use or done.degraded:

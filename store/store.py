@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .maintenance.stats import Stats
     from .maintenance.tenants import Tenants
     from .maintenance.why_miss import Miss
-    from .staging.prefetch import Stage
+    from .staging.prefetch import Prefetched
     from .staging.tenant_tiers import Tiers
 
 
@@ -238,11 +238,11 @@ class Store:
     def prefetch(
         self, names: Sequence[str], *, to: str = "host", budget_bytes: int | None = None, ttl_s: float = 0.0,
         from_: str | None = None, wait: bool = False, progress: TierProgress = ignore_tiers,
-    ) -> Stage:  # fmt: skip
+    ) -> Prefetched:  # fmt: skip
         """Stage artifacts up, each byte verified, and hold them; see `Tiers.prefetch`."""
-        from .staging.prefetch import How
+        from .staging.prefetch import StagingOptions
 
-        return self.tiers.prefetch(names, to, budget_bytes, How(ttl_s, from_, wait, progress))
+        return self.tiers.prefetch(names, to, budget_bytes, StagingOptions(ttl_s, from_, wait, progress))
 
     def why_miss(self, identity: Mapping[str, object], kind: str = "kv") -> Miss:
         """Return the fields that tell an identity from the nearest stored one; raise NotFound if none is stored."""

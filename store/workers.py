@@ -2,11 +2,15 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from mmap import mmap
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .disk import make_buffer
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -27,11 +31,18 @@ def run_all(perform: Callable[[Task], Result], tasks: Iterable[Task], *, workers
     tasks = list(tasks)
     if len(tasks) <= 1:
         return [perform(task) for task in tasks]
+    with open_pool(min(workers or workers_count(), len(tasks))) as pool:
+        return list(pool.map(perform, tasks))
+
+
+@contextmanager
+def open_pool(workers: int | None = None) -> Iterator["ThreadPoolExecutor"]:
+    """Yield a pool of threads for tasks that come one after the other; wait for those that have begun in the end."""
     from concurrent.futures import ThreadPoolExecutor  # loaded here so that commands that share no work start faster
 
-    pool = ThreadPoolExecutor(min(workers or workers_count(), len(tasks)))
+    pool = ThreadPoolExecutor(workers or workers_count())
     try:
-        return list(pool.map(perform, tasks))
+        yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -65,7 +65,7 @@ def _erase(parts: Parts, tiers: Tiers, doomed: Sequence[Found]) -> Receipt:
     ids = {found.summary.id for found in doomed}
     blocks = {id_.hex() for one in needs.values() for id_, _ in one.claims}
     staged = None if "" in ids else ids | blocks  # of one that can't be opened nobody knows which copy is its
-    tiers.forget(parts.keys.tenant, staged)
+    tiers.wipe_before_erase(parts.keys.tenant, staged)
     _clear_leftovers(parts)
     erased = 0
     if len(needs) < len(doomed):
@@ -75,7 +75,7 @@ def _erase(parts: Parts, tiers: Tiers, doomed: Sequence[Found]) -> Receipt:
         erased += parts.catalog.drop(one.name, one.version, needs.get(found.text, Needs()), shred=True)
     keys = shred(parts)
     settle_claims(parts.names, needs.values())
-    used = tiers.forget_late(parts.keys.tenant, staged)  # what was staged meanwhile
+    used = tiers.drop_after_erase(parts.keys.tenant, staged)  # what was staged meanwhile
     shared = len(parts.catalog.find_blobs({digest for one in needs.values() for digest in one.blobs}))
     level = _OUTSIDE if parts.config.root_file is not None else _INSIDE
     texts = tuple(found.text for found in doomed)

@@ -40,8 +40,10 @@ class Tenants:
             raise Conflict(f"tenant {name}", why, hint="add --erase to destroy them with it")
         if dry_run:
             return gone
-        self.tiers.forget(tenant, None)
+        self.tiers.wipe_before_erase(tenant, None)
         p.garbage.drop_tenant(number)  # before its keys: killed between, the tenant is there to be removed again
         p.keyring.remove_tenant(number)
         p.garbage.drop_tenant(number)  # what was put meanwhile
-        return replace(gone, still_staged=tuple(self.tiers.forget_late(tenant, None)))  # and what was staged meanwhile
+        return replace(
+            gone, still_staged=tuple(self.tiers.drop_after_erase(tenant, None))
+        )  # and what was staged meanwhile

@@ -1,4 +1,4 @@
-"""Attach: what `arstore prefetch … -- CMD` staged, as tensors in CMD, with no copy, no key and no store to open."""
+"""Attach: gives CMD what `arstore prefetch … -- CMD` staged, as tensors. It needs no copy, no key and no store."""
 
 import atexit
 import json
@@ -27,14 +27,14 @@ _SESSION_MAX_BYTES = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class RunSession:
-    """What a run says to its command: the tier, artifacts by name, and the keys of a plan's objects."""
+    """What a run tells its command: the tier, the artifacts by name, and the keys of a plan's objects."""
 
     path: Path
     to: str
     artifacts: tuple[tuple[str, str], ...]
     keys: tuple[str, ...] = ()
-    handles: Mapping[str, Handle] = field(default_factory=dict)  # of what is on an accelerator already, by key
-    budget_bytes: int | None = None  # of the device
+    handles: Mapping[str, Handle] = field(default_factory=dict)  # by key, of objects on an accelerator already
+    budget_bytes: int | None = None  # the budget of the device
 
     @property
     def plan_path(self) -> Path:
@@ -45,13 +45,14 @@ class RunSession:
         return self.path.with_suffix(".socket")
 
     def packed(self) -> bytes:
+        """Return the session as JSON; `read_session` reads it."""
         artifacts = [{"name": name, "key": key} for name, key in self.artifacts]
         value = {"format": SESSION_FORMAT, "to": self.to, "artifacts": artifacts, "keys": self.keys}
         return json.dumps(value | {"handles": self.handles, "budget": self.budget_bytes}).encode()
 
 
-class Staged(Mapping[str, StagedTensors]):
-    """What stays in place for a whole run, by name; and the requests of its JOB or PLAN, one after the other."""
+class Attached(Mapping[str, StagedTensors]):
+    """The objects that stay in place for a whole run, by name, and the requests of its JOB or PLAN."""
 
     def __init__(self, held: Mapping[str, Held], session: RunSession, run: "Run | None" = None) -> None:
         self._held, self._session, self._run = held, session, run
@@ -66,13 +67,13 @@ class Staged(Mapping[str, StagedTensors]):
         return len(self._held)
 
     def __repr__(self) -> str:
-        return f"Staged({', '.join(self)})"
+        return f"Attached({', '.join(self)})"
 
     def requests(self) -> "Iterator[Ready]":
-        """Yield each request of the plan when what it needs is in place; see `requests_of`.
+        """Yield each request of the plan when its objects are in place; see `requests_of`.
 
-        In the host tier the processes of a run share them: each request is given to one. On a device one process works
-        through all. Raises BadInput if nothing was planned.
+        In the host tier the processes of a run share the requests: each goes to one process. On a device one process
+        works through all. Raises BadInput if nothing was planned.
         """
         if self._run is not None:
             return iter(self._run)
@@ -80,18 +81,20 @@ class Staged(Mapping[str, StagedTensors]):
             raise BadInput("requests", "none were planned", hint="prefetch a JOB or a PLAN")
         from ..plan.planfile import read_plan
         from .requests import requests_of
-        from .serve import Fed
+        from .serve import StepsClient
 
-        return requests_of(read_plan(self._session.plan_path), Fed(self._session.socket_path))
+        return requests_of(read_plan(self._session.plan_path), StepsClient(self._session.socket_path))
 
 
-def attach(path: str | Path | None = None, *, to: str | None = None) -> Staged:
-    """Return what is staged for this process, by name; by default what `$ARSTORE_STAGED` says.
+def attach(path: str | Path | None = None, *, to: str | None = None) -> Attached:
+    """Return the objects that are staged for this process, by name. The session is `path`, or else $ARSTORE_STAGED.
 
-    In the host tier nothing is copied. Tensors are writable: writes go to private copies. Everything stays in place
-    while one of them is alive, whatever becomes of the stager. Where the run was staged `to` a device, everything is
-    brought up to it now. Raises BadInput where nothing is staged, or planned for another tier; NotFound if it was
-    released already, NoRoom; Fenced if another process carries out the plan on the device.
+    In the host tier nothing is copied. Tensors are writable: writes go to private copies. An object stays in place
+    while one of its tensors is alive, even if the stager ends. If the run is for a device, all objects are brought up
+    to it now.
+
+    Raises BadInput if nothing is staged, or if the plan is for another tier; NotFound if the objects were released
+    already; NoRoom; Fenced if another process carries out the plan on the device.
     """
     given = path or os.environ.get("ARSTORE_STAGED")
     if not given:
@@ -102,43 +105,43 @@ def attach(path: str | Path | None = None, *, to: str | None = None) -> Staged:
         raise BadInput(f"to {target}", f"the plan is for {session.to}", hint="plan for that tier")
     allow_files(len(session.keys) + len(session.artifacts))
     if target == "host":
-        return Staged({name: _extent(session, key) for name, key in session.artifacts}, session)
+        return Attached({name: _extent(session, key) for name, key in session.artifacts}, session)
     device = parse_device(target)
     if session.keys:
         return _attach_run(session, device)
-    staged = {key: _extent(session, key) for _, key in session.artifacts}
-    return Staged(_on_device(session, device, staged), session)
+    extents = {key: _extent(session, key) for _, key in session.artifacts}
+    return Attached(_on_device(session, device, extents), session)
 
 
-def _on_device(session: RunSession, device: str, staged: Mapping[str, Held]) -> dict[str, Held]:
-    """Return what is staged in the memory of a device: opened, where the stager has it there, else brought there."""
-    if session.handles.keys() >= staged.keys() and device == parse_device(session.to):
-        with suppress(StorageFailed):  # it can't be opened here: in a container of its own, perhaps
-            return {name: open_handle(session.handles[key], staged[key]) for name, key in session.artifacts}
+def _on_device(session: RunSession, device: str, extents: Mapping[str, Held]) -> dict[str, Held]:
+    """Return staged objects in the memory of a device. If the stager has them there they are opened, else copied up."""
+    if session.handles.keys() >= extents.keys() and device == parse_device(session.to):
+        with suppress(StorageFailed):  # this process may be in a container that can't open them
+            return {name: open_handle(session.handles[key], extents[key]) for name, key in session.artifacts}
     tier = DeviceTier(device, session.budget_bytes)
-    tier.make_room(sum(one.length_bytes for one in staged.values()), frozenset())
-    return {name: tier.fill(key, staged[key]) for name, key in session.artifacts}
+    tier.make_room(sum(extent.length_bytes for extent in extents.values()), frozenset())
+    return {name: tier.fill(key, extents[key]) for name, key in session.artifacts}
 
 
-def _attach_run(session: RunSession, device: str) -> Staged:
+def _attach_run(session: RunSession, device: str) -> Attached:
     """Carry out the last lane of a plan in this process: from the host tier up to its device."""
     from ..plan.planfile import read_plan
     from .requests import labels_of
     from .run import Run
-    from .serve import Fed
+    from .serve import StepsClient
 
     plan = read_plan(session.plan_path)
     tier = DeviceTier(device, plan.job.tiers[0].capacity_bytes)
-    run = Run(plan, [tier], session.keys, [None], below=Fed(session.socket_path, alone=True))
-    atexit.register(run.close)  # its threads are at work in torch, and must not be when the interpreter goes
+    run = Run(plan, [tier], session.keys, [None], below=StepsClient(session.socket_path, alone=True))
+    atexit.register(run.close)  # its threads use torch, and must have stopped when the interpreter ends
     run.__enter__()
     run.wait_until_placed()
     numbers = {name: number for number, name in labels_of(plan).items()}
-    held, failed = run.lanes[0].placed(), run.lanes[0].failed
+    held, failed = run.lanes[0].held(), run.lanes[0].failed
     for name, _ in session.artifacts:
         if error := failed.get(numbers[name]):
             raise fresh(error)
-    return Staged({name: held[numbers[name]] for name, _ in session.artifacts}, session, run)
+    return Attached({name: held[numbers[name]] for name, _ in session.artifacts}, session, run)
 
 
 def _extent(session: RunSession, key: str) -> Held:
@@ -146,14 +149,14 @@ def _extent(session: RunSession, key: str) -> Held:
 
 
 def read_session(path: Path) -> RunSession:
-    """Return what a session says; raise NotFound if what was staged is released."""
+    """Return a session; raise NotFound if its objects were released, Corrupt if the file is no session."""
     try:
         with path.open("rb") as file:
             value = json.loads(file.read(_SESSION_MAX_BYTES))
-        artifacts = tuple((str(one["name"]), str(one["key"])) for one in value["artifacts"])
+        artifacts = tuple((str(row["name"]), str(row["key"])) for row in value["artifacts"])
         keys = tuple(map(str, value.get("keys", ())))
-        named = (*(key for _, key in artifacts), *keys)
-        if value["format"] != SESSION_FORMAT or not all(map(KEY.fullmatch, named)):
+        all_keys = (*(key for _, key in artifacts), *keys)
+        if value["format"] != SESSION_FORMAT or not all(map(KEY.fullmatch, all_keys)):
             raise ValueError("its format is not known")
         budget = value.get("budget")
         handles = {str(key): list(handle) for key, handle in value.get("handles", {}).items()}

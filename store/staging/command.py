@@ -1,4 +1,4 @@
-"""Command: a program that runs while what it reads is held in place for it, wiped after, whatever is killed."""
+"""Command: runs a program while the objects that it reads are held in place. They are wiped after, even on a kill."""
 
 import contextlib
 import json
@@ -18,42 +18,47 @@ from ..tiers.filling import take_lock
 from ..tiers.ipc import Handle, share
 from ..tiers.tier import Held
 from .attach import RunSession
-from .prefetch import Stage, StagedOne, Staging, Wanted
+from .prefetch import Prefetched, StagedObject, StagingReport, WantedObject
 from .requests import labels_of
 from .run import Run
 from .serve import serving
 
 
-def run_staged(
-    stage: Stage, directory: Path, command: Sequence[str], to: str, disk: Disk, *, budget_bytes: int | None = None
-) -> int:  # fmt: skip
-    """Run a command that finds what is staged in the host tier by `arstore.attach()`; return its exit code.
+def run_prefetched(
+    prefetched: Prefetched,
+    directory: Path,
+    command: Sequence[str],
+    to: str,
+    disk: Disk,
+    *,
+    budget_bytes: int | None = None,
+) -> int:
+    """Run a command that finds prefetched objects in the host tier by `arstore.attach()`; return its exit code.
 
-    What the stage moved is held meanwhile and wiped after. Signals of the terminal reach the command itself. What is
-    to be on an accelerator is brought there once, for all processes of the command.
+    Objects that the prefetch moved are held meanwhile and wiped after. Objects for an accelerator are brought there
+    once, for all processes of the command. The terminal's signals reach the command itself.
     """
     with Janitor(directory, disk) as janitor:
-        janitor.will_stage(one.wanted.key for one in stage.staging.staged if one.fresh)
+        janitor.wipe_after_run(staged.wanted.key for staged in prefetched.staging.staged if staged.fresh)
         try:
-            handles, kept = _on_accelerator(stage, to, budget_bytes)
-            artifacts = tuple(stage.key_of.items())
+            handles, kept = _on_accelerator(prefetched, to, budget_bytes)
+            artifacts = tuple(prefetched.key_of.items())
             code = _run(command, RunSession(janitor.path, to, artifacts, (), handles, budget_bytes), disk)
             kept.clear()
             return code
         finally:
-            stage.hand_over()
+            prefetched.hand_over()
 
 
-def _on_accelerator(
-    stage: Stage, to: str, budget_bytes: int | None
-) -> tuple[dict[str, Handle], list[Held]]:  # fmt: skip
-    """Bring what is staged to an accelerator, if that is what it is for and its memory can be shared between processes;
-    return a handle for each object, and what is to be kept meanwhile.
+def _on_accelerator(prefetched: Prefetched, to: str, budget_bytes: int | None) -> tuple[dict[str, Handle], list[Held]]:
+    """Bring objects to an accelerator, if `to` is one whose memory processes can share.
+
+    Return a handle for each object, and the objects themselves, which must be kept while a handle is used.
     """
     if to == "host" or (device := parse_device(to)) == "cpu":
         return {}, []
     tier, handles, kept = DeviceTier(device, budget_bytes), dict[str, Handle](), list[Held]()
-    for key, held in stage.held().items():
+    for key, held in prefetched.held().items():
         on_device = tier.fill(key, held)
         if (handle := share(on_device)) is None:
             return {}, []
@@ -63,19 +68,21 @@ def _on_accelerator(
 
 
 def run_planned(
-    run: Run, directory: Path, command: Sequence[str], to: str, disk: Disk, *, placed: Callable[[], object]
-) -> int:  # fmt: skip
-    """Run a command while a plan is carried out for it, down from the host tier; return its exit code.
+    run: Run, directory: Path, command: Sequence[str], to: str, disk: Disk, *, on_start: Callable[[], object]
+) -> int:
+    """Run a command while a plan is carried out for it in the tiers up to host; return the command's exit code.
 
-    It starts when all is in place that fits at once, or else what the first request needs. It finds what stays for the
-    whole run by `arstore.attach()`, and each request by `attach().requests()`. Raises NoRoom if the plan does not fit
-    beside what is in use, and what kept an object away that is needed all the time, before it starts. Just before that
-    `placed` is called.
+    The command starts when all objects are in place or, if they don't fit at once, those of the first request. It finds
+    the objects that stay for the whole run by `arstore.attach()`, and each request by `attach().requests()`. `on_start`
+    is called just before it starts.
+
+    Raises, before it starts, NoRoom if the plan does not fit beside objects in use, and the error that kept away an
+    object that every request needs.
     """
     plan, keys = run.plan, run.keys
     names = {number: name for number, name in labels_of(plan).items() if not name.startswith(BLOCK)}
     with Janitor(directory, disk) as janitor:
-        janitor.will_stage(keys)
+        janitor.wipe_after_run(keys)
         with run:
             run.wait_until_placed()
             failed = run.lanes[0].failed
@@ -84,37 +91,37 @@ def run_planned(
                     raise fresh(failed[number])
             kept = [number for number in (names if run.whole else plan.job.held) if number not in failed]
             session = RunSession(janitor.path, to, tuple((names[number], keys[number]) for number in kept), tuple(keys))
-            placed()
+            on_start()
             disk.replace_file(session.plan_path, json.dumps(plan.fields()).encode())
             with serving(run.lanes[0], keys, session.socket_path, disk):
                 code = _run(command, session, disk)
-            run.lanes[0].ready(0)  # or it broke, which CMD was told, but not why
+            run.lanes[0].wait_for_moves(0)  # raises the error that broke the lane: CMD saw only that it ended
             return code
 
 
-def staging_of(run: Run) -> Staging:
-    """Return what a run found in the tier that it serves, every move into that, and what went wrong."""
+def report_run(run: Run) -> StagingReport:
+    """Return what a run did in the tier that it serves: objects that were there, every move into it, and errors."""
     plan, tier = run.plan, run.lanes[0].tier
-    numbers = {one.id: number for number, one in enumerate(plan.job.objects)}
+    numbers = {object_.id: number for number, object_ in enumerate(plan.job.objects)}
 
-    def staged(number: int, source: str, start_s: float, end_s: float) -> StagedOne:
-        one = plan.job.objects[number]
-        wanted = Wanted(run.keys[number], one.id, one.length_bytes)
-        return StagedOne(wanted, tier, source, start_s, end_s - start_s)
+    def staged(number: int, source: str, start_s: float, end_s: float) -> StagedObject:
+        object_ = plan.job.objects[number]
+        wanted = WantedObject(run.keys[number], object_.id, object_.length_bytes)
+        return StagedObject(wanted, tier, source, start_s, end_s - start_s)
 
-    found = plan.job.found(run.first)
-    moves = [event for event in run.timeline().events if (event.kind, event.tier) == ("move", tier)]
-    return Staging(
-        (*(staged(number, tier, 0.0, 0.0) for number in found),
-         *(staged(numbers[one.name], one.source, one.start_s, one.end_s) for one in moves)),
-        tuple(run.failed.items()), run.degraded,
-    )  # fmt: skip
+    resident = [staged(number, tier, 0.0, 0.0) for number in plan.job.found(run.first)]
+    moved = [
+        staged(numbers[event.name], event.source, event.start_s, event.end_s)
+        for event in run.timeline().events
+        if (event.kind, event.tier) == ("move", tier)
+    ]
+    return StagingReport((*resident, *moved), tuple(run.failed.items()), run.degraded)
 
 
 class Janitor:
-    """Who wipes what was staged for one run of a command, when the with block is left or whatever happens before that.
+    """Starts the process that wipes what was staged for one command, and ends the run as the with block is left.
 
-    A process of its own: it outlives this one and the command, also where they are killed.
+    The process outlives this one and the command. So it wipes also if they are killed.
     """
 
     def __init__(self, directory: Path, disk: Disk) -> None:
@@ -122,16 +129,19 @@ class Janitor:
         self.path = directory / f"session-{secrets.token_hex(8)}.json"
         self._lock = take_lock(self.path.with_suffix(".lock"), disk)
         try:
-            # -P: what lies in the working directory is no module of ours.
+            # -P keeps modules that lie in the working directory from being imported.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", f"{__package__}.janitor", str(self.path)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         except OSError as error:
             raise StorageFailed("janitor", f"can't be started: {(error.strerror or str(error)).lower()}") from None
 
-    def will_stage(self, keys: Iterable[str]) -> None:
-        """Say what is, or is going to be, staged for this run alone: before it is there, so that nothing stays."""
+    def wipe_after_run(self, keys: Iterable[str]) -> None:
+        """Have these objects wiped after the run. Call it before they are staged, so that a kill leaves nothing."""
         assert self._process.stdin
         try:
             self._process.stdin.writelines(f"{key}\n".encode() for key in keys)
@@ -145,18 +155,18 @@ class Janitor:
     def __exit__(self, *failure: object) -> None:
         assert self._process.stdin
         assert self._process.stdout
-        with contextlib.suppress(OSError):  # it has died: whoever sweeps the tier next does its work
+        with contextlib.suppress(OSError):  # the janitor has died; the next sweep of the tier does its work
             self._process.stdin.close()
-        self._process.stdout.read()  # to its end: what nobody else uses is wiped
+        self._process.stdout.read()  # ends when all objects that nobody else uses are wiped
         os.close(self._lock)
 
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_SENT_TO_ALL = (signal.SIGINT, signal.SIGQUIT)  # by the terminal: the command has it already
+_SENT_TO_ALL = (signal.SIGINT, signal.SIGQUIT)  # the terminal sends them to the command as well
 
 
 def _run(command: Sequence[str], session: RunSession, disk: Disk) -> int:
-    """Run a command that finds this session to its end, whatever signals come; return its exit code as a shell does."""
+    """Run a command that finds this session, to its end, whatever signals come; return its exit code as shells do."""
     disk.replace_file(session.path, session.packed())
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []
@@ -167,10 +177,10 @@ def _run(command: Sequence[str], session: RunSession, disk: Disk) -> int:
         elif number in _PASSED_ON:
             process.send_signal(number)
 
-    # What is ignored, as nohup has it, the command is to ignore as well.
+    # A signal that is ignored, as under nohup, stays ignored, so that the command ignores it as well.
     caught = [number for number in _PASSED_ON + _SENT_TO_ALL if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, passed_on) for number in caught}
-    before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, exit codes would not come back
+    before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, no exit code comes back
     try:
         try:
             process = subprocess.Popen(command, env={**os.environ, "ARSTORE_STAGED": str(session.path)})

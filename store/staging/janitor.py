@@ -1,11 +1,13 @@
-"""Janitor: wipes what one run staged, once the run is over. A process of its own: it outlives a stager that is killed.
+"""Janitor: wipes the objects that were staged for one command. It is a process of its own: it outlives a killed stager.
 
     python -m arstore.store.staging.janitor SESSION
 
-Its standard input is a pipe that its starter holds open, and says keys on, a line each: the end of it is the end of the
-run. Its standard output ends when all is wiped that nobody uses; what somebody still uses by then is waited for; what
-somebody else has asked to keep longer stays. Beside a session lies its lock, which the starter holds: where nobody does
-and the janitor was killed as well, whoever sweeps the tier removes what is left of the session.
+Its standard input is a pipe that its starter holds open. The starter writes keys to it, one a line. The end of input is
+the end of the run. Then the janitor wipes the objects that nobody uses, and closes its standard output. Others it wipes
+when they come out of use. An object that another process asked to keep longer stays.
+
+Beside a session lies its lock, which the starter holds. If nobody holds it any more and the janitor was killed as well,
+the next sweep of the tier removes the session.
 """
 
 import contextlib
@@ -24,26 +26,26 @@ _WAIT_S, _WAIT_MAX_S = 0.05, 5.0
 
 
 def wipe_free(directory: Path, keys: Iterable[str], disk: Disk) -> list[str]:
-    """Wipe extents whose time is over and that nobody uses; return the keys of those that somebody does."""
+    """Wipe expired extents that nobody uses; return the keys of those that are in use."""
     used = []
     for key in keys:
         path = extent_path(directory, key)
         with contextlib.suppress(StoreError, OSError):
-            if path.stat().st_mtime <= time.time() and not remove_extent(path, disk, over=True):
+            if path.stat().st_mtime <= time.time() and not remove_extent(path, disk, expired_only=True):
                 used.append(key)
     return used
 
 
 if __name__ == "__main__":
     session, disk = Path(sys.argv[1]), Disk()
-    given = sys.stdin.read().split()
+    keys = sys.stdin.read().split()
     with contextlib.suppress(StoreError):
         forget_session(session, disk)
-    for key in given:
+    for key in keys:
         with contextlib.suppress(StoreError):
             remove_partial(session.parent, key, disk)
-    left, wait_s = wipe_free(session.parent, given, disk), _WAIT_S
-    os.close(sys.stdout.fileno())  # the starter waits for no others
+    left, wait_s = wipe_free(session.parent, keys, disk), _WAIT_S
+    os.close(sys.stdout.fileno())  # the starter waits for this, and not for other users
     while left:
         time.sleep(wait_s)
         left, wait_s = wipe_free(session.parent, left, disk), min(2 * wait_s, _WAIT_MAX_S)

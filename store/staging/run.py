@@ -1,4 +1,4 @@
-"""Run: a plan carried out. Its lanes move objects up while its requests use what is there."""
+"""Run: a plan that is carried out. Its lanes move objects up while its requests use them."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,25 +11,33 @@ from ..plan.timeline import Event, Timed
 from ..progress import BytesTold, TierProgress, ignore_tiers
 from ..tiers.sources import Sources
 from ..tiers.tier import Tier
-from .lane import Lane, Told
+from .lane import Lane, OnEvent
+from .lane_plan import LanePlan
 from .open_files import allow_files
 from .requests import Ready, requests_of
 from .steps import Steps
 
 
 class Run:
-    """A plan that is being carried out, in a with block; iterate over its requests, from as many threads as you like.
+    """A plan that is being carried out, in a with block. Any number of threads may iterate over its requests.
 
-    `failed` says which objects could not be brought, `degraded` which tiers were not there, with the errors why.
+    `failed` has the objects that could not be brought, `degraded` the tiers that were not there, each with its error.
     """
 
     def __init__(
-        self, plan: Plan, tiers: Sequence[Tier], keys: Sequence[str], sources: Sequence[Sources | None],
-        first: int = 0, below: Steps | None = None, progress: TierProgress = ignore_tiers,
-    ) -> None:  # fmt: skip
-        """Take a tier for each of the plan's, from the target down, and where it may have objects from.
+        self,
+        plan: Plan,
+        tiers: Sequence[Tier],
+        keys: Sequence[str],
+        sources: Sequence[Sources | None],
+        *,
+        first: int = 0,
+        below: Steps | None = None,
+        progress: TierProgress = ignore_tiers,
+    ) -> None:
+        """Take tiers of the plan, from the target down, and for each where it may have objects from.
 
-        They are the plan's from number `first` on; `below` serves those that follow, where they run elsewhere.
+        The first is the plan's tier number `first`. If tiers below the last run elsewhere, `below` serves their steps.
         """
         self.plan, self.keys, self._sources = plan, keys, sources
         self._events: list[Event] = []
@@ -39,7 +47,7 @@ class Run:
         self.lanes: list[Lane] = []
 
     def __enter__(self) -> "Run":
-        """Make room in every tier, or raise NoRoom with nothing moved; then begin to move.
+        """Make room in every tier, then begin to move. Raises NoRoom, with nothing moved.
 
         A shared tier that is gone is left out.
         """
@@ -55,7 +63,7 @@ class Run:
                     raise
                 self._lost[tier.tier] = without_frames(error)
                 continue
-            below = self._lane(tier, place, self._sources[number], below)
+            below = self._make_lane(tier, place, self._sources[number], below)
             self.lanes.insert(0, below)
         with ExitStack() as undo:
             undo.callback(self.close)
@@ -68,7 +76,7 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Stop moving, and remove what was moved for this run, unless it is to stay longer."""
+        """Stop moving, and remove the objects that this run moved and that are not to stay longer."""
         for lane in self.lanes:
             lane.close()
 
@@ -79,28 +87,43 @@ class Run:
 
     def _make_room(self, tier: Tier, place: int) -> None:
         tier.sweep()
-        there = [number for number in self.plan.job.found(place) if tier.find(self.keys[number])]
-        there_bytes = sum(self.plan.job.objects[number].length_bytes for number in there)
-        tier.make_room(self.plan.peak_bytes[place] - there_bytes, frozenset(self.keys[n] for n in there))
+        resident = [number for number in self.plan.job.found(place) if tier.find(self.keys[number])]
+        resident_bytes = sum(self.plan.job.objects[number].length_bytes for number in resident)
+        tier.make_room(self.plan.peak_bytes[place] - resident_bytes, frozenset(self.keys[n] for n in resident))
 
-    def _lane(self, tier: Tier, place: int, sources: Sources | None, below: Steps | None) -> Lane:
-        plan = self.plan
-        needs = steps_below(plan.lanes[place - 1]) if place else plan.job.needs(plan.order)
+    def _make_lane(self, tier: Tier, place: int, sources: Sources | None, below: Steps | None) -> Lane:
         return Lane(
-            tier, plan.lanes[place], needs, self.keys, waits=() if place else plan.job.waits(plan.order),
-            always=() if place else plan.job.held, found=plan.job.found(place), below=below, sources=sources,
-            told=self._telling(place, tier), coming=self._counting(place, tier), clock=self._clock,
-        )  # fmt: skip
+            tier,
+            self._plan_lane(place),
+            below=below,
+            sources=sources,
+            on_event=self._event_keeper(place, tier),
+            on_bytes=self._byte_counter(place, tier),
+            clock=self._clock,
+        )
+
+    def _plan_lane(self, place: int) -> LanePlan:
+        """Return the plan of one lane. The target's lane works for the requests, any other for the lane above it."""
+        plan, job, is_target = self.plan, self.plan.job, place == 0
+        return LanePlan(
+            keys=self.keys,
+            moves=plan.lanes[place],
+            needs=job.needs(plan.order) if is_target else steps_below(plan.lanes[place - 1]),
+            always=job.held if is_target else (),
+            waits=job.waits(plan.order) if is_target else (),
+            resident=job.found(place),
+        )
 
     @property
     def whole(self) -> bool:
-        """Whether all objects fit at once, so that nothing that comes ever leaves."""
+        """Whether all objects fit at once, so that none is evicted."""
         return _never_waits(self.plan.lanes[0])
 
     def wait_until_placed(self) -> None:
-        """Wait until all is in place; or, where that can't be at once, what the first step needs."""
+        """Wait until all objects are in place or, if they don't fit at once, those of the first step."""
         moves = self.plan.lanes[self.first]
-        self.lanes[0].ready(len(moves) if _never_waits(moves) else sum(move.step == 0 for move in moves))
+        count = len(moves) if _never_waits(moves) else sum(move.step == 0 for move in moves)
+        self.lanes[0].wait_for_moves(count)
 
     @property
     def failed(self) -> dict[str, StoreError]:
@@ -108,43 +131,45 @@ class Run:
 
     @property
     def degraded(self) -> Mapping[str, StoreError]:
-        """Tiers on the way that were not there, or failed, and why."""
-        found = self._lost | {tier: error for one in self._sources if one for tier, error in one.failed.items()}
+        """Tiers on the way that were not there, or failed, each with its error."""
+        lost = self._lost | {
+            tier: error for sources in self._sources if sources for tier, error in sources.failed.items()
+        }
         for lane in self.lanes[1:]:
             if lane.tier == "shared" and lane.failed:
-                found[lane.tier] = next(iter(lane.failed.values()))
-        return found
+                lost[lane.tier] = next(iter(lane.failed.values()))
+        return lost
 
     def timeline(self) -> Timed:
         """Return what has happened so far."""
         places = enumerate(self._tiers, self.first)
-        found = {tier.tier: self.plan.job.found_bytes(place) for place, tier in places}
-        return Timed(tuple(self._events), found)
+        resident_bytes = {tier.tier: self.plan.job.found_bytes(place) for place, tier in places}
+        return Timed(tuple(self._events), resident_bytes)
 
     def _clock(self) -> float:
         return time.monotonic() - self._began
 
-    def _counting(self, place: int, into: Tier) -> BytesTold:
-        """Return what hears of the bytes that come into one tier."""
+    def _byte_counter(self, place: int, into: Tier) -> BytesTold:
+        """Return what reports the bytes that come into one tier."""
         objects, moves = self.plan.job.objects, self.plan.lanes[place]
         total = sum(objects[move.object].length_bytes for move in moves if not move.made)
         return lambda length_bytes: self._progress(into.tier, length_bytes, total)
 
-    def _telling(self, place: int, into: Tier) -> Told:
-        """Return what keeps the events of one lane."""
+    def _event_keeper(self, place: int, into: Tier) -> OnEvent:
+        """Return what keeps the events of one lane for the timeline."""
         plan, tier = self.plan, into.tier
 
-        def told(kind: str, number: int, source: str, began: float) -> None:
+        def keep(kind: str, number: int, source: str, began: float) -> None:
             ended = self._clock()
             if kind != "step":
-                one = plan.job.objects[number]
+                object_ = plan.job.objects[number]
                 start = ended if kind == "evict" else began
-                self._events.append(Event(kind, tier, one.id, start, ended, one.length_bytes, source))
+                self._events.append(Event(kind, tier, object_.id, start, ended, object_.length_bytes, source))
             elif place == 0:
                 id_ = plan.job.requests[plan.order[number]].id
                 self._events.append(Event("request", tier, str(id_), began, ended))
 
-        return told
+        return keep
 
 
 def _never_waits(moves: Sequence[Move]) -> bool:

@@ -1,12 +1,12 @@
-"""Feed: the steps of a running lane, served to other processes of this user at a socket in the lane's directory.
+"""Serve: hands the steps of a running lane to other processes of this user, at a socket in the lane's directory.
 
 One line of JSON each way:
     ["next"]        a step, or null after the last
-    ["take", STEP]  what it needs, once that is in place, or null when the run has ended:
+    ["take", STEP]  its objects, once all of them came or failed, or null if the run has ended:
                     {"held": {number: key}, "failed": {number: [kind, where, why]}}
-    ["over", STEP]  no answer
-    ["own", NAME]   whether all steps from here on are this client's alone
-What a connection was given is over when it closes, so a process that is killed keeps nothing up.
+    ["over", STEP]  the step is over; no answer
+    ["own", NAME]   whether all steps from here on are given to this client only
+When a connection closes, all steps that it was given are over. So a process that is killed holds nothing up.
 """
 
 import contextlib
@@ -24,61 +24,61 @@ from typing import Any
 from ..disk import Disk, disk_errors
 from ..errors import Fenced, StorageFailed, StoreError
 from ..tiers.extent import attach_extent, extent_path
-from .steps import Steps, Taken
+from .steps import StepObjects, Steps
 
 _ASK_MAX_BYTES = 256
 _ANSWER_MAX_BYTES = 1 << 28
 _RETRY_S = 0.05
 
 
-class _Server:
-    """Answers connections, a thread each."""
+class _StepsServer:
+    """Answers connections, each in a thread of its own."""
 
     def __init__(self, steps: Steps, keys: Sequence[str], listener: socket.socket) -> None:
         self._steps, self._keys, self._listener = steps, keys, listener
-        self._open = set[socket.socket]()
+        self._connections = set[socket.socket]()
         self._owner: str | None = None
         self._closed = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
         self._closed = True
-        for one in (self._listener, *self._open):
+        for connection in (self._listener, *self._connections):
             with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     def _accept(self) -> None:
         while not self._closed:
             try:
                 connection = self._listener.accept()[0]
-            except OSError:  # it is closed, or there are too many open files just now
+            except OSError:  # the listener is closed, or too many files are open at the moment
                 time.sleep(_RETRY_S)
                 continue
-            self._open.add(connection)
+            self._connections.add(connection)
             try:
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-            except RuntimeError:  # there are too many already: of this client there is one less
-                self._open.discard(connection)
+            except RuntimeError:  # too many threads; the client finds the connection closed
+                self._connections.discard(connection)
                 connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
-        owed = set[int]()  # steps that this connection has been given and not said to be over
-        bad = (OSError, ValueError, TypeError, IndexError)  # of a client that is gone, or that asks for nonsense
-        with contextlib.suppress(*bad), connection, connection.makefile("rwb") as stream:
+        owed = set[int]()  # steps that this connection was given and has not finished
+        client_errors = (OSError, ValueError, TypeError, IndexError)  # the client is gone, or asks for nonsense
+        with contextlib.suppress(*client_errors), connection, connection.makefile("rwb") as stream:
             try:
                 while (line := stream.readline(_ASK_MAX_BYTES)).endswith(b"\n"):
                     word, *rest = json.loads(line)
                     if word == "over":
                         owed.discard(rest[0])
-                        self._steps.over(rest[0])
+                        self._steps.finish(rest[0])
                         continue
                     stream.write(json.dumps(self._answer(word, rest, owed)).encode() + b"\n")
                     stream.flush()
             finally:
-                self._open.discard(connection)
+                self._connections.discard(connection)
                 for step in owed:
-                    self._steps.over(step)
+                    self._steps.finish(step)
 
     def _answer(self, word: str, rest: list[Any], owed: set[int]) -> object:
         if word == "own":
@@ -96,12 +96,12 @@ class _Server:
 
 @contextlib.contextmanager
 def serving(steps: Steps, keys: Sequence[str], path: Path, disk: Disk) -> Iterator[None]:
-    """Serve steps at a socket while the body runs; whoever waits for one when it ends is told so."""
+    """Serve steps at a socket while the body runs. After it, clients that wait get StorageFailed."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _short(path) as name, disk_errors(path):
+    with _short_path(path) as name, disk_errors(path):
         listener.bind(name)
         listener.listen()
-    server = _Server(steps, keys, listener)
+    server = _StepsServer(steps, keys, listener)
     try:
         yield
     finally:
@@ -109,33 +109,33 @@ def serving(steps: Steps, keys: Sequence[str], path: Path, disk: Disk) -> Iterat
         disk.remove(path)
 
 
-def _packed(taken: Taken, keys: Sequence[str]) -> dict[str, Any]:
+def _packed(taken: StepObjects, keys: Sequence[str]) -> dict[str, Any]:
     failed = {number: [error.kind, error.where, error.why] for number, error in taken.failed.items()}
     return {"held": {number: keys[number] for number in taken.held}, "failed": failed}
 
 
-_feds = weakref.WeakSet["Fed"]()
-os.register_at_fork(after_in_child=lambda: [*map(Fed._forget_connections, list(_feds))])
+_clients = weakref.WeakSet["StepsClient"]()
+os.register_at_fork(after_in_child=lambda: [*map(StepsClient._forget_connections, list(_clients))])
 
 
-class Fed:
-    """The steps of a lane of the host tier that another process runs; threads may share it."""
+class StepsClient:
+    """The steps of a lane of the host tier that runs in another process. Threads may share one client."""
 
     tier = "host"
 
     def __init__(self, path: Path, *, alone: bool = False) -> None:
-        """Take the socket; `alone`: its steps make sense to one process only. Raises Fenced if another one has them."""
+        """Take the socket. With `alone` no other client gets steps; raise Fenced if another one has them already."""
         self._path = path
         self._forget_connections()
-        _feds.add(self)
+        _clients.add(self)
         if alone and not self._ask(["own", secrets.token_hex(8)]):
             why = "another process of this run works on them already"
             raise Fenced("requests", why, hint="on a device one process works through the requests of a run")
 
     def _forget_connections(self) -> None:
-        """Begin anew, also in the child of a fork: its parent's connections are to close with the parent."""
-        for one in list(getattr(self, "_connections", ())):
-            if (fd := one.detach()) >= 0:
+        """Begin without connections. In the child of a fork, close its parent's, so that they end with the parent."""
+        for connection in list(getattr(self, "_connections", ())):
+            if (fd := connection.detach()) >= 0:
                 os.close(fd)
         self._local, self._connections = threading.local(), weakref.WeakSet[socket.socket]()
 
@@ -143,27 +143,26 @@ class Fed:
         step = self._ask(["next"])
         return int(step) if step is not None else None
 
-    def take(self, step: int) -> Taken:
+    def take(self, step: int) -> StepObjects:
         answer = self._ask(["take", step])
         if answer is None:
             raise StorageFailed("run", "has ended")
-        held = {
-            int(number): attach_extent(extent_path(self._path.parent, key), key)
-            for number, key in answer["held"].items()
-        }
-        return Taken(dict(held), {int(number): _error(*told) for number, told in answer["failed"].items()})
+        directory = self._path.parent
+        held = {int(number): attach_extent(extent_path(directory, key), key) for number, key in answer["held"].items()}
+        failed = {int(number): _parse_error(*error) for number, error in answer["failed"].items()}
+        return StepObjects(dict(held), failed)
 
-    def over(self, step: int) -> None:
-        with contextlib.suppress(StorageFailed):  # then everything is over
+    def finish(self, step: int) -> None:
+        with contextlib.suppress(StorageFailed):  # the run has ended, and so has every step
             self._ask(["over", step], answered=False)
 
     def stop(self) -> None:
-        for one in list(self._connections):
+        for connection in list(self._connections):
             with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
 
     def _ask(self, words: list[object], *, answered: bool = True) -> Any:
-        """Ask on this thread's own connection, so that no thread waits for another's step."""
+        """Ask on this thread's own connection, so that no thread waits for another thread's step."""
         try:
             if not hasattr(self._local, "stream"):
                 self._local.stream = self._connect()
@@ -179,22 +178,22 @@ class Fed:
 
     def _connect(self) -> Any:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with _short(self._path) as name:
+        with _short_path(self._path) as name:
             connection.connect(name)
         self._connections.add(connection)
         stream = connection.makefile("rwb")
-        connection.close()  # in truth when the stream is, which the end of its thread closes
+        connection.close()  # takes effect when the stream is closed, which the end of its thread does
         return stream
 
 
-def _error(kind: str, where: str, why: str) -> StoreError:
-    kinds = {one.kind: one for one in StoreError.__subclasses__()}
+def _parse_error(kind: str, where: str, why: str) -> StoreError:
+    kinds = {subclass.kind: subclass for subclass in StoreError.__subclasses__()}
     return kinds.get(kind, StoreError)(where, why)
 
 
 @contextlib.contextmanager
-def _short(path: Path) -> Iterator[str]:
-    """Name a path so that it fits into a socket's address, which holds 108 bytes."""
+def _short_path(path: Path) -> Iterator[str]:
+    """Yield a name of a path that fits into the address of a socket, which holds 108 bytes."""
     with disk_errors(path.parent):
         directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

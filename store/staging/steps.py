@@ -1,4 +1,4 @@
-"""Steps: what a lane works for, as those who use it see them, one after the other."""
+"""Steps: what a lane works for, one after the other, as their users see them. A step is a request or a move above."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -8,10 +8,10 @@ from ..tiers.tier import Held
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """What a step needs, by the objects' numbers: in place and held, or with the error that kept it away.
+class StepObjects:
+    """The objects of one step, by number: held in place, or failed with the error that kept it away.
 
-    What is in neither has to be computed.
+    An object in neither must be computed.
     """
 
     held: dict[int, Held] = field(default_factory=dict)
@@ -19,7 +19,7 @@ class Taken:
 
 
 class Steps(Protocol):
-    """What serves the steps of a lane, in this process or through feed.py in another."""
+    """Serves the steps of a lane: `lane` in its own process, `serve` in other processes."""
 
     @property
     def tier(self) -> str: ...
@@ -28,14 +28,14 @@ class Steps(Protocol):
         """Return the next step that nobody has been given yet; None after the last."""
         ...
 
-    def take(self, step: int) -> Taken:
-        """Return what a step needs, when all of it is there. Raises StorageFailed if the run has ended."""
+    def take(self, step: int) -> StepObjects:
+        """Return the objects of a step, once all of them came or failed. Raises StorageFailed if the run has ended."""
         ...
 
-    def over(self, step: int) -> None:
-        """Say that a step is over: what it took may go."""
+    def finish(self, step: int) -> None:
+        """Say that a step is over. Its objects may then be evicted."""
         ...
 
     def stop(self) -> None:
-        """Make no further move; whoever waits in `take` is told that the run has ended."""
+        """Make no further move. Whoever waits in `take` gets StorageFailed."""
         ...

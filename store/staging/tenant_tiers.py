@@ -1,4 +1,4 @@
-"""Tiering: the tiers above the local store of one tenant, staged to, released, measured and planned for."""
+"""Tenant tiers: the tiers above the local store of one tenant, as the store's users see them."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +11,10 @@ from ..artifacts.names import Names
 from ..errors import NoRoom, StoreError
 from ..kv.kv import Kv
 from ..progress import TierProgress, ignore_tiers
-from ..tiers.local import Local
+from ..tiers.local import Local, version_id
 from .arenas import Arenas
-from .prefetch import How, Placed, Stage, Wanted, drop_staged, forget_staged, stage, unstage
+from .prefetch import Prefetched, StagingOptions, WantedObject, stage
+from .unstage import StagedCopy, drop_after_erase, unstage, wipe_before_erase
 
 if TYPE_CHECKING:
     from ..plan.planfile import Plan
@@ -22,100 +23,126 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Unstaged:
-    """What was wiped; what is in use and stays; and which tier is gone, so that what it held can't be wiped."""
+    """What `unstage` did: copies that were wiped, copies in use, which stay, and tiers that are gone.
 
-    gone: list[Placed]
-    in_use: list[Placed]
+    Copies in a tier that is gone can't be wiped.
+    """
+
+    gone: list[StagedCopy]
+    in_use: list[StagedCopy]
     degraded: dict[str, StoreError]
 
 
 @dataclass(frozen=True, slots=True)
 class Tiers:
-    """The tiers of one tenant."""
+    """The tiers of one tenant. Objects are staged to them and wiped in them; jobs are planned for them and run."""
 
     arenas: Arenas
     names: Names
     get: Callable[[str], Artifact]
     kv: Kv
 
-    def prefetch(
-        self, names: Sequence[str], to: str, budget_bytes: int | None, how: How, *, host_only: bool = False
-    ) -> Stage:  # fmt: skip
-        """Stage artifacts up to a tier, each byte verified, and hold them.
+    # ---- stage and wipe
 
-        In host and shared tier they stay for any process, on a device for this one. With `host_only` what is meant for
-        a device goes as far as the host tier: its processes bring it further. Raises NoRoom before anything moves. Of
-        several, `staging.failed` says which could not be staged.
+    def prefetch(
+        self,
+        names: Sequence[str],
+        to: str,
+        budget_bytes: int | None,
+        options: StagingOptions,
+        *,
+        host_only: bool = False,
+    ) -> Prefetched:
+        """Stage artifacts in a tier, each byte verified, and hold them.
+
+        In the host and shared tier any process can use them, on a device only this one. With `host_only`, artifacts for
+        a device are staged in the host tier; the processes that use them bring them to the device.
+
+        Raises NoRoom before anything moves. If some of several artifacts fail, they are in `staging.failed`.
         """
-        versions = {f"{one.summary.name}@{one.summary.version}": one for one in map(self.get, dict.fromkeys(names))}
-        found = {one.summary.id: one for one in versions.values()}  # of the same bytes by two names there is one
-        local = Local(self.get, lambda key: None, found.values())
-        wanted = [Wanted(one.summary.id, id_, local.length_bytes(one.summary.id)) for id_, one in versions.items()]
+        artifacts = {version_id(artifact): artifact for artifact in map(self.get, dict.fromkeys(names))}
+        by_key = {artifact.summary.id: artifact for artifact in artifacts.values()}  # two names may have the same bytes
+        local = Local(self.get, lambda key: None, by_key.values())
+        wanted = [
+            WantedObject(artifact.summary.id, id_, local.length_bytes(artifact.summary.id))
+            for id_, artifact in artifacts.items()
+        ]
         if host_only and to != "host":
-            lengths = {one.key: one.length_bytes for one in wanted}
+            lengths = {object_.key: object_.length_bytes for object_ in wanted}
             self.arenas.target(to, budget_bytes).make_room(sum(lengths.values()), frozenset())
             to, budget_bytes = "host", None
-        return self._stage(wanted, local, to, budget_bytes, how)
+        return self._stage_from(local, wanted, to, budget_bytes, options)
 
-    def prefetch_plan(self, plan: "Plan", how: How) -> Stage:
-        """Stage all that a plan moves into its target, as `prefetch` does; raise NoRoom if it can't all be there."""
+    def prefetch_plan(self, plan: "Plan", options: StagingOptions) -> Prefetched:
+        """Stage all objects that a plan moves into its target, as `prefetch` does; raise NoRoom if they don't fit."""
         from .planned import Planned
 
         planned = Planned(plan, self.get, self.kv)
         target, objects = plan.job.tiers[0], plan.job.objects
         wanted = [
-            Wanted(key, one.id, one.length_bytes)
-            for one, key in zip(objects, planned.keys(), strict=True)
-            if one.stored
+            WantedObject(key, object_.id, object_.length_bytes)
+            for object_, key in zip(objects, planned.keys(), strict=True)
+            if object_.stored
         ]
         try:
-            return self._stage(wanted, planned.local(), target.name, target.capacity_bytes, how)
+            return self._stage_from(planned.local(), wanted, target.name, target.capacity_bytes, options)
         except NoRoom as error:
             hint = "raise the budget, or add '-- CMD': then it comes as the requests of CMD need it"
             raise NoRoom(error.where, error.why, hint=hint) from None
 
-    def _stage(self, wanted: Sequence[Wanted], local: Local, to: str, budget_bytes: int | None, how: How) -> Stage:
+    def _stage_from(
+        self, local: Local, wanted: Sequence[WantedObject], to: str, budget_bytes: int | None, options: StagingOptions
+    ) -> Prefetched:
+        """Open the target and the tiers below it, and stage objects."""
         target = self.arenas.target(to, budget_bytes)
-        return stage(target, self.arenas.sources(local, to, how.from_), wanted, how, self.arenas.now().timestamp())
+        sources = self.arenas.sources(local, to, options.from_)
+        return stage(target, sources, wanted, options, self.arenas.now().timestamp())
 
     def unstage(self, names: Sequence[str] = ()) -> Unstaged:
-        """Wipe what is staged of these names, or all, in every tier that is there."""
+        """Wipe the staged copies of these names, or all copies, in every tier that is there."""
         arenas, failed = self.arenas.present()
         return Unstaged(*unstage(arenas, self.names, names), failed)
 
-    def forget(self, tenant: Tenant, keys: Collection[str] | None) -> None:
-        """Wipe staged copies of these objects of a tenant (None: of all) before they are erased.
+    def wipe_before_erase(self, tenant: Tenant, keys: Collection[str] | None) -> None:
+        """Wipe staged copies of these objects of a tenant (None: of all), which are to be erased.
 
-        Raises Fenced if a process uses one, StorageFailed if the shared tier is gone: what it holds can't be wiped.
+        Raises Fenced if a process uses one, StorageFailed if the shared tier is gone: copies in it can't be wiped.
         """
-        present, failed = replace(self.arenas, tenant=tenant).present()
+        arenas, failed = replace(self.arenas, tenant=tenant).present()
         for error in failed.values():
             raise error
-        forget_staged(present, keys)
+        wipe_before_erase(arenas, keys)
 
-    def forget_late(self, tenant: Tenant, keys: Collection[str] | None) -> list[str]:
-        """Wipe copies that were staged while they were erased; return what can't be wiped. Raises nothing."""
-        present, failed = replace(self.arenas, tenant=tenant).present()
-        return [*(f"tier {tier}" for tier in failed), *drop_staged(present, keys)]
+    def drop_after_erase(self, tenant: Tenant, keys: Collection[str] | None) -> list[str]:
+        """Drop copies that were staged during an erase; return what can't be wiped, see `unstage`. Raises nothing."""
+        arenas, failed = replace(self.arenas, tenant=tenant).present()
+        return [*(f"tier {tier}" for tier in failed), *drop_after_erase(arenas, keys)]
+
+    # ---- plan and run
 
     def plan(
         self, path: str | Path, *, order: str = "given", to: str | None = None, budget_bytes: int | None = None
-    ) -> "Plan":  # fmt: skip
-        """Return the staging plan of a JOB file; nothing moves. Tiers that were never measured are measured first.
+    ) -> "Plan":
+        """Return the staging plan of a JOB file. Nothing moves; tiers that were never measured are measured first.
 
-        `to` and the budget of the target go before what the JOB says.
+        `to` and the target's budget override those of the JOB.
         """
-        from .plan_job import plan_file  # loaded where it is used, so that other commands start faster
+        from .plan_job import plan_file  # loaded here so that commands that plan nothing start faster
 
         return plan_file(self.arenas, self.get, self.kv, Path(path), order=order, to=to, budget_bytes=budget_bytes)
 
     def run(
-        self, plan: "Plan", *, to: str | None = None, from_: str | None = None, host_only: bool = False,
+        self,
+        plan: "Plan",
+        *,
+        to: str | None = None,
+        from_: str | None = None,
+        host_only: bool = False,
         progress: TierProgress = ignore_tiers,
-    ) -> "Run":  # fmt: skip
-        """Return a run of a plan, to be used in a with block. `to` names the device, where the plan is for one.
+    ) -> "Run":
+        """Return a run of a plan, for a with block. If the plan is for a device, `to` names which one.
 
-        With `host_only` the lane of a device is another process's, see run_planned. Raises BadInput for a plan of
+        With `host_only` another process runs the lane of the device, see `run_planned`. Raises BadInput for a plan of
         blocks that no store holds, NotFound if an object is not stored any more.
         """
         from .planned import Planned

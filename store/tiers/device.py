@@ -1,8 +1,8 @@
-"""The device tier: bytes into the memory of an accelerator, through pinned host buffers on a stream of their own.
+"""The device tier: the memory of an accelerator. Bytes go up through pinned host buffers, on a stream of their own.
 
-Filling the next buffer (reading, decrypting, checking) overlaps with copying the last ones up. Without an accelerator
-the device is `cpu` and takes the same way, with plain buffers and no stream. Device memory lives in one process: what
-is staged there is gone with it, and free again when its last tensor is.
+Filling one buffer (reading, decrypting, checking) overlaps with copying the buffers before it up. Without an
+accelerator the device is `cpu`; the way is the same, with plain buffers and no stream. Device memory belongs to one
+process. It is free again when the process ends, or when the last tensor that uses it is gone.
 """
 
 import contextlib
@@ -23,20 +23,20 @@ from .tier import Held, Resident
 if TYPE_CHECKING:
     import torch
 
-# Large enough for a copy to run at full speed, few enough that they cost nothing beside what is staged.
+# A copy of this size runs at full speed. So few buffers take little memory beside the objects that are staged.
 BOUNCE_BYTES, BOUNCES = 32 << 20, 3
 _MEMORY = Path("/proc/meminfo")
 
 
 def kind_of(tier: str) -> str:
-    """Return what a tier is without saying which one: `device` of `device:cuda:0`."""
+    """Return the kind of a tier: `device` for `device:cuda:0`."""
     return tier.partition(":")[0]
 
 
 def parse_device(tier: str) -> str:
-    """Return the torch device of `device`, `device:cpu` or `device:cuda:N`; raise BadInput if it is not there.
+    """Return the torch device that `device`, `device:cpu` or `device:cuda:N` names; raise BadInput if there is none.
 
-    `device` alone is the first accelerator, or `cpu` where there is none.
+    `device` alone means the first accelerator, or `cpu` if there is no accelerator.
     """
     import torch
 
@@ -74,35 +74,38 @@ class OnDevice:
 
 
 class DeviceTier:
-    """The objects that this process has brought to one device; see tier.py. What is removed is not overwritten."""
+    """The objects that this process has brought to one device; see tier.py. Removing one does not overwrite it."""
 
     tier = "device"
 
     def __init__(self, device: str, budget_bytes: int | None = None) -> None:
-        """Take a torch device, as `parse_device` returns it, and the most that may lie there, if it isn't all."""
+        """Take a torch device, as `parse_device` returns it, and the most bytes that may lie there, if limited."""
         self.device, self._budget_bytes = device, budget_bytes
         self._kept: dict[str, tuple[OnDevice, float]] = {}
         self._handed: dict[str, weakref.ref[OnDevice]] = {}
         self._alive: list[tuple[Any, int]] = []  # memory that tensors may still use, and its bytes
-        self._guard = threading.RLock()  # of these
+        self._guard = threading.RLock()  # held while one of these three is read or changed
         self._coming: dict[str, threading.Lock] = {}
 
     @property
     def capacity_bytes(self) -> int:
-        """The budget, if the device has so much free beside what is here, else what it has."""
+        """The budget, or what the device has free beside these objects, if that is less."""
         free = _free_bytes(self.device) + self.used_bytes
         return free if self._budget_bytes is None else min(self._budget_bytes, free)
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of what was brought here and is not free again."""
+        """Bytes of the memory that was filled here and is not free again."""
         with self._guard:
             self._alive = [(memory, length) for memory, length in self._alive if not memory.expired()]
             return sum(length for _, length in self._alive)
 
     def residents(self) -> list[Resident]:
         with self._guard:
-            return [Resident(key, o.name, o.length_bytes, until_s) for key, (o, until_s) in sorted(self._kept.items())]
+            return [
+                Resident(key, kept.name, kept.length_bytes, until_s)
+                for key, (kept, until_s) in sorted(self._kept.items())
+            ]
 
     def find(self, key: str) -> bool:
         return key in self._kept
@@ -117,19 +120,23 @@ class DeviceTier:
 
     def make_room(self, length_bytes: int, keep: frozenset[str]) -> None:
         with self._guard:
-            there = sorted(self.residents(), key=lambda one: one.expires_s)
-            free = [one for one in there if one.key not in keep and self._is_freed_by_removal(one.key)]
-            kept = self.used_bytes - sum(one.length_bytes for one in free)
+            residents = sorted(self.residents(), key=lambda resident: resident.expires_s)
+            free = [
+                resident
+                for resident in residents
+                if resident.key not in keep and self._is_freed_by_removal(resident.key)
+            ]
+            kept = self.used_bytes - sum(resident.length_bytes for resident in free)
             if kept + length_bytes > self.capacity_bytes:
                 why = f"{length_bytes} bytes do not fit beside {kept} in use, of {self.capacity_bytes}"
                 raise NoRoom(f"device {self.device}", why, hint="stage less, or raise --budget")
-            for one in free:
+            for resident in free:
                 if self.used_bytes + length_bytes > self.capacity_bytes:
-                    self.remove(one.key)
+                    self.remove(resident.key)
 
     @contextlib.contextmanager
     def filling(self, key: str, *, wait: bool) -> Iterator[None]:
-        coming = self._coming.setdefault(key, threading.Lock())  # of this process: no other brings anything here
+        coming = self._coming.setdefault(key, threading.Lock())  # threads are enough: no other process fills this tier
         if not coming.acquire(blocking=wait):
             raise Fenced(key[:16], "another thread is staging it", hint="wait for it")
         try:
@@ -137,31 +144,32 @@ class DeviceTier:
         finally:
             coming.release()
 
-    def fill(self, key: str, source: Held, until_s: float = 0.0, told: BytesTold = ignore_bytes) -> OnDevice:
+    def fill(self, key: str, source: Held, until_s: float = 0.0, on_bytes: BytesTold = ignore_bytes) -> OnDevice:
         from torch.multiprocessing.reductions import StorageWeakRef
 
         if held := self.hold(key, until_s):
             return held
-        memory = upload(source, self.device, told)
+        memory = upload(source, self.device, on_bytes)
         alive = StorageWeakRef(memory.untyped_storage())  # type: ignore[no-untyped-call]
         with self._guard:
             if held := self.hold(key, until_s):
                 return held  # another thread was faster
-            self._alive = [*((one, n) for one, n in self._alive if not one.expired()), (alive, len(memory))]
+            self._alive = [row for row in self._alive if not row[0].expired()]
+            self._alive.append((alive, len(memory)))
             self._kept[key] = OnDevice(source.name, tuple(source.spans), memory), until_s
             return self._hand_out(key)
 
-    def remove(self, key: str, *, over: bool = False) -> bool:
+    def remove(self, key: str, *, expired_only: bool = False) -> bool:
         with self._guard:
             if key in self._kept:
-                if self._is_used(key) or (over and self._kept[key][1] > time.time()):
+                if self._is_used(key) or (expired_only and self._kept[key][1] > time.time()):
                     return False
                 del self._kept[key]
             return True
 
     def sweep(self) -> None:
         for key in list(self._kept):
-            self.remove(key, over=True)
+            self.remove(key, expired_only=True)
 
     def _is_used(self, key: str) -> bool:
         handed = self._handed.get(key)
@@ -171,7 +179,7 @@ class DeviceTier:
         return not self._is_used(key) and not _is_viewed(self._kept[key][0].memory)
 
     def _hand_out(self, key: str) -> OnDevice:
-        """Return an object as those who use it hold it: as long as one of them does, it stays."""
+        """Return the object that all users share. It stays while one of them references it."""
         handed = self._handed.get(key)
         if handed is None or (held := handed()) is None:
             held = replace(self._kept[key][0])
@@ -180,7 +188,7 @@ class DeviceTier:
 
 
 def _free_bytes(device: str) -> int:
-    """Return the bytes that a device has free; of `cpu` what the kernel says is available."""
+    """Return the bytes that a device has free; for `cpu` the memory that the kernel says is available."""
     import torch
 
     if device != "cpu":
@@ -190,7 +198,7 @@ def _free_bytes(device: str) -> int:
 
 
 def _is_viewed(memory: "torch.Tensor") -> bool:
-    """Say whether other tensors use the memory of this one."""
+    """Say whether other tensors use the same memory."""
     import torch
 
     def uses(tensor: torch.Tensor) -> int:
@@ -199,21 +207,21 @@ def _is_viewed(memory: "torch.Tensor") -> bool:
     return uses(memory) > uses(torch.empty(1, dtype=torch.uint8))
 
 
-def upload(source: Held, device: str, told: BytesTold = ignore_bytes) -> "torch.Tensor":
-    """Return an object's bytes in the memory of a device, as uint8; what reading it raises comes through.
+def upload(source: Held, device: str, on_bytes: BytesTold = ignore_bytes) -> "torch.Tensor":
+    """Return an object's bytes in the memory of a device, as uint8.
 
-    Raises NoRoom if the device is full after all.
+    Raises NoRoom if the device is full, and what reading the object raises.
     """
     import torch
 
     target, length_bytes = torch.device(device), source.length_bytes
     try:
         memory = torch.empty(length_bytes, dtype=torch.uint8, device=target)
-    except RuntimeError as error:  # OutOfMemoryError of a device is one
+    except RuntimeError as error:  # the base of torch.OutOfMemoryError
         raise NoRoom(f"device {device}", str(error).partition(".")[0].lower()) from None
     pinned = target.type == "cuda"
     stream: Any = torch.cuda.Stream(target) if pinned else None  # type: ignore[no-untyped-call]
-    if stream is not None:  # what had this memory before may still be read by work that is queued
+    if stream is not None:  # work that is queued may still read what had this memory before
         stream.wait_stream(torch.cuda.current_stream(target))
     bounces = [
         torch.empty(min(BOUNCE_BYTES, length_bytes), dtype=torch.uint8, pin_memory=pinned) for _ in range(BOUNCES)
@@ -223,18 +231,18 @@ def upload(source: Held, device: str, told: BytesTold = ignore_bytes) -> "torch.
         for turn, at in enumerate(range(0, length_bytes, BOUNCE_BYTES)):
             part = bounces[turn % BOUNCES][: min(BOUNCE_BYTES, length_bytes - at)]
             if busy[turn % BOUNCES] is not None:
-                busy[turn % BOUNCES].synchronize()  # its last copy is still on its way up
+                busy[turn % BOUNCES].synchronize()  # until its last copy has arrived
             source.read(at, part.numpy().data)
             busy[turn % BOUNCES] = _copy(part, memory[at : at + len(part)], stream)
-            told(len(part))
-    finally:  # where it failed too: others get this memory then, and no copy may still be on its way into it
+            on_bytes(len(part))
+    finally:  # after a failure too: the memory then goes to others, and no copy may still write to it
         if stream is not None:
             stream.synchronize()
     return memory
 
 
 def _copy(part: "torch.Tensor", target: "torch.Tensor", stream: Any) -> Any:
-    """Start copying; return the event of its end, None where it is over already."""
+    """Start copying; return the event of its end, or None if the copy is complete."""
     import torch
 
     if stream is None:

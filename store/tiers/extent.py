@@ -1,17 +1,17 @@
-"""Extents: verified tensors as one file on a memory file system; in the host tier mapped by whoever reads them.
+"""Extents: verified tensors as one file on a memory file system. In the host tier, readers map the file.
 
-An extent is published whole and never changed after. Whoever uses it holds its shared lock, which the kernel drops with
-the process. Removing one takes the lock alone, unlinks it, and overwrites what is still open. Its time stamp is when it
-may be removed without being asked.
+An extent is published whole and never changed after. A process that uses it holds its shared lock; the kernel frees the
+lock with the process. To remove one, a process takes the exclusive lock, unlinks the file and overwrites its data. The
+file's time stamp is when the extent expires: any process may remove it from then on.
 
     0     8     "ARHOST1" and a zero
     8     8     length of the table, u64 LE
-    16    32    BLAKE3 of the table, keyed where the extent is sealed (sealed.py)
+    16    32    BLAKE3 of the table, keyed if the extent is sealed (sealed.py)
     48    ..    table: JSON {"key", "name", "bytes", "tensors": [[name, dtype, shape, start, length, stride?], …]}, and
-                "sums" where it is sealed
+                "sums" if it is sealed
     ...         zeros to the next 4,096, then the data
-Valid iff magic and hash are right, key is what the file is named, every tensor lies inside the data, and the file ends
-with it. The data itself was verified when it came; whoever may write here is trusted with it, unless it is sealed.
+Valid iff magic and hash are right, the file is named after the key, every tensor lies inside the data, and the file
+ends with the data. The data was verified when it came. Unless it is sealed, processes that may write here are trusted.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _MAGIC = b"ARHOST1\0"
 _HEAD_BYTES = 48
 _TABLE_MAX_BYTES = 1 << 30
 KEY = re.compile(r"[0-9a-f]{64}")
-_WIPE_BYTES = 1 << 20  # stays in a core's cache
+_WIPE_BYTES = 1 << 20  # fits into a core's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,44 +59,45 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What stands before the data of an extent."""
+    """The head of an extent: what stands before its data."""
 
     key: str
     name: str
     spans: tuple[TensorSpan, ...]
     length_bytes: int
-    sums: tuple[str, ...] = ()  # of a sealed extent: see sealed.py
+    sums: tuple[str, ...] = ()  # only of a sealed extent, see sealed.py
 
     def packed(self, seal: bytes | None = None) -> bytes:
-        """Return it up to the page that the data begins on, under a key where there is one."""
-        said = {
+        """Return the bytes up to the page that the data begins on. Its table is hashed under `seal`, if given."""
+        table_fields = {
             "key": self.key,
             "name": self.name,
             "bytes": self.length_bytes,
             "tensors": list(map(_packed, self.spans)),
         }
-        table = json.dumps(said | ({"sums": self.sums} if seal else {})).encode()
+        table = json.dumps(table_fields | ({"sums": self.sums} if seal else {})).encode()
         head = _MAGIC + len(table).to_bytes(8, "little") + _digest(table, seal) + table
         return head.ljust(_data_start(len(table)), b"\0")
 
 
 def extent_path(directory: Path, key: str) -> Path:
-    """Return where the extent of a key is in an arena's directory."""
+    """Return where the extent of a key lies in an arena's directory."""
     assert KEY.fullmatch(key)
     return directory / f"{key}.extent"
 
 
 def forget_session(session: Path, disk: Disk) -> None:
-    """Remove what a run has written beside the extents: for its command, and while it wrote that."""
+    """Remove the files that a run wrote beside the extents for its command, half-written ones too."""
     for path in (session, *(session.with_suffix(end) for end in (".plan", ".socket", ".lock"))):
         disk.remove(path)
     for path in session.parent.glob(f".{session.stem}.*"):
         disk.remove(path)
 
 
-def remove_extent(path: Path, disk: Disk, *, over: bool = False) -> bool:
-    """Wipe an extent and give its memory back; with `over` only if its time is. Return False if it is used and stays,
-    or is to stay longer.
+def remove_extent(path: Path, disk: Disk, *, expired_only: bool = False) -> bool:
+    """Wipe an extent and give its memory back; return True if it is gone.
+
+    It stays if a process uses it or, with `expired_only`, if it has not expired.
     """
     try:
         fd = disk.open(path)
@@ -107,10 +108,10 @@ def remove_extent(path: Path, disk: Disk, *, over: bool = False) -> bool:
     try:
         if not try_lock(fd):
             return False
-        found = os.fstat(fd)
-        if over and found.st_mtime > time.time():
+        status = os.fstat(fd)
+        if expired_only and status.st_mtime > time.time():
             return False
-        if found.st_nlink:  # else it is gone, and what has its name by now is another's
+        if status.st_nlink:  # if 0, it was removed before, and a file of that name is a newer extent
             wipe(fd, path, disk)
         return True
     finally:
@@ -119,15 +120,15 @@ def remove_extent(path: Path, disk: Disk, *, over: bool = False) -> bool:
 
 def wipe(fd: int, path: Path, disk: Disk) -> None:
     """Unlink an extent that nobody else can use, and overwrite it."""
-    disk.remove(path)  # first: nobody finds it any more; the open file keeps its pages until they are overwritten
+    disk.remove(path)  # first, so that nobody finds it; the open file keeps its pages until they are overwritten
     zeros = memoryview(bytes(_WIPE_BYTES))
     for start, stop in _data(fd):
-        for at in range(start, stop, _WIPE_BYTES):  # not mapped: a fault for each page takes four times as long
+        for at in range(start, stop, _WIPE_BYTES):  # written, not mapped: page faults take four times as long
             disk.write_at(fd, zeros[: stop - at], at)
 
 
 def _data(fd: int) -> Iterator[tuple[int, int]]:
-    """Yield where a file has data: writing to its holes would take room, which there may be none of."""
+    """Yield the ranges in which a file has data. Writing to its holes would take room that may not be there."""
     stop = 0
     try:
         while True:
@@ -135,14 +136,14 @@ def _data(fd: int) -> Iterator[tuple[int, int]]:
             stop = os.lseek(fd, start, os.SEEK_HOLE)
             yield start, stop
     except OSError as error:
-        if error.errno != errno.ENXIO:  # which says that there is no more: else nobody knows
+        if error.errno != errno.ENXIO:  # ENXIO means no more data; after any other error, all of the rest is data
             yield stop, os.fstat(fd).st_size
 
 
 def drop_extent(path: Path, disk: Disk) -> bool:
-    """Wipe an extent, or, where a process uses it, let nobody find it: its memory goes with its last user.
+    """Wipe an extent; return whether that was possible.
 
-    Return whether it was wiped.
+    If a process uses it, only its name is removed, so that nobody finds it. Its memory goes with its last user.
     """
     if remove_extent(path, disk):
         return True
@@ -151,10 +152,10 @@ def drop_extent(path: Path, disk: Disk) -> bool:
 
 
 def attach_extent(path: Path, key: str, known: Head | None = None) -> Extent:
-    """Map an extent, uncopied, held in place until its last tensor is gone; `known` is its head, if this very process
-    has written it.
+    """Map an extent without a copy; it is held in place until its last tensor is gone.
 
-    Raises NotFound if it is gone, Corrupt if it is not the extent of this key.
+    `known` is its head, if this process has just written it. Raises NotFound if the extent is gone, Corrupt if it is
+    not the extent of this key.
     """
     fd = open_held(path)
     try:
@@ -162,7 +163,7 @@ def attach_extent(path: Path, key: str, known: Head | None = None) -> Extent:
         if length < _PAGE_BYTES:
             raise Corrupt(str(path), "is no extent")
         with disk_errors(path):
-            # Copy on write, so that tensors are writable; the map keeps the file open, and so its lock.
+            # Copy on write makes tensors writable. The map keeps the file open, and so keeps the lock.
             view = memoryview(mmap.mmap(fd, length, access=mmap.ACCESS_COPY))
     finally:
         os.close(fd)
@@ -173,7 +174,7 @@ def attach_extent(path: Path, key: str, known: Head | None = None) -> Extent:
 
 
 def open_held(path: Path) -> int:
-    """Return a descriptor of an extent, which holds it in place while it is open; raise NotFound if it is gone."""
+    """Return a descriptor of an extent. While it is open the extent stays. Raises NotFound if it is gone."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -182,7 +183,7 @@ def open_held(path: Path) -> int:
         raise StorageFailed(str(path), (error.strerror or str(error)).lower()) from None
     try:
         with disk_errors(path):
-            wait_lock(fd, shared=True)  # only for as long as somebody looks whether it may go, or wipes it
+            wait_lock(fd, shared=True)  # a short wait: others hold it alone only to check its use or to wipe it
             if not os.fstat(fd).st_nlink:
                 raise NotFound(path.name[:16], "was removed just now")
     except BaseException:
@@ -192,7 +193,7 @@ def open_held(path: Path) -> int:
 
 
 def parse_head(path: Path, head: "memoryview | bytes", file_bytes: int, seal: bytes | None = None) -> tuple[Head, int]:
-    """Return the head of an extent, and where its data starts; raise Corrupt unless the file ends with that."""
+    """Return the head of an extent and where its data starts. Raises Corrupt unless the file ends with the data."""
     length = int.from_bytes(head[8:16], "little")
     packed = bytes(head[_HEAD_BYTES : _HEAD_BYTES + min(length, _TABLE_MAX_BYTES)])
     if head[:8] != _MAGIC or len(packed) != length or head[16:48] != _digest(packed, seal):
@@ -216,9 +217,9 @@ def read_head(path: Path, file: BinaryIO, seal: bytes | None = None) -> tuple[He
 
 
 def read_name(path: Path, seal: bytes | None = None) -> tuple[str, int]:
-    """Return the name and the bytes of an extent.
+    """Return the name and the length of an extent.
 
-    Of what is none, or can't be read, they are the beginning of its file's name and its length.
+    If the file is none or can't be read, return the beginning of the file's name and the file's length.
     """
     with path.open("rb") as file:
         with contextlib.suppress(Corrupt, OSError):

@@ -1,4 +1,7 @@
-"""Filling: one process stages a key at a time, under a lock that a kill frees; an erase can leave word in it."""
+"""Filling: one process at a time stages a key, under a lock that the kernel frees when the process is killed.
+
+An erase that finds a key being staged marks it in the lock file. The stager then drops what it staged.
+"""
 
 import contextlib
 import fcntl
@@ -12,16 +15,16 @@ from .extent import KEY, drop_extent, extent_path, remove_extent
 
 
 def partial_path(directory: Path, key: str) -> Path:
-    """Return where the extent of a key is while it is filled."""
+    """Return where the extent of a key lies while it is filled."""
     assert KEY.fullmatch(key)
     return directory / f".{key}.partial"
 
 
 @contextlib.contextmanager
 def filling(directory: Path, key: str, disk: Disk, *, wait: bool) -> Iterator[None]:
-    """Be the one process that stages this key while the body runs; raise Fenced if another is, unless `wait`.
+    """Keep other processes from staging this key while the body runs; raise Fenced if one does, unless `wait`.
 
-    Raises NotFound in the end if it was erased meanwhile: then nobody finds it any more.
+    Raises NotFound after the body if the key was erased meanwhile. Its extent is then gone.
     """
     path = directory / f".{key}.lock"
     fd = take_lock(path, disk, wait=wait)
@@ -30,7 +33,7 @@ def filling(directory: Path, key: str, disk: Disk, *, wait: bool) -> Iterator[No
             yield
         finally:
             disk.remove(path)
-            fcntl.flock(fd, fcntl.LOCK_UN)  # what an erase says after that it does itself
+            fcntl.flock(fd, fcntl.LOCK_UN)  # an erase that marks the file after this sees that, and drops by itself
         if os.fstat(fd).st_size:
             drop_extent(extent_path(directory, key), disk)
             raise NotFound(key[:16], "was erased while it was staged")
@@ -38,8 +41,8 @@ def filling(directory: Path, key: str, disk: Disk, *, wait: bool) -> Iterator[No
         os.close(fd)
 
 
-def say_erased(directory: Path, key: str, disk: Disk) -> bool:
-    """Tell the stager of a key that it is erased; return False if none is at work any more."""
+def mark_erased(directory: Path, key: str, disk: Disk) -> bool:
+    """Tell the stager of a key that the key is erased; return False if no stager is at work any more."""
     try:
         fd = disk.open(directory / f".{key}.lock")
     except StorageFailed:
@@ -52,7 +55,10 @@ def say_erased(directory: Path, key: str, disk: Disk) -> bool:
 
 
 def take_lock(path: Path, disk: Disk, *, wait: bool = True) -> int:
-    """Return a descriptor that holds a lock file, made if need be; raise Fenced if another has it, unless `wait`."""
+    """Return a descriptor that holds a lock file, made if it is not there.
+
+    Raises Fenced if another process holds it, unless `wait`.
+    """
     while True:
         fd = disk.open(path, create=True)
         try:
@@ -60,7 +66,7 @@ def take_lock(path: Path, disk: Disk, *, wait: bool = True) -> int:
                 wait_lock(fd)
             elif not try_lock(fd):
                 raise Fenced(path.stem[1:17], "another process is staging it", hint="wait for it with --wait")
-            if os.fstat(fd).st_nlink:  # else who had it before removed it
+            if os.fstat(fd).st_nlink:  # if 0, its last holder has removed this file: others lock a new one
                 return fd
         except BaseException:
             os.close(fd)
@@ -69,7 +75,7 @@ def take_lock(path: Path, disk: Disk, *, wait: bool = True) -> int:
 
 
 def remove_partial(directory: Path, key: str, disk: Disk) -> None:
-    """Wipe what a stager that was killed left of an extent, unless another fills it now."""
+    """Wipe what a killed stager left of an extent, unless another process fills it now."""
     path = partial_path(directory, key)
     if path.exists():
         with contextlib.suppress(Fenced), filling(directory, key, disk, wait=False):

@@ -1,4 +1,4 @@
-"""The local tier: what the store holds, as objects to be staged. It is the truth; put and gc fill and empty it."""
+"""The local tier: the store's own content, as objects that can be staged. It is the truth; put and gc change it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from ..errors import NotFound
 from ..kv.prefix import Prefix, TokenRun, prefix_of
 
 _Read = Callable[[int, Out], None]
-_CLEAR_BYTES = 1 << 20
+_ZERO_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """A stored object as one run of bytes: tensors side by side, then files that hold none; KV in its layout."""
+    """A stored object as one run of bytes: its tensors, then its files without tensors; KV in its layout."""
 
     name: str
     spans: tuple[TensorSpan, ...]
@@ -38,13 +38,13 @@ class Local:
     def __init__(
         self, get: Callable[[str], Artifact], block: Callable[[str], Prefix | None], known: Iterable[Artifact] = ()
     ) -> None:
-        """Take how a version is found by its id, and how a block is, as a prefix of its own; and versions so found."""
+        """Take functions that get a version by its id and a prefix block by its key, and versions that are known."""
         self._get, self._block = get, block
-        # Those that were asked for: large ones take a while to lay out.
-        self._versions = {one.summary.id: stored_artifact(one) for one in known}
+        # Every version that was asked for. They are kept because a large one takes a while to lay out.
+        self._versions = {artifact.summary.id: stored_artifact(artifact) for artifact in known}
 
     def hold(self, key: str, until_s: float = 0.0) -> StoredObject | None:
-        """Return a stored object, None if there is none; reading it raises NotFound if it is removed meanwhile."""
+        """Return a stored object; None if there is none. Reading it raises NotFound if it was removed meanwhile."""
         if block := self._block(key):
             return stored_block(block, f"block {key}")
         try:
@@ -55,19 +55,24 @@ class Local:
             return None
 
     def length_bytes(self, key: str) -> int:
-        """Return what an object takes in a tier above; raise NotFound if there is none."""
+        """Return the bytes that an object takes in a tier above; raise NotFound if there is none."""
         if (held := self.hold(key)) is None:
             raise NotFound(key[:16], "is not in local")
         return held.length_bytes
 
 
+def version_id(artifact: Artifact) -> str:
+    """Return NAME@N."""
+    return f"{artifact.summary.name}@{artifact.summary.version}"
+
+
 def stored_artifact(artifact: Artifact) -> StoredObject:
-    """Return a version as an object: its tensors, and files that hold none, side by side; KV in its layout."""
-    name = f"{artifact.summary.name}@{artifact.summary.version}"
+    """Return a version as an object: its tensors and its files without tensors, side by side; KV in its layout."""
+    name = version_id(artifact)
     if artifact.manifest.shape:
         return stored_prefix(prefix_of(artifact), name)
     ranges, spans = artifact.side_by_side()
-    blank = _between(spans)
+    gaps = _gaps(spans)
 
     def read(at: int, out: Out) -> None:
         pieces = []
@@ -76,15 +81,15 @@ def stored_artifact(artifact: Artifact) -> StoredObject:
             if first < last:
                 pieces.append(((file, start + first - to, start + last - to), out[first - at : last - at]))
         artifact.fill(pieces, cold=True)
-        _clear(blank, at, out)
+        _zero(gaps, at, out)
 
     return StoredObject(name, spans, read)
 
 
 def stored_block(block: Prefix, name: str) -> StoredObject:
-    """Return a prefix block as an object: as it is stored, each head by itself, seen as the layout it was put in.
+    """Return a prefix block as an object: stored bytes, each head by itself, seen in the layout that was put.
 
-    So nothing is converted: a tensor of another layout than HND is strided. Layouts that no strides give are converted.
+    Strides give the layouts NHD and HND without converting bytes. All other layouts are converted.
     """
     assert block.shape
     if block.layout not in ("NHD", "HND"):
@@ -94,7 +99,7 @@ def stored_block(block: Prefix, name: str) -> StoredObject:
 
 @lru_cache(maxsize=64)
 def _block_spans(shape: KvShape, tokens: int, layout: str) -> tuple[TensorSpan, ...]:
-    """Return where in a stored block each tensor lies, which is the same of every block."""
+    """Return where in a stored block each tensor lies. It is the same for all blocks of a shape and a length."""
     spans = []
     for layer, side, heads, dim, at in shape.places(tokens):
         extents, stride = (heads, tokens, dim), None
@@ -106,24 +111,24 @@ def _block_spans(shape: KvShape, tokens: int, layout: str) -> tuple[TensorSpan, 
 
 
 def stored_prefix(prefix: Prefix, name: str) -> StoredObject:
-    """Return KV as an object, in the layout it was put in."""
+    """Return KV as an object, in the layout that was put."""
     assert prefix.shape
     count = prefix.tokens_count
     spans = prefix.spans(prefix.shape, count, prefix.layout, prefix.page_tokens)
     kept: dict[int, dict[str, memoryview]] = {}  # the layer that was read last
     last_is_short = count % (prefix.page_tokens or 1) != 0
-    blank = [(0, data_bytes(spans))] if last_is_short else _between(spans)
+    gaps = [(0, data_bytes(spans))] if last_is_short else _gaps(spans)
 
     def read(at: int, out: Out) -> None:
-        if isinstance(out, FileSpan):  # KV is turned into its layout there
+        if isinstance(out, FileSpan):  # converting needs memory, so the file is mapped
             read(at, out.mapped())
             out.told(len(out))
             return
         if at == 0 and len(out) >= data_bytes(spans):
-            _clear(blank, at, out)
+            _zero(gaps, at, out)
             prefix.load([TokenRun(0, count, 0)], None, range, None, None, into=out)
             return
-        _clear(blank, at, out)
+        _zero(gaps, at, out)
         for span in spans:
             first, last = max(span.start, at), min(span.place.stop, at + len(out))
             if first < last:
@@ -131,7 +136,7 @@ def stored_prefix(prefix: Prefix, name: str) -> StoredObject:
                 out[first - at : last - at] = arrays[span.name][first - span.start : last - span.start]
 
     def layer(number: int) -> dict[str, memoryview]:
-        """Return the arrays of a layer: less of KV can't be had by itself in a layout that it is not stored in."""
+        """Return the arrays of a layer, which is the least that can be converted to its layout."""
         if (arrays := kept.get(number)) is None:
             kept.clear()
             loaded = prefix.load([TokenRun(0, count, 0)], [number], range, None, None)
@@ -141,17 +146,17 @@ def stored_prefix(prefix: Prefix, name: str) -> StoredObject:
     return StoredObject(name, spans, read)
 
 
-def _between(spans: Sequence[TensorSpan]) -> list[tuple[int, int]]:
-    """Return first byte and end of what lies behind tensors up to where the next may begin."""
+def _gaps(spans: Sequence[TensorSpan]) -> list[tuple[int, int]]:
+    """Return the gaps behind tensors, each as its first byte and its end."""
     stops = {span.place.stop for span in spans}
     return [(stop, aligned(stop)) for stop in sorted(stops) if aligned(stop) > stop]
 
 
-def _clear(blank: Sequence[tuple[int, int]], at: int, out: Out) -> None:
-    """Make bytes zero that are nobody's, in `out`, which begins at `at`: what was in that memory stays here."""
-    if isinstance(out, FileSpan):  # of a new file, which has nothing else there
+def _zero(gaps: Sequence[tuple[int, int]], at: int, out: Out) -> None:
+    """Zero the gaps in `out`, which begins at `at`, so that nothing that was in that memory before gets out."""
+    if isinstance(out, FileSpan):  # the file is new, so its gaps are zero
         return
-    for first, last in ((max(first, at), min(last, at + len(out))) for first, last in blank):
-        for start in range(first, last, _CLEAR_BYTES):
-            stop = min(start + _CLEAR_BYTES, last)
+    for first, last in ((max(first, at), min(last, at + len(out))) for first, last in gaps):
+        for start in range(first, last, _ZERO_BYTES):
+            stop = min(start + _ZERO_BYTES, last)
             out[start - at : stop - at] = bytes(stop - start)

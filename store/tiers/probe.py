@@ -1,10 +1,10 @@
-"""Probe: how fast a tier is, measured, and kept for the planner.
+"""Probe: measures how fast each tier is, and keeps the result for the planner.
 
-local   reads of 4 MiB past the page cache by two threads, of a file written for it; latency: single reads of 4 KiB
-host    objects of 4 MiB staged as a run does it, by as many threads: read so, opened, put in place; the same by one
-        thread alone; and how fast they are removed; latency: what an object of nearly nothing takes. The same of shared
-device  bytes from this process's memory up to it, as staging does it
-Each is the median of several rounds, so that one hiccup does not become a plan.
+local   two threads read 4 MiB at a time past the page cache, from a file written for this; latency: one read of 4 KiB
+host    as many threads as a run has stage objects of 4 MiB as a run does: they read, decrypt and put in place. The same
+        is measured with one thread, and so is removing. Latency: staging an object of 4 KiB. shared is measured alike
+device  bytes go up from this process's memory, as staging does it
+Each figure is the median of several rounds, so that one slow round does not spoil a plan.
 """
 
 import json
@@ -16,12 +16,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ...formats.tensor import TensorSpan
 from ..disk import Disk, Out, make_buffer
-from ..workers import ThreadBuffers, run_all
+from ..workers import ThreadBuffers, open_pool, run_all
 from .arena import Arena
 from .device import kind_of, parse_device, upload
 from .extent import Extent
@@ -29,16 +30,16 @@ from .local import StoredObject
 
 PROBE_NAME = "tiers.json"
 _BYTES, _STEP, _FRAME, _PAGE, _ROUNDS, _LATENCIES = 128 << 20, 4 << 20, 1 << 20, 4096, 7, 64
-WORKERS_COUNT = 3  # that a lane moves objects with: while one waits for the disk two open what they have read
+WORKERS_COUNT = 3  # threads of one lane: while one waits for the disk, two decrypt what they have read
 _NONCE, _TAG_BYTES = bytes(12), 16
 _SIZE_MAX = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What was measured of one tier: bytes a second into or out of it, seconds of the smallest access.
+    """The measured speed of one tier: bytes a second into it (out of local), and seconds of the smallest access.
 
-    Of an arena also with one thread alone, and how fast what lies there goes.
+    Only an arena has the speed of one thread alone, and the speed of removing.
     """
 
     bytes_per_s: float
@@ -54,31 +55,35 @@ Speeds = dict[str, Speed]
 def probe(root: Path, arenas: Sequence[Arena], now: str, disk: Disk) -> Speeds:
     """Measure the local tier under a store's root, arenas and the device, and keep the result in the store."""
     with _probe_file(root, disk) as fd:
-        found = {"local": _probe_local(fd, now), "device": _probe_device(now)}
-        found |= {arena.tier: _probe_arena(arena, fd, now) for arena in arenas}
-    disk.replace_file(root / PROBE_NAME, json.dumps({name: asdict(one) for name, one in found.items()}).encode())
-    return found
+        speeds = {"local": _probe_local(fd, now), "device": _probe_device(now)}
+        speeds |= {arena.tier: _probe_arena(arena, fd, now) for arena in arenas}
+    disk.replace_file(root / PROBE_NAME, json.dumps({name: asdict(speed) for name, speed in speeds.items()}).encode())
+    return speeds
 
 
 def read_speeds(root: Path) -> Speeds:
-    """Return what was measured last; nothing where nothing was, or where it can't be read."""
+    """Return the speeds that were measured last; none if nothing was measured, or if the file can't be read."""
     with suppress(OSError, ValueError, TypeError, AttributeError):
         with (root / PROBE_NAME).open("rb") as file:
-            value = json.loads(file.read(_SIZE_MAX))
-        found = {
-            name: Speed(
-                float(one["bytes_per_s"]), float(one["latency_s"]), str(one["measured"]),
-                *(float(one[more]) if one.get(more) else None for more in ("alone_bytes_per_s", "evict_bytes_per_s")),
-            )
-            for name, one in value.items()
-        }  # fmt: skip
-        if found.keys() >= {"local", "host"} and all(map(_is_sane, found.values())):
-            return found
+            rows = json.loads(file.read(_SIZE_MAX))
+        speeds = {name: _parse_speed(row) for name, row in rows.items()}
+        if speeds.keys() >= {"local", "host"} and all(map(_is_sane, speeds.values())):
+            return speeds
     return {}
 
 
+def _parse_speed(row: dict[str, Any]) -> Speed:
+    return Speed(
+        float(row["bytes_per_s"]),
+        float(row["latency_s"]),
+        str(row["measured"]),
+        float(row["alone_bytes_per_s"]) if row.get("alone_bytes_per_s") else None,
+        float(row["evict_bytes_per_s"]) if row.get("evict_bytes_per_s") else None,
+    )
+
+
 def predict_s(speeds: Speeds, to: str, length_bytes: int) -> float | None:
-    """Return how long so many bytes take from the store up to a tier; None where that was never measured."""
+    """Return the seconds that so many bytes take from the store up to a tier; None if that was never measured."""
     way = ("local", *(("host",) if kind_of(to) == "device" else ()), kind_of(to))
     if not speeds.keys() >= set(way):
         return None
@@ -92,7 +97,7 @@ def _is_sane(speed: Speed) -> bool:
 
 @contextmanager
 def _probe_file(root: Path, disk: Disk) -> Iterator[int]:
-    """Make a file of noise on a store's disk, and yield it open past the page cache; nothing of it stays."""
+    """Yield a file of random bytes on a store's disk, open past the page cache. It is gone after the body."""
     path = root / f".probe-{secrets.token_hex(8)}"
     page = memoryview(make_buffer(_STEP))
     page[:] = os.urandom(_STEP)
@@ -127,11 +132,11 @@ def _probe_device(now: str) -> Speed:
 
 
 def _probe_arena(arena: Arena, fd: int, now: str) -> Speed:
-    """Measure staging into an arena, round by round; in the end all that came has gone."""
-    buffers, key = ThreadBuffers(), AESGCM(os.urandom(32))
-    frames = {length: key.encrypt(_NONCE, bytes(length - _TAG_BYTES), None) for length in (_PAGE, _FRAME)}
-    base = secrets.token_hex(28)  # two probes are in nobody's way
-    keys = [f"{base}{number:08x}" for number in range(_BYTES // _STEP)]  # more than a cache holds
+    """Measure staging into an arena and removing, round by round. All that was staged is removed in the end."""
+    buffers, cipher = ThreadBuffers(), AESGCM(os.urandom(32))
+    frames = {length: cipher.encrypt(_NONCE, bytes(length - _TAG_BYTES), None) for length in (_PAGE, _FRAME)}
+    base = secrets.token_hex(28)  # random, so that two probes at once don't meet
+    keys = [f"{base}{number:08x}" for number in range(_BYTES // _STEP)]  # together more than a cache holds
 
     def stage(number: int, length: int) -> None:
         frame = min(length, _FRAME)
@@ -140,33 +145,31 @@ def _probe_arena(arena: Arena, fd: int, now: str) -> Speed:
         def read(at: int, out: Out) -> None:
             own = buffers.take(_STEP)
             os.preadv(fd, [own[:length]], number * _STEP)
-            for start in range(0, length, frame):  # as long as opening what was read
-                key.decrypt_into(_NONCE, frames[frame], None, own[:plain])
+            for start in range(0, length, frame):  # takes as long as decrypting what was read
+                cipher.decrypt_into(_NONCE, frames[frame], None, own[:plain])
                 out[start : start + plain] = own[:plain]
 
         source = StoredObject("probe", (TensorSpan("probe", "U8", (length,), 0, length),), read)
         with arena.filling(keys[number], wait=False):
             arena.fill(keys[number], source)
 
-    def once(length: int, workers: int) -> tuple[float, float]:
-        """Return the seconds in which one object comes, and goes."""
-        from concurrent.futures import ThreadPoolExecutor  # one pool for both, so that making it is not timed
-
-        with ThreadPoolExecutor(workers) as pool:
-            come = _seconds(lambda: list(pool.map(stage, range(len(keys)), [length] * len(keys))))
-            return come / len(keys), _seconds(lambda: list(pool.map(arena.remove, keys))) / len(keys)
+    def time_once(length: int, workers: int) -> tuple[float, float]:
+        """Return the seconds that staging one object takes, and the seconds that removing it takes."""
+        with open_pool(workers) as pool:  # one pool for both, so that making it is not timed
+            stage_s = _seconds(lambda: list(pool.map(stage, range(len(keys)), [length] * len(keys))))
+            return stage_s / len(keys), _seconds(lambda: list(pool.map(arena.remove, keys))) / len(keys)
 
     ways = ((_PAGE, WORKERS_COUNT), (_STEP, 1), (_STEP, WORKERS_COUNT))
     try:
-        # In turns, so that what the machine does meanwhile is done to all of them. The first time is for the caches.
-        rounds = [[once(*way) for way in ways] for _ in range(_ROUNDS + 1)][1:]
-        latency, alone, together = (_median(one[way][0] for one in rounds) for way in range(3))
-        gone = _median(one[2][1] for one in rounds)
-        rates = [_STEP / max(seconds, 1e-9) for seconds in (together - latency, alone - latency, gone)]
+        # The ways take turns, so that other work on the machine slows all of them. The first round warms the caches.
+        rounds = [[time_once(*way) for way in ways] for _ in range(_ROUNDS + 1)][1:]
+        latency, alone, together = (_median(times[way][0] for times in rounds) for way in range(3))
+        remove_s = _median(times[2][1] for times in rounds)
+        rates = [_STEP / max(seconds, 1e-9) for seconds in (together - latency, alone - latency, remove_s)]
         return Speed(rates[0], latency, now, rates[1], rates[2])
     finally:
-        for one in keys:
-            arena.remove(one)
+        for key in keys:
+            arena.remove(key)
 
 
 def _rate(run: Callable[[], object]) -> float:
@@ -174,10 +177,10 @@ def _rate(run: Callable[[], object]) -> float:
     return _BYTES / _median(_seconds(run) for _ in range(_ROUNDS))
 
 
-def _median(found: Iterable[float]) -> float:
-    from statistics import median  # it takes longer to load than most commands have to spare
+def _median(seconds: Iterable[float]) -> float:
+    from statistics import median  # loaded here because it takes longer than most commands have to spare
 
-    return median(found)
+    return median(seconds)
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -1,8 +1,8 @@
-"""Sealed extents: of a tier that others may write to, or that may go at any moment, so that each reading is verified.
+"""Sealed extents: verified at each reading, for a tier that others may write to, or that may go at any moment.
 
-The table of a sealed extent is hashed under a key of the tenant and holds the sum of every 4 MiB of the data: BLAKE3
-under the same key. Reading copies first and checks the copy. It never maps: memory that goes away under a map ends the
-process, under a read it is an error.
+The table of a sealed extent is hashed under a key of the tenant. It holds the sum of every 4 MiB of the data: BLAKE3
+under the same key. Reading copies first, then checks the copy. It never maps the file: if the memory goes away, a read
+gives an error, but access to a map ends the process.
 """
 
 import os
@@ -16,7 +16,7 @@ from blake3 import blake3
 from ...formats.tensor import TensorSpan
 from ..disk import FileSpan, Out, disk_errors, make_buffer
 from ..errors import Corrupt
-from ..workers import run_all, workers_count
+from ..workers import open_pool, run_all
 from .extent import open_held, read_head
 from .tier import Held
 
@@ -24,40 +24,38 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 SUM_BYTES = 4 << 20
-_AT_ONCE = 16
+_WINDOW_SUMS = 16  # sums that are made side by side while the next window is read
 _UNKNOWN = "0" * 64
 
 
 def blank_sums(length_bytes: int) -> tuple[str, ...]:
-    """Return sums of the right number and length, for a head that is to be written before the data is known."""
+    """Return placeholders for sums, of the right number and length, for a head whose data is not known yet."""
     return (_UNKNOWN,) * -(-length_bytes // SUM_BYTES)
 
 
 def fill_summed(seal: bytes, source: Held, out: FileSpan) -> tuple[str, ...]:
-    """Fill `out` with an object; return the sums of its data, on every core.
+    """Fill `out` with an object, on every core; return the sums of its data.
 
-    They are those of a private copy: read back from where others may write, a foreign byte would be sealed as ours.
+    Sums are made of a private copy. If bytes were read back from `out`, a byte that others wrote would be sealed too.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
-    step = _AT_ONCE * SUM_BYTES
+    step = _WINDOW_SUMS * SUM_BYTES
     windows = [memoryview(make_buffer(min(step, source.length_bytes))) for _ in range(2)]
     sums: list[str] = []
-    coming: list[list[Future[str]]] = []
+    in_work: list[list[Future[str]]] = []  # the sums of each window that is not done, oldest first
 
-    def put(part: memoryview, at: int) -> str:
+    def write_and_sum(part: memoryview, at: int) -> str:
         out[at : at + len(part)] = part
         return _sum(seal, part)
 
-    with ThreadPoolExecutor(workers_count()) as pool:
+    with open_pool() as pool:
         for number, first in enumerate(range(0, source.length_bytes, step)):
-            if len(coming) == len(windows):  # whose first is to be used again
-                sums += [one.result() for one in coming.pop(0)]
-            here = windows[number % 2][: min(step, source.length_bytes - first)]
-            source.read(first, here)
-            starts = range(0, len(here), SUM_BYTES)
-            coming.append([pool.submit(put, here[at : at + SUM_BYTES], first + at) for at in starts])
-        sums += [one.result() for window in coming for one in window]
+            if len(in_work) == len(windows):  # the oldest window is used again below
+                sums += [part.result() for part in in_work.pop(0)]
+            window = windows[number % 2][: min(step, source.length_bytes - first)]
+            source.read(first, window)
+            starts = range(0, len(window), SUM_BYTES)
+            in_work.append([pool.submit(write_and_sum, window[at : at + SUM_BYTES], first + at) for at in starts])
+        sums += [part.result() for parts in in_work for part in parts]
     return tuple(sums)
 
 
@@ -65,9 +63,9 @@ class SealedExtent:
     """A sealed extent, held in place while this is referenced."""
 
     def __init__(self, path: Path, key: str, seal: bytes) -> None:
-        """Open it; raise NotFound if it is gone, Corrupt if it is not the extent of this key, sealed by this tenant."""
+        """Open an extent; raise NotFound if it is gone, Corrupt unless it is this key's and sealed by this tenant."""
         self._path, self._seal = path, seal
-        self._file = open(open_held(path), "rb", buffering=0)  # noqa: SIM115  closed with the last reference
+        self._file = open(open_held(path), "rb", buffering=0)  # noqa: SIM115  the last reference closes it
         with disk_errors(path):
             self._head, self._start = read_head(path, self._file, seal)
         if self._head.key != key or len(self._head.sums) != len(blank_sums(self.length_bytes)):
@@ -86,10 +84,10 @@ class SealedExtent:
         return self._head.length_bytes
 
     def read(self, at: int, out: Out) -> None:
-        """Fill `out` with the bytes from `at` on, on every core; raise Corrupt where a sum differs."""
-        run_all(self._read, _pieces(at, out))
+        """Fill `out` with the bytes from `at` on, on every core; raise Corrupt if a sum differs."""
+        run_all(self._read_piece, _pieces(at, out))
 
-    def _read(self, piece: "_Piece") -> None:
+    def _read_piece(self, piece: "_Piece") -> None:
         first = piece.number * SUM_BYTES
         whole = min(SUM_BYTES, self.length_bytes - first)
         out = piece.out
@@ -104,7 +102,7 @@ class SealedExtent:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Where bytes of one sum go, without the first `skip` of them."""
+    """Where the bytes of one sum go, without the first `skip` of them."""
 
     number: int
     skip: int
@@ -112,6 +110,7 @@ class _Piece:
 
 
 def _pieces(at: int, out: Out) -> Iterator[_Piece]:
+    """Cut a reading at the bounds of the sums."""
     done = 0
     while done < len(out):
         number, skip = divmod(at + done, SUM_BYTES)

@@ -1,8 +1,8 @@
 """The shared tier: an arena of sealed extents in memory that the user names: a pool, a CXL node, another NUMA node.
 
-It is a cache: one process publishes an object, whoever needs it reads and verifies it; it may be gone at any moment. It
-must lie on a memory file system (a tmpfs, perhaps with `mpol=bind:N`, or one mounted with `dax`): staged bytes are
-plain, and where a mount is gone its empty mount point lies on a disk.
+It is a cache. One process publishes an object; any process that needs it reads and verifies it. It may be gone at any
+moment. It must lie on a memory file system: a tmpfs (perhaps with `mpol=bind:N`), or one mounted with `dax`. Staged
+bytes are plain, so they may not get to a disk; and the empty mount point of a mount that is gone lies on one.
 """
 
 import os
@@ -21,15 +21,18 @@ _HINT = "mount a memory file system there, or unset ARSTORE_SHARED_DIR"
 
 
 def shared_parent() -> Path | None:
-    """Return the directory that the user names for the shared tier; None where there is none."""
+    """Return the directory that the user names for the shared tier; None if the user names none."""
     given = setting("shared_dir")
     return Path(given).absolute() if given else None
 
 
 def open_shared(
     parent: Path, store_id: bytes, tenant: bytes, digest_key: bytes, budget_bytes: int | None, disk: Disk
-) -> Arena:  # fmt: skip
-    """Return the shared tier of a tenant; raise StorageFailed if it is gone, no memory, or takes no directory."""
+) -> Arena:
+    """Return the shared tier of a tenant.
+
+    Raises StorageFailed if it is gone, if it is not on a memory file system, or if no directory can be made there.
+    """
     try:
         with disk_errors(parent):
             device = os.stat(parent).st_dev
@@ -38,7 +41,7 @@ def open_shared(
             raise StorageFailed(str(parent), "is gone, or no memory file system")
         directory = parent / directory_name(store_id, tenant)
         return Arena("shared", directory, capacity, disk, seal=derive(digest_key, "sealed extents"))
-    except NoRoom as error:  # whose usual hint speaks of the store's own disk
+    except NoRoom as error:  # its usual hint is about the store's own disk
         raise StorageFailed(error.where, error.why, hint=_HINT) from None
     except StorageFailed as error:
         raise StorageFailed(error.where, error.why, hint=error.hint or _HINT) from None

@@ -1,4 +1,4 @@
-"""Fallback: objects from the nearest tier that has them; from the local store where that tier fails or is gone."""
+"""Sources: brings an object from the nearest tier that has it. Where that tier fails, the local store gives it."""
 
 import contextlib
 from collections.abc import Sequence
@@ -9,34 +9,34 @@ from .tier import Held, ObjectSource, Tier
 
 
 class Sources:
-    """Where objects come from: tiers that may fail, the nearest first, and the local store, whose errors count."""
+    """Where objects come from: the nearest tiers first, which may fail, then the local store, whose errors count."""
 
     def __init__(self, near: Sequence[Tier], truth: ObjectSource, failed: dict[str, StoreError] | None = None) -> None:
-        """Take the tiers, and those that are gone already with the error that says so."""
+        """Take the near tiers, the local store, and the tiers that are gone already, each with its error."""
         self._near, self._truth = near, truth
-        self.failed = failed or {}  # near tiers that were not there or gave something bad: the first error of each
+        self.failed = failed or {}  # near tiers that were gone or gave something bad, each with its first error
 
     def bring(
-        self, key: str, target: Tier, until_s: float = 0.0, *, wait: bool, told: BytesTold = ignore_bytes
+        self, key: str, target: Tier, until_s: float = 0.0, *, wait: bool, on_bytes: BytesTold = ignore_bytes
     ) -> tuple[Held, str]:
-        """See that an object is in a tier; return it, held in place, and where it came from: `target`, if it was there.
+        """Bring an object into `target`; return it, held in place, and the tier it came from.
 
-        Raises Fenced if another process is bringing it, unless `wait`; NotFound if no tier has it, or if it was erased
-        meanwhile; else what the store and `target` raise.
+        That tier is `target` if the object was there already. Raises Fenced if another process is bringing it, unless
+        `wait`; NotFound if no tier has it, or if it was erased meanwhile; else what the store and `target` raise.
         """
         with target.filling(key, wait=wait):
-            if there := target.hold(key, until_s):
-                return there, target.tier
+            if resident := target.hold(key, until_s):
+                return resident, target.tier
             for source in self._near:
                 try:
                     if held := source.hold(key):
-                        return target.fill(key, held, until_s, told), source.tier
+                        return target.fill(key, held, until_s, on_bytes), source.tier
                 except (StorageFailed, NotFound, Corrupt) as error:
-                    held = None
+                    held = None  # a held object can't be removed below
                     self.failed.setdefault(source.tier, without_frames(error))
                     if isinstance(error, Corrupt):
                         with contextlib.suppress(StoreError):
                             source.remove(key)
             if (held := self._truth.hold(key)) is None:
                 raise NotFound(key[:16], f"is not in {self._truth.tier} (any more)")
-            return target.fill(key, held, until_s, told), self._truth.tier
+            return target.fill(key, held, until_s, on_bytes), self._truth.tier

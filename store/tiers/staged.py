@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class StagedTensors(Mapping[str, "torch.Tensor"]):
-    """The tensors of one staged object by name, made when asked for; `files` are those that hold no tensors."""
+    """The tensors of one staged object by name, each made when asked for. `files` are its files without tensors."""
 
     def __init__(self, held: Held) -> None:
-        """Take an object in the host tier or on a device; it stays in place while this or a tensor of it is used."""
+        """Take an object in the host tier or on a device. It stays while this or one of its tensors is referenced."""
         self._held = held
         self._spans = {span.name: span for span in held.spans if not span.name.startswith(FILE_PREFIX)}
 

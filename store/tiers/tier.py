@@ -1,4 +1,4 @@
-"""Tier: what every place keeps to that holds objects, whichever it is; one suite of tests runs over all of them.
+"""Tier: the promise that every place for objects keeps. One suite of tests runs over all of them.
 
     device  memory of an accelerator, of one process        arena: none, tensors of torch
     host    shared memory, mapped by this user's processes  arena of extents, verified once
@@ -7,12 +7,12 @@
     remote  a bucket, to come; it is to be one more `ObjectSource`
 
 The promise:
-1. What a tier gives is what was stored, to the last bit, or an error. A half-filled object is never found.
-2. An object that is held stays as it is until the last reference to it is gone, whatever others do to the tier.
-3. `fill` publishes in one step, and what fails leaves nothing behind. Twice the same key is the same object.
-4. Room is made before anything moves, or NoRoom is raised and nothing has changed but what was over time.
-5. A tier may fail or vanish at any moment: then it raises StorageFailed or has nothing; it never gives other bytes.
-   Whoever asks goes on from the tier below (fallback.py).
+1. A tier gives the bytes that were stored, to the last bit, or an error. Nobody finds a half-filled object.
+2. A held object does not change until its last reference is gone, whatever other processes do to the tier.
+3. `fill` publishes in one step. If it fails, it leaves nothing behind. Filling a key twice gives the same object.
+4. Room is made before anything moves. If there is not enough, NoRoom is raised and only expired objects are gone.
+5. A tier may fail or vanish at any moment. It then raises StorageFailed or has nothing; it never gives other bytes.
+   The caller goes on with the tier below, see `sources`.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from ..progress import BytesTold, ignore_bytes
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """One object in a tier: its key, its name when it came, its bytes, and when it may go, seconds since 1970."""
+    """One object in a tier: its key, the name it came with, its bytes, and when it expires, in seconds since 1970."""
 
     key: str
     name: str
@@ -36,7 +36,7 @@ class Resident:
 
 
 class Held(Protocol):
-    """An object in its place: tensors side by side, `spans` saying where each one lies."""
+    """An object that stays in its place: tensors side by side. `spans` says where each one lies."""
 
     @property
     def name(self) -> str: ...
@@ -48,22 +48,25 @@ class Held(Protocol):
     def length_bytes(self) -> int: ...
 
     def read(self, at: int, out: Out) -> None:
-        """Fill `out` with the bytes from `at` on, verified; raise Corrupt or StorageFailed, and then `out` is noise."""
+        """Fill `out` with verified bytes, from byte `at` on.
+
+        Raises Corrupt or StorageFailed. The content of `out` is then undefined.
+        """
         ...
 
 
 class ObjectSource(Protocol):
-    """A tier that objects come from. Keys are 64 hex digits: the id of a version, or of a prefix block."""
+    """A tier that objects come from. A key has 64 hex digits: it is the id of a version, or of a prefix block."""
 
     @property
     def tier(self) -> str:
-        """Its name, as users know it."""
+        """The name of the tier, as users know it."""
         ...
 
     def hold(self, key: str, until_s: float = 0.0) -> Held | None:
-        """Return an object, held in place, and kept until then unless asked for; None if it is not there whole.
+        """Return an object, held in place; None if the whole object is not there. It expires at `until_s` or later.
 
-        Raises StorageFailed if the tier is gone, Corrupt if the object is bad and can't be taken away.
+        Raises StorageFailed if the tier is gone, Corrupt if the object is bad and can't be removed.
         """
         ...
 
@@ -75,36 +78,36 @@ class Tier(ObjectSource, Protocol):
     def capacity_bytes(self) -> int: ...
 
     def find(self, key: str) -> bool:
-        """Say whether an object is there whole."""
+        """Say whether the whole object is there."""
         ...
 
     def residents(self) -> list[Resident]:
-        """Return what is there."""
+        """Return the objects that are there."""
         ...
 
     def make_room(self, length_bytes: int, keep: frozenset[str]) -> None:
-        """Remove what is over time first, until so many bytes fit; never what is in use.
+        """Remove objects until so many bytes fit, those that expire first before others.
 
-        Raises NoRoom, with nothing removed, if they can't.
+        Objects in use and the keys in `keep` stay. Raises NoRoom, with nothing removed, if the bytes can't fit.
         """
         ...
 
     def filling(self, key: str, *, wait: bool) -> AbstractContextManager[None]:
-        """Be the one who brings this key while the body runs; raise Fenced if another does, unless `wait`."""
+        """Keep others from bringing this key while the body runs; raise Fenced if one does already, unless `wait`."""
         ...
 
-    def fill(self, key: str, source: Held, until_s: float = 0.0, told: BytesTold = ignore_bytes) -> Held:
-        """Bring an object in; return it, held in place. What `source` raises comes through; `told` hears of its bytes.
+    def fill(self, key: str, source: Held, until_s: float = 0.0, on_bytes: BytesTold = ignore_bytes) -> Held:
+        """Bring an object in; return it, held in place. `on_bytes` is called as its bytes come.
 
-        Room was made for it, or a plan has room for it: the capacity is not asked again. Raises NoRoom where there is
-        no memory after all.
+        The caller has made room, or its plan has; the capacity is not checked again. Raises what `source` raises, and
+        NoRoom if there is no memory after all.
         """
         ...
 
-    def remove(self, key: str, *, over: bool = False) -> bool:
-        """Remove an object if it is there, with `over` only if its time is; False if it is in use and stays."""
+    def remove(self, key: str, *, expired_only: bool = False) -> bool:
+        """Remove an object if it is there. Return False if it stays: it is in use, or not expired (`expired_only`)."""
         ...
 
     def sweep(self) -> None:
-        """Remove what killed processes left, and what is over time and nobody uses."""
+        """Remove what killed processes left, and expired objects that nobody uses."""
         ...

@@ -147,13 +147,13 @@ class Between:
         self._fate(None)
         return self._inner.filling(key, wait=wait)
 
-    def fill(self, key: str, source: Held, until_s: float = 0.0, told: BytesTold = ignore_bytes) -> Met:
-        return Met(self._inner.fill(key, Met(source, self._fate), until_s, told), self._fate)
+    def fill(self, key: str, source: Held, until_s: float = 0.0, on_bytes: BytesTold = ignore_bytes) -> Met:
+        return Met(self._inner.fill(key, Met(source, self._fate), until_s, on_bytes), self._fate)
 
-    def remove(self, key: str, *, over: bool = False) -> bool:
+    def remove(self, key: str, *, expired_only: bool = False) -> bool:
         with contextlib.suppress(Nothing):
             self._fate(None)
-            return self._inner.remove(key, over=over)
+            return self._inner.remove(key, expired_only=expired_only)
         return True
 
     def sweep(self) -> None:

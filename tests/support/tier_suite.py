@@ -183,7 +183,7 @@ def what_is_held_stays_as_it_is(place: Place) -> None:
     held = place.tier.hold(A)
     assert held
     assert not place.elsewhere(lambda tier: tier.remove(A))
-    assert not place.elsewhere(lambda tier: tier.remove(A, over=True))
+    assert not place.elsewhere(lambda tier: tier.remove(A, expired_only=True))
     assert place.elsewhere(lambda tier: refuses(tier, CAPACITY_BYTES - THIRD + 1))
     place.elsewhere(lambda tier: tier.sweep())
     assert not place.elsewhere(lambda tier: refuses(tier, CAPACITY_BYTES - THIRD))
@@ -240,7 +240,7 @@ def room_is_made_to_the_byte(place: Place) -> None:
     assert refuses(place.tier, CAPACITY_BYTES + 1)
 
 
-def without_room_nothing_changes_that_is_not_over(place: Place) -> None:
+def without_room_only_what_is_expired_goes(place: Place) -> None:
     for key, ttl_s in ((A, 300), (B, -100), (C, 200)):
         place.put(key, ttl_s=ttl_s)
     held = place.tier.hold(C)
@@ -269,17 +269,17 @@ def time_is_extended_and_never_shortened(place: Place) -> None:
         assert abs(one.expires_s - time.time() - stays_s) < 50
 
 
-def with_over_only_what_is_over_goes(place: Place) -> None:
+def with_expired_only_what_is_not_expired_stays(place: Place) -> None:
     for key, ttl_s in ((A, -1), (B, 100)):
         place.put(key, ttl_s=ttl_s)
-    assert place.tier.remove(A, over=True)
-    assert not place.tier.remove(B, over=True)
+    assert place.tier.remove(A, expired_only=True)
+    assert not place.tier.remove(B, expired_only=True)
     assert place.keys() == "b"
     assert place.tier.remove(B)
     assert place.keys() == ""
 
 
-def a_sweep_takes_what_is_over_and_unused(place: Place) -> None:
+def a_sweep_takes_what_is_expired_and_unused(place: Place) -> None:
     for key, ttl_s in ((A, -1), (B, 100), (C, -1)):
         place.put(key, ttl_s=ttl_s)
     held = place.tier.hold(C)
@@ -359,7 +359,8 @@ def readers_beside_stagers_never_see_other_bytes(place: Place) -> None:
 TIER_BEHAVIOURS: list[Callable[[Place], None]] = [
     what_failed_leaves_nothing, what_is_held_stays_as_it_is, what_was_just_filled_is_held,
     twice_the_same_key_is_one_object, residents_are_what_is_there, room_is_made_to_the_byte,
-    without_room_nothing_changes_that_is_not_over, what_is_used_or_kept_never_goes,
-    time_is_extended_and_never_shortened, with_over_only_what_is_over_goes, a_sweep_takes_what_is_over_and_unused,
+    without_room_only_what_is_expired_goes, what_is_used_or_kept_never_goes,
+    time_is_extended_and_never_shortened, with_expired_only_what_is_not_expired_stays,
+    a_sweep_takes_what_is_expired_and_unused,
     one_at_a_time_brings_a_key, racers_bring_it_once, readers_beside_stagers_never_see_other_bytes,
 ]  # fmt: skip

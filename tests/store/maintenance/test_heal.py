@@ -137,10 +137,10 @@ def test_unstage_knows_the_name_that_was_staged(store: Store) -> None:
     store.put(tensors=made(0), name="m")
     store.prefetch(["m"], ttl_s=60).release()
     store.put(tensors=made(1), name="m")
-    assert [one.what.name for one in store.tiers.unstage(["m"]).gone] == ["m@1"]
+    assert [one.resident.name for one in store.tiers.unstage(["m"]).gone] == ["m@1"]
     store.prefetch(["m"], ttl_s=60).release()
     store.rm("m", all_versions=True)
-    assert [one.what.name for one in store.tiers.unstage(["m"]).gone] == ["m@2"]
+    assert [one.resident.name for one in store.tiers.unstage(["m"]).gone] == ["m@2"]
     with pytest.raises(NotFound):
         store.tiers.unstage(["m"])
 

@@ -29,11 +29,11 @@ from arstore.store.keys.keyring import Keyring
 from arstore.store.maintenance import erase as erase_room
 from arstore.store.maintenance.shred import shred
 from arstore.store.parts import Parts
-from arstore.store.staging.prefetch import Stage
+from arstore.store.staging.prefetch import Prefetched
 from arstore.store.tiers import filling as filling_room
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.extent import attach_extent, remove_extent
-from arstore.store.tiers.filling import filling, partial_path, say_erased, take_lock
+from arstore.store.tiers.filling import filling, mark_erased, partial_path, take_lock
 from arstore.store.tiers.local import Local, StoredObject
 from tests.support.command import PATIENCE_S, Ran, arstore, cli, ended, start
 from tests.support.mortal_disk import killed
@@ -87,9 +87,9 @@ def put_file(store: Store, folder: Path, name: str, length: int = 100_000) -> by
     return content
 
 
-def in_host(store: Store, names: list[str], ttl_s: float = 0.0) -> Stage:
+def in_host(store: Store, names: list[str], ttl_s: float = 0.0) -> Prefetched:
     stage = store.prefetch(names, ttl_s=ttl_s)
-    assert isinstance(stage, Stage)
+    assert isinstance(stage, Prefetched)
     return stage
 
 
@@ -578,7 +578,7 @@ def test_what_got_more_time_meanwhile_is_not_over(host: Path) -> None:
     plain = Arena("host", host / "tenant", 1 << 20, Disk())
     fill(plain, 1)
     more = Meddling("open", lambda: plain.hold(KEY, time.time() + 60))
-    assert not remove_extent(extents(host)[0], more, over=True)
+    assert not remove_extent(extents(host)[0], more, expired_only=True)
     assert plain.find(KEY)
 
 
@@ -1011,12 +1011,12 @@ def test_word_of_an_erase_finds_a_stager_or_says_that_there_is_none(
 ) -> None:
     """A stager looks for it when the lock is free already, so that none is left after it has looked."""
     disk, lock = Disk(), tmp_path / f".{KEY}.lock"
-    assert not say_erased(tmp_path, KEY, disk)
+    assert not mark_erased(tmp_path, KEY, disk)
     lock.touch()
-    assert not say_erased(tmp_path, KEY, disk)  # whoever had it has gone
+    assert not mark_erased(tmp_path, KEY, disk)  # whoever had it has gone
     lock.unlink()
     with pytest.raises(NotFound), filling(tmp_path, KEY, disk, wait=False):
-        assert say_erased(tmp_path, KEY, disk)
+        assert mark_erased(tmp_path, KEY, disk)
     free, real = list[bool](), os.fstat
 
     def fstat(fd: int) -> os.stat_result:

@@ -28,7 +28,7 @@ from arstore.store.errors import StorageFailed
 from arstore.store.plan.planfile import Plan, settle_plan
 from arstore.store.plan.timeline import Timed, occupancy, parse_trace
 from arstore.store.staging.requests import Ready, requests_of
-from arstore.store.staging.serve import Fed, serving
+from arstore.store.staging.serve import StepsClient, serving
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.tier import Held
 from tests.support.command import PATIENCE_S, PROGRAM, arstore, cli, ended, start
@@ -441,10 +441,10 @@ def test_a_step_that_is_over_before_its_objects_came_does_not_go_early(store: St
         lane = run.lanes[0]
         for step in (0, 1, 2):  # given away and given up before it was taken
             assert lane.next() == step
-            lane.over(step)
+            lane.finish(step)
         for request in run:
             assert {name: value_of(request[name]["w"]) for name in request} == {n: NAMES.index(n) for n in request}
-            assert len(lane.placed()) <= 2
+            assert len(lane.held()) <= 2
     assert run.failed == {}
 
 
@@ -694,8 +694,8 @@ def test_a_client_without_a_thread_is_let_go_and_the_next_is_served(
 
                 patched.setattr(threading.Thread, "start", no_thread)
                 with pytest.raises(StorageFailed):
-                    Fed(path).next()
-            assert Fed(path).next() == 0
+                    StepsClient(path).next()
+            assert StepsClient(path).next() == 0
 
 
 @pytest.mark.parametrize("what", ["JOB.toml", "u"])
@@ -745,18 +745,18 @@ def test_the_child_of_a_fork_neither_speaks_for_its_parent_nor_keeps_its_connect
     with store.tiers.run(plan) as run:
         path = store.tiers.arenas.host().directory / "s.socket"
         with serving(run.lanes[0], run.keys, path, Disk()):
-            fed = Fed(path)
-            requests = requests_of(plan, fed)
+            client = StepsClient(path)
+            requests = requests_of(plan, client)
             next(requests)
 
             def ask() -> None:
                 with contextlib.suppress(StorageFailed):
-                    fed.take(20)  # which waits, as there is no room for it yet
+                    client.take(20)  # which waits, as there is no room for it yet
 
             threading.Thread(target=ask, daemon=True).start()
-            while len(fed._connections) < 2:
+            while len(client._connections) < 2:
                 time.sleep(0.01)
-            mine = {f"socket:[{os.fstat(one.fileno()).st_ino}]" for one in fed._connections}
+            mine = {f"socket:[{os.fstat(one.fileno()).st_ino}]" for one in client._connections}
             if not (child := os.fork()):
                 kept = set()
                 with contextlib.suppress(BaseException):

@@ -222,7 +222,7 @@ def test_gone_from_the_start_it_is_done_without(
 
 def reads_and_then(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
     """Let something happen before the so-manieth reading of one sum."""
-    read, left = SealedExtent._read, [number]
+    read, left = SealedExtent._read_piece, [number]
 
     def counted(one: SealedExtent, piece: object) -> None:
         left[0] -= 1
@@ -230,7 +230,7 @@ def reads_and_then(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[
             act()
         read(one, piece)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(SealedExtent, "_read", counted)
+    monkeypatch.setattr(SealedExtent, "_read_piece", counted)
 
 
 @pytest.mark.parametrize("number", [1, 5, LENGTH // SUM_BYTES])

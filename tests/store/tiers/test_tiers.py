@@ -286,7 +286,7 @@ def test_what_others_write_while_it_is_filled_is_never_sealed(memory: Path, smal
             file.write(b"evil")
 
     arena = open_arena("shared", memory)
-    held = arena.fill(A, given(), told=foreign)
+    held = arena.fill(A, given(), on_bytes=foreign)
     with pytest.raises(Corrupt):
         whole(held)
 
@@ -306,7 +306,7 @@ def test_kv_goes_up_to_be_sealed_layer_by_layer(
         return real(self, runs, layers, *more, **named)
 
     monkeypatch.setattr(Prefix, "load", load)
-    monkeypatch.setattr(sealed_room, "_AT_ONCE", 1)
+    monkeypatch.setattr(sealed_room, "_WINDOW_SUMS", 1)
     arena = open_arena("shared", memory)
     assert whole(arena.fill(key, held)) == whole(held)
     loads = [one for one in loads if one is not None]  # the last one was that of `whole`
