@@ -14,7 +14,7 @@ from ..store.quantities import parse_duration, parse_size
 from ..store.staging.prefetch import StagingOptions
 from ..store.store import Store
 from ..store.tiers.device import kind_of, parse_device
-from ..store.tiers.probe import predict_s
+from ..store.tiers.speeds import predict_s
 from .commands import RunsAnother, foreign_words
 from .report import report, write_timeline
 from .session import PARTIAL, Session, session_of

@@ -13,9 +13,10 @@ from ..tiers.arena import Arena
 from ..tiers.device import DeviceTier, kind_of, parse_device
 from ..tiers.host import host_directory, open_host
 from ..tiers.local import Local
-from ..tiers.probe import Speed, Speeds, probe, read_speeds
+from ..tiers.probe import probe
 from ..tiers.shared import open_shared, shared_parent
 from ..tiers.sources import Sources
+from ..tiers.speeds import Speed, Speeds, read_speeds
 from ..tiers.tier import Tier
 from .unstage import StagedCopy
 

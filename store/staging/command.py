@@ -17,11 +17,11 @@ from ..tiers.device import DeviceTier, parse_device
 from ..tiers.filling import take_lock
 from ..tiers.ipc import Handle, share
 from ..tiers.tier import Held
-from .attach import RunSession
 from .prefetch import Prefetched, StagedObject, StagingReport, WantedObject
 from .requests import labels_of
 from .run import Run
 from .serve import serving
+from .session import RunSession
 
 
 def run_prefetched(

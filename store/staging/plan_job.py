@@ -14,7 +14,7 @@ from ..plan.planfile import Plan
 from ..plan.planner import make_plan
 from ..tiers.device import kind_of
 from ..tiers.local import stored_artifact, version_id
-from ..tiers.probe import Speeds
+from ..tiers.speeds import Speeds
 from ..tiers.tier import Tier
 from .arenas import Arenas
 

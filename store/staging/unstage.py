@@ -25,8 +25,8 @@ def unstage(arenas: Sequence[Arena], names: Names, wanted: Sequence[str]) -> tup
     copies = [StagedCopy(arena, resident) for arena in arenas for resident in arena.residents()]
     keys = set[str]() if wanted else {copy.resident.key for copy in copies}
     for name in wanted:
-        named = {copy.resident.key for copy in copies if name in _names_of(copy.resident)}
-        keys |= named or {names.resolve(name).summary.id}  # the name may be a label or an id
+        staged_keys = {copy.resident.key for copy in copies if name in _names_of(copy.resident)}
+        keys |= staged_keys or {names.resolve(name).summary.id}  # the name may be a label or an id
     gone, in_use = list[StagedCopy](), list[StagedCopy]()
     for copy in copies:
         if copy.resident.key in keys:

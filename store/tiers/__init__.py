@@ -2,7 +2,7 @@
 
 `tier` is that promise; one suite of tests runs over every tier. `local` reads from the store. `host` and `shared` are
 arenas in memory. `device` is the memory of an accelerator. `sources` takes an object from the nearest tier that has it.
-`probe` measures how fast each tier is. `staged` shows a held object as tensors.
+`probe` measures how fast each tier is; `speeds` keeps that. `staged` shows a held object as tensors.
 
 Imports only formats/, artifacts/, kv/ and what these may import. Start reading at `tier`.
 

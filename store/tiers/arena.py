@@ -18,16 +18,15 @@ from ..progress import BytesTold, ignore_bytes
 from .extent import (
     KEY,
     Extent,
-    Head,
     attach_extent,
     drop_extent,
     extent_path,
     forget_session,
-    read_name,
     remove_extent,
     wipe,
 )
 from .filling import filling, mark_erased, partial_path, remove_partial
+from .head import Head, read_name
 from .sealed import SealedExtent, blank_sums, fill_summed
 from .tier import Held, Resident
 

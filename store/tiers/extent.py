@@ -2,21 +2,12 @@
 
 An extent is published whole and never changed after. A process that uses it holds its shared lock; the kernel frees the
 lock with the process. To remove one, a process takes the exclusive lock, unlinks the file and overwrites its data. The
-file's time stamp is when the extent expires: any process may remove it from then on.
+file's time stamp is when the extent expires: any process may remove it from then on. It begins with a head, see `head`.
 
-    0     8     "ARHOST1" and a zero
-    8     8     length of the table, u64 LE
-    16    32    BLAKE3 of the table, keyed if the extent is sealed (sealed.py)
-    48    ..    table: JSON {"key", "name", "bytes", "tensors": [[name, dtype, shape, start, length, stride?], …]}, and
-                "sums" if it is sealed
-    ...         zeros to the next 4,096, then the data
-Valid iff magic and hash are right, the file is named after the key, every tensor lies inside the data, and the file
-ends with the data. The data was verified when it came. Unless it is sealed, processes that may write here are trusted.
+The data was verified when it came. Unless the extent is sealed, processes that may write here are trusted.
 """
 
-import contextlib
 import errno
-import json
 import mmap
 import os
 import re
@@ -24,18 +15,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from blake3 import blake3
 
 from ...formats.tensor import TensorSpan
 from ..disk import Disk, Out, disk_errors, try_lock, wait_lock
 from ..errors import Corrupt, NotFound, StorageFailed
+from .head import PAGE_BYTES, Head, parse_head
 
-_PAGE_BYTES = 4096
-_MAGIC = b"ARHOST1\0"
-_HEAD_BYTES = 48
-_TABLE_MAX_BYTES = 1 << 30
 KEY = re.compile(r"[0-9a-f]{64}")
 _WIPE_BYTES = 1 << 20  # fits into a core's cache
 
@@ -55,29 +40,6 @@ class Extent:
     def read(self, at: int, out: Out) -> None:
         """Fill `out` with the bytes from `at` on."""
         out[:] = self.view[at : at + len(out)]
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The head of an extent: what stands before its data."""
-
-    key: str
-    name: str
-    spans: tuple[TensorSpan, ...]
-    length_bytes: int
-    sums: tuple[str, ...] = ()  # only of a sealed extent, see sealed.py
-
-    def packed(self, seal: bytes | None = None) -> bytes:
-        """Return the bytes up to the page that the data begins on. Its table is hashed under `seal`, if given."""
-        table_fields = {
-            "key": self.key,
-            "name": self.name,
-            "bytes": self.length_bytes,
-            "tensors": list(map(_packed, self.spans)),
-        }
-        table = json.dumps(table_fields | ({"sums": self.sums} if seal else {})).encode()
-        head = _MAGIC + len(table).to_bytes(8, "little") + _digest(table, seal) + table
-        return head.ljust(_data_start(len(table)), b"\0")
 
 
 def extent_path(directory: Path, key: str) -> Path:
@@ -160,7 +122,7 @@ def attach_extent(path: Path, key: str, known: Head | None = None) -> Extent:
     fd = open_held(path)
     try:
         length = os.fstat(fd).st_size
-        if length < _PAGE_BYTES:
+        if length < PAGE_BYTES:
             raise Corrupt(str(path), "is no extent")
         with disk_errors(path):
             # Copy on write makes tensors writable. The map keeps the file open, and so keeps the lock.
@@ -190,58 +152,3 @@ def open_held(path: Path) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def parse_head(path: Path, head: "memoryview | bytes", file_bytes: int, seal: bytes | None = None) -> tuple[Head, int]:
-    """Return the head of an extent and where its data starts. Raises Corrupt unless the file ends with the data."""
-    length = int.from_bytes(head[8:16], "little")
-    packed = bytes(head[_HEAD_BYTES : _HEAD_BYTES + min(length, _TABLE_MAX_BYTES)])
-    if head[:8] != _MAGIC or len(packed) != length or head[16:48] != _digest(packed, seal):
-        raise Corrupt(str(path), "is no extent" + (", or not of this tenant" if seal else ""))
-    try:
-        table = dict(json.loads(packed))
-        spans = tuple(_parse_span(*row) for row in table["tensors"])
-        data_bytes, start = table["bytes"], _data_start(length)
-        if start + data_bytes != file_bytes or not all(0 <= s.start <= s.place.stop <= data_bytes for s in spans):
-            raise ValueError("it is not whole")
-        return Head(str(table["key"]), str(table["name"]), spans, data_bytes, tuple(table.get("sums", ()))), start
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise Corrupt(str(path), f"is no extent ({error})") from None
-
-
-def read_head(path: Path, file: BinaryIO, seal: bytes | None = None) -> tuple[Head, int]:
-    """Return the head of an extent that is open for reading, and where its data starts."""
-    head = file.read(_HEAD_BYTES)
-    head += file.read(min(int.from_bytes(head[8:16], "little"), _TABLE_MAX_BYTES))
-    return parse_head(path, head, os.fstat(file.fileno()).st_size, seal)
-
-
-def read_name(path: Path, seal: bytes | None = None) -> tuple[str, int]:
-    """Return the name and the length of an extent.
-
-    If the file is none or can't be read, return the beginning of the file's name and the file's length.
-    """
-    with path.open("rb") as file:
-        with contextlib.suppress(Corrupt, OSError):
-            head, _ = read_head(path, file, seal)
-            return head.name, head.length_bytes
-        return path.name[:16], os.fstat(file.fileno()).st_size
-
-
-def _digest(table: bytes, seal: bytes | None) -> bytes:
-    return (blake3(table, key=seal) if seal else blake3(table)).digest()
-
-
-def _data_start(table_bytes: int) -> int:
-    return -(-(_HEAD_BYTES + table_bytes) // _PAGE_BYTES) * _PAGE_BYTES
-
-
-def _packed(span: TensorSpan) -> list[Any]:
-    packed = [span.name, span.dtype, list(span.shape), span.start, span.length]
-    return packed if span.stride is None else [*packed, list(span.stride)]
-
-
-def _parse_span(
-    name: str, dtype: str, shape: list[int], start: int, length: int, stride: list[int] | None = None
-) -> TensorSpan:
-    return TensorSpan(name, dtype, tuple(shape), start, length, tuple(stride) if stride is not None else None)

@@ -7,16 +7,13 @@ device  bytes go up from this process's memory, as staging does it
 Each figure is the median of several rounds, so that one slow round does not spoil a plan.
 """
 
-import json
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -24,32 +21,14 @@ from ...formats.tensor import TensorSpan
 from ..disk import Disk, Out, make_buffer
 from ..workers import ThreadBuffers, open_pool, run_all
 from .arena import Arena
-from .device import kind_of, parse_device, upload
+from .device import parse_device, upload
 from .extent import Extent
 from .local import StoredObject
+from .speeds import Speed, Speeds, packed, speeds_path
 
-PROBE_NAME = "tiers.json"
 _BYTES, _STEP, _FRAME, _PAGE, _ROUNDS, _LATENCIES = 128 << 20, 4 << 20, 1 << 20, 4096, 7, 64
 WORKERS_COUNT = 3  # threads of one lane: while one waits for the disk, two decrypt what they have read
 _NONCE, _TAG_BYTES = bytes(12), 16
-_SIZE_MAX = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """The measured speed of one tier: bytes a second into it (out of local), and seconds of the smallest access.
-
-    Only an arena has the speed of one thread alone, and the speed of removing.
-    """
-
-    bytes_per_s: float
-    latency_s: float
-    measured: str
-    alone_bytes_per_s: float | None = None
-    evict_bytes_per_s: float | None = None
-
-
-Speeds = dict[str, Speed]
 
 
 def probe(root: Path, arenas: Sequence[Arena], now: str, disk: Disk) -> Speeds:
@@ -57,42 +36,8 @@ def probe(root: Path, arenas: Sequence[Arena], now: str, disk: Disk) -> Speeds:
     with _probe_file(root, disk) as fd:
         speeds = {"local": _probe_local(fd, now), "device": _probe_device(now)}
         speeds |= {arena.tier: _probe_arena(arena, fd, now) for arena in arenas}
-    disk.replace_file(root / PROBE_NAME, json.dumps({name: asdict(speed) for name, speed in speeds.items()}).encode())
+    disk.replace_file(speeds_path(root), packed(speeds))
     return speeds
-
-
-def read_speeds(root: Path) -> Speeds:
-    """Return the speeds that were measured last; none if nothing was measured, or if the file can't be read."""
-    with suppress(OSError, ValueError, TypeError, AttributeError):
-        with (root / PROBE_NAME).open("rb") as file:
-            rows = json.loads(file.read(_SIZE_MAX))
-        speeds = {name: _parse_speed(row) for name, row in rows.items()}
-        if speeds.keys() >= {"local", "host"} and all(map(_is_sane, speeds.values())):
-            return speeds
-    return {}
-
-
-def _parse_speed(row: dict[str, Any]) -> Speed:
-    return Speed(
-        float(row["bytes_per_s"]),
-        float(row["latency_s"]),
-        str(row["measured"]),
-        float(row["alone_bytes_per_s"]) if row.get("alone_bytes_per_s") else None,
-        float(row["evict_bytes_per_s"]) if row.get("evict_bytes_per_s") else None,
-    )
-
-
-def predict_s(speeds: Speeds, to: str, length_bytes: int) -> float | None:
-    """Return the seconds that so many bytes take from the store up to a tier; None if that was never measured."""
-    way = ("local", *(("host",) if kind_of(to) == "device" else ()), kind_of(to))
-    if not speeds.keys() >= set(way):
-        return None
-    return length_bytes / min(speeds[tier].bytes_per_s for tier in way)
-
-
-def _is_sane(speed: Speed) -> bool:
-    rates = (speed.bytes_per_s, speed.alone_bytes_per_s, speed.evict_bytes_per_s)
-    return all(rate is None or 0 < rate < 1e15 for rate in rates) and 0 <= speed.latency_s < 1e3
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from ...formats.tensor import TensorSpan
 from ..disk import FileSpan, Out, disk_errors, make_buffer
 from ..errors import Corrupt
 from ..workers import open_pool, run_all
-from .extent import open_held, read_head
+from .extent import open_held
+from .head import read_head
 from .tier import Held
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from arstore import BadInput, Store
 from arstore.store.config import default_store
 from arstore.store.tiers import probe as probe_room
-from arstore.store.tiers.probe import predict_s
+from arstore.store.tiers.speeds import predict_s
 from tests.support.command import arstore, cli
 from tests.support.planning import IDENTITY, IDENTITY_TABLE, SIZE, host, job, store
 

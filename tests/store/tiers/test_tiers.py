@@ -26,7 +26,7 @@ from arstore.store.tiers import device as device_room
 from arstore.store.tiers import sealed as sealed_room
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.device import DeviceTier
-from arstore.store.tiers.extent import Head, parse_head
+from arstore.store.tiers.head import Head, parse_head
 from arstore.store.tiers.local import Local
 from arstore.store.tiers.shared import open_shared
 from arstore.store.tiers.sources import Sources
