@@ -58,5 +58,5 @@ def read_session(path: Path) -> RunSession:
         raise NotFound(str(path), "what was staged is released") from None
     except OSError as error:
         raise StorageFailed(str(path), (error.strerror or str(error)).lower()) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise Corrupt(str(path), f"is no session ({error})") from None

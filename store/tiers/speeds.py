@@ -41,7 +41,7 @@ def packed(speeds: Speeds) -> bytes:
 
 def read_speeds(root: Path) -> Speeds:
     """Return the speeds that were measured last; none if nothing was measured, or if the file can't be read."""
-    with suppress(OSError, ValueError, TypeError, AttributeError):
+    with suppress(OSError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
         with speeds_path(root).open("rb") as file:
             rows = json.loads(file.read(_SIZE_MAX))
         speeds = {name: _parse_speed(row) for name, row in rows.items()}
