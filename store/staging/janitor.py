@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..disk import Disk
 from ..errors import StoreError
-from ..tiers.extent import extent_path, forget_session, remove_extent
+from ..tiers.extent import extent_path, remove_extent, remove_session
 from ..tiers.filling import remove_partial
 
 _WAIT_S, _WAIT_MAX_S = 0.05, 5.0
@@ -40,7 +40,7 @@ if __name__ == "__main__":
     session, disk = Path(sys.argv[1]), Disk()
     keys = sys.stdin.read().split()
     with contextlib.suppress(StoreError):
-        forget_session(session, disk)
+        remove_session(session, disk)
     for key in keys:
         with contextlib.suppress(StoreError):
             remove_partial(session.parent, key, disk)

@@ -21,8 +21,8 @@ from .extent import (
     attach_extent,
     drop_extent,
     extent_path,
-    forget_session,
     remove_extent,
+    remove_session,
     wipe,
 )
 from .filling import filling, mark_erased, partial_path, remove_partial
@@ -189,7 +189,7 @@ class Arena:
             try:
                 if try_lock(fd) and os.fstat(fd).st_nlink:
                     if lock.name.startswith("session-"):
-                        forget_session(lock.with_suffix(".json"), self._disk)
+                        remove_session(lock.with_suffix(".json"), self._disk)
                     self._disk.remove(lock)
             finally:
                 os.close(fd)

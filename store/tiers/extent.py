@@ -48,7 +48,7 @@ def extent_path(directory: Path, key: str) -> Path:
     return directory / f"{key}.extent"
 
 
-def forget_session(session: Path, disk: Disk) -> None:
+def remove_session(session: Path, disk: Disk) -> None:
     """Remove the files that a run wrote beside the extents for its command, half-written ones too."""
     for path in (session, *(session.with_suffix(end) for end in (".plan", ".socket", ".lock"))):
         disk.remove(path)
@@ -84,12 +84,12 @@ def wipe(fd: int, path: Path, disk: Disk) -> None:
     """Unlink an extent that nobody else can use, and overwrite it."""
     disk.remove(path)  # first, so that nobody finds it; the open file keeps its pages until they are overwritten
     zeros = memoryview(bytes(_WIPE_BYTES))
-    for start, stop in _data(fd):
+    for start, stop in _data_ranges(fd):
         for at in range(start, stop, _WIPE_BYTES):  # written, not mapped: page faults take four times as long
             disk.write_at(fd, zeros[: stop - at], at)
 
 
-def _data(fd: int) -> Iterator[tuple[int, int]]:
+def _data_ranges(fd: int) -> Iterator[tuple[int, int]]:
     """Yield the ranges in which a file has data. Writing to its holes would take room that may not be there."""
     stop = 0
     try:

@@ -24,7 +24,7 @@ from .arena import Arena
 from .device import parse_device, upload
 from .extent import Extent
 from .local import StoredObject
-from .speeds import Speed, Speeds, packed, speeds_path
+from .speeds import Speed, Speeds, pack_speeds, speeds_path
 
 _BYTES, _STEP, _FRAME, _PAGE, _ROUNDS, _LATENCIES = 128 << 20, 4 << 20, 1 << 20, 4096, 7, 64
 WORKERS_COUNT = 3  # threads of one lane: while one waits for the disk, two decrypt what they have read
@@ -36,7 +36,7 @@ def probe(root: Path, arenas: Sequence[Arena], now: str, disk: Disk) -> Speeds:
     with _probe_file(root, disk) as fd:
         speeds = {"local": _probe_local(fd, now), "device": _probe_device(now)}
         speeds |= {arena.tier: _probe_arena(arena, fd, now) for arena in arenas}
-    disk.replace_file(speeds_path(root), packed(speeds))
+    disk.replace_file(speeds_path(root), pack_speeds(speeds))
     return speeds
 
 

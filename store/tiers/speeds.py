@@ -34,7 +34,7 @@ def speeds_path(root: Path) -> Path:
     return root / _NAME
 
 
-def packed(speeds: Speeds) -> bytes:
+def pack_speeds(speeds: Speeds) -> bytes:
     """Return speeds as JSON; `read_speeds` reads it."""
     return json.dumps({tier: asdict(speed) for tier, speed in speeds.items()}).encode()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from arstore.store.tiers.speeds import Speed, packed, read_speeds, speeds_path
+from arstore.store.tiers.speeds import Speed, pack_speeds, read_speeds, speeds_path
 
 MEASURED = {
     "local": Speed(2e9, 1e-4, "2026-01-01T00:00:00Z"),
@@ -16,7 +16,7 @@ MEASURED = {
 
 def test_speeds_are_read_as_they_were_kept(tmp_path: Path) -> None:
     assert read_speeds(tmp_path) == {}
-    speeds_path(tmp_path).write_bytes(packed(MEASURED))
+    speeds_path(tmp_path).write_bytes(pack_speeds(MEASURED))
     assert read_speeds(tmp_path) == MEASURED
 
 
@@ -29,7 +29,7 @@ def test_speeds_are_read_as_they_were_kept(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_speed_that_can_not_be_is_no_measurement(tmp_path: Path, change: dict[str, Any]) -> None:
-    rows = json.loads(packed(MEASURED))
+    rows = json.loads(pack_speeds(MEASURED))
     speeds_path(tmp_path).write_text(json.dumps(rows | {"host": rows["host"] | change}))
     assert read_speeds(tmp_path) == {}
 
@@ -43,5 +43,5 @@ def test_what_is_no_table_of_speeds_is_no_measurement(tmp_path: Path, content: s
 
 
 def test_speeds_without_those_of_the_host_are_no_measurement(tmp_path: Path) -> None:
-    speeds_path(tmp_path).write_bytes(packed({"local": MEASURED["local"]}))
+    speeds_path(tmp_path).write_bytes(pack_speeds({"local": MEASURED["local"]}))
     assert read_speeds(tmp_path) == {}
