@@ -18,8 +18,8 @@ from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.device import DeviceTier
 from arstore.store.tiers.sources import Sources
 from arstore.store.tiers.tier import Tier
-from tests.tier_faults import Given, fresh_memory, given
-from tests.tier_suite import whole
+from tests.support.tier_faults import Given, fresh_memory, given
+from tests.support.tier_suite import whole
 
 KEYS = [letter * 64 for letter in "abc"]
 # Three objects through room for one: each move waits for the step before it and evicts what that step used.

@@ -17,8 +17,8 @@ from arstore.store.staging.lane_plan import LanePlan
 from arstore.store.staging.serve import StepsClient, serving
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.sources import Sources
-from tests.tier_faults import fresh_memory, given
-from tests.tier_suite import whole
+from tests.support.tier_faults import fresh_memory, given
+from tests.support.tier_suite import whole
 
 KEYS = [letter * 64 for letter in "abc"]
 OBJECTS = [given() for _ in KEYS[:2]]  # of the third there is none

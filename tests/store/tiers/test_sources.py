@@ -9,8 +9,8 @@ from arstore.store.disk import Disk
 from arstore.store.errors import Fenced, StorageFailed
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.sources import Sources
-from tests.tier_faults import Between, Vanishing, fresh_memory, given
-from tests.tier_suite import whole
+from tests.support.tier_faults import Between, Vanishing, fresh_memory, given
+from tests.support.tier_suite import whole
 
 KEY = "a" * 64
 
