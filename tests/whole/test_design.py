@@ -81,6 +81,19 @@ def test_what_a_wing_says_of_itself_is_there(wing: str) -> None:
     assert named - defined(STORE / wing) - {path.stem for path in STORE.glob("*.py")} == set()
 
 
+def test_docstrings_and_comments_name_files_that_are_there() -> None:
+    standing = {path.name for folder in ("cli", "formats", "store") for path in (ROOT / folder).rglob("*.py")}
+    offences = [
+        f"{path.relative_to(ROOT)}:{number}: {name}"
+        for folder in ("formats", "store")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for number, line in enumerate(text_of(path).splitlines(), 1)
+        for name in re.findall(r"\b[a-z_]+\.py\b", line)
+        if name not in standing
+    ]
+    assert offences == []
+
+
 def test_a_file_that_is_gone_is_seen() -> None:
     assert gone("see `segments/writer.py`, `formats/FORMAT.md` and `tests/support/tier_suite.py`") == []
     assert gone("see `segments/supply.py`") == ["segments/supply.py"]
