@@ -1,8 +1,8 @@
 """Key pages: the 4 KiB pages of the key tree, and the root above them.
 
-Every version of a page is sealed under a fresh random key that only its parent holds (Reardon, Ritzdorf, Basin,
-Čapkun, "Secure Data Deletion from Persistent Media", CCS 2013). Whoever lacks the current root reads no page, however
-many old versions they keep. Each key seals one page version only, so the nonce may be zero.
+Every version of a page is sealed under a fresh random key that only its parent holds. Whoever lacks the current root
+reads no page, however many old versions they keep. Each key seals one page version only, so the nonce may be zero. The
+scheme is that of Reardon, Ritzdorf, Basin, Čapkun, "Secure Data Deletion from Persistent Media", CCS 2013.
 
     page    AES-256-GCM of 4,080 bytes, then the 16-byte tag
     inner   113 children of 36 bytes: position u32 (0 = none), key 32

@@ -104,8 +104,11 @@ class Catalog:
         """Make a version visible. This is the one commit point of a put.
 
         Returns the first identity that the version claims and that goes on to stand for other bytes, None if none does.
-        Raises Fenced if the lease it names no longer stands, Superseded if another version of the name was committed
-        since, BlobGone if what was to be reused has changed, NoRoom over the quota: then nothing has changed.
+        Raises, with nothing changed:
+        Fenced if the lease that it names no longer stands,
+        Superseded if another version of the name was committed first,
+        BlobGone if a blob that it reuses is gone or bad, or if it was to join an identity of other bytes,
+        NoRoom if the tenant's quota would be exceeded.
         """
         from .changes import commit_version  # most commands only read, and start faster without it
 

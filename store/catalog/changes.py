@@ -1,7 +1,7 @@
 """Changes: what adding and dropping a version does to the rows of a tenant, inside one transaction.
 
-Invariant: the counts of needs and claims, the live bytes of segments, the usage of the tenant and the list of doomed
-keys change together with the rows that they count. A function that raises leaves the transaction to be undone.
+Invariant: counts change in the transaction that changes the rows they count. That holds for needs, claims, live bytes,
+usage and the list of doomed keys. A function that raises leaves the transaction to be undone.
 """
 
 from collections import Counter

@@ -2,10 +2,10 @@
 
 The row of a version says how many of the claims in its manifest it holds: those before the first conflict.
 
-Invariant: a prefix block has a row only while every block before it has one, because a version claims all blocks of
-its sequence up to one of them. So the longest stored prefix is found by bisection. The content of a row never changes
-while a version claims it and its blobs are good. Other bytes for the same identity are a conflict, and the row stays
-with the first.
+Invariant: a prefix block has a row only while every block before it has one. A version claims all blocks of its
+sequence up to one of them, so this follows. It lets bisection find the longest stored prefix. The content of a row
+never changes while a version claims it and its blobs are good. Other bytes for the same identity are a conflict, and
+the row stays with the first.
 """
 
 from collections.abc import Iterable

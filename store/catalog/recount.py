@@ -88,8 +88,8 @@ def _claim_anew(
     before = dict(rows.scan(IDENTITIES, catalog.keys.prefix))
     for key in before:
         rows.delete(IDENTITIES, key)
-    # An identity must go on to stand for the same bytes. The version that held it held more claims than one that lost
-    # it there, so versions claim in the order of how many claims they hold.
+    # An identity must go on to stand for the same bytes. A version that lost it there holds fewer claims than the one
+    # that has it. So the version that holds most claims goes first.
     for key, row in sorted(versions.items(), key=lambda key_and_row: -key_and_row[1].claimed):
         claimed = claim(rows, catalog.keys, needs[row.place].claims)
         if claimed != row.claimed:
