@@ -505,10 +505,10 @@ def test_a_worker_that_dies_while_it_waits_ends_nothing(store: Store, tmp_path: 
         "print(first.id, sorted(first), *[one.id for one in requests])\nsys.exit(5)\n"
     )
     other = (
-        "import arstore\nfrom arstore.store.staging.serve import Fed\ntake = Fed.take\n"
-        "def told(fed, number):\n    print('has a request and asks for its objects', flush=True)\n"
-        "    return take(fed, number)\n"
-        "Fed.take = told\nnext(arstore.attach().requests())\n"
+        "import arstore\nfrom arstore.store.staging.serve import StepsClient\ntake = StepsClient.take\n"
+        "def told(client, number):\n    print('has a request and asks for its objects', flush=True)\n"
+        "    return take(client, number)\n"
+        "StepsClient.take = told\nnext(arstore.attach().requests())\n"
     )
     ran = arstore("prefetch", tight(tmp_path, room=2), "--", sys.executable, "-c", wait, other)
     assert ran.code == 5, ran.err
