@@ -15,6 +15,7 @@ from typing import Any
 
 import arstore
 from arstore.store.plan.planfile import Plan
+from arstore.store.staging.planned import Planned
 from arstore.store.tiers.local import Local
 from benchmark.programs.answers import answer_of_store
 from benchmark.programs.blocks import drop
@@ -80,7 +81,7 @@ def on_demand(store: arstore.Store, plan: Plan) -> tuple[float, float]:
     of fetching.
     """
     job, tier = plan.job, store.tiers.arenas.host(plan.job.tiers[0].capacity_bytes)
-    keys = store.tiers.keys(plan)
+    keys = Planned(plan, store.get, store.kv).keys()
     sources = store.tiers.arenas.sources(Local(store.get, store.kv.blocks_of(_IDENTITY)), "host", "local")
     there: OrderedDict[int, object] = OrderedDict()
     used, fetching = 0, 0.0
