@@ -30,7 +30,7 @@ from arstore.formats.lease import PURPOSE_MAX_BYTES, LeaseRow, ProcessId, parse_
 from arstore.formats.record import (
     PLAIN_MAX_BYTES,
 )
-from tests.support import spec_reader
+from tests.support import spec_identity
 from tests.support.fuzz import FUZZ, KEY16, KEY32, U32, U64, decoded, mutated
 
 PLACES = st.builds(
@@ -95,7 +95,7 @@ def test_an_identity_row_says_nothing_without_its_id(row: NamedRow, id_: bytes, 
     about = row.named.about
     assert not any(bytes(digest) in packed for digest in row.named.blobs)
     assert len(about) < 8 or about not in packed
-    assert spec_reader.parse_identity(packed, id_) == (row.refs, row.named.tokens, list(row.named.blobs), about)
+    assert spec_identity.parse_identity(packed, id_) == (row.refs, row.named.tokens, list(row.named.blobs), about)
 
 
 @FUZZ

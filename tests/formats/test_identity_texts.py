@@ -11,7 +11,7 @@ from arstore.formats.identity import FIELDS, UNSPECIFIED, key_id, make_identity
 from arstore.formats.manifest import (
     KINDS,
 )
-from tests.support import spec_reader
+from tests.support import spec_identity, spec_records
 from tests.support.fuzz import FUZZ, TEXTS, decoded
 
 POSITIONS = st.builds(lambda first, more: f"{first}:{first + more}", st.integers(0, 99), st.integers(0, 99))
@@ -55,7 +55,7 @@ def test_any_fields_as_identity(fields: dict[str, object]) -> None:
         nothing.append(("adapter_targets", [UNSPECIFIED]))
         given_fields = {name for name, value in fields.items() if (name, value) not in nothing}
         assert {name for name, _ in identity} == given_fields <= set(FIELDS)
-        spec_reader.check_identity(dict(identity))
+        spec_identity.check_identity(dict(identity))
 
 
 @FUZZ
@@ -68,9 +68,9 @@ def test_any_value_of_a_field_has_one_text_or_none(field: str, data: st.DataObje
         assert identity == make_identity(dict(identity))
     if isinstance(value, str):
         try:
-            spec_reader.check_identity({field: value})
+            spec_identity.check_identity({field: value})
             canonical_text = True
-        except spec_reader.Refused:
+        except spec_records.Refused:
             canonical_text = False
         assert canonical_text == (identity == ((field, value),))
 

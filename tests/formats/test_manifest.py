@@ -31,7 +31,7 @@ from arstore.formats.manifest import (
 )
 from arstore.formats.strict_json import parse_json
 from arstore.formats.tensor import BLOB_MAX_BYTES, TensorSpan
-from tests.support import spec_reader
+from tests.support import spec_identity, spec_records
 from tests.support.fuzz import FUZZ, KEY32, TEXTS, decoded, mutated
 
 PARTS = st.text(
@@ -173,8 +173,8 @@ def test_any_json_as_kv_shape(value: Any) -> None:
     """The product and a reader of FORMAT.md refuse the same, and agree on what is left."""
     shape = decoded(parse_shape, value)
     try:
-        told = spec_reader.Shape(value)
-    except spec_reader.Refused:
+        told = spec_identity.Shape(value)
+    except spec_records.Refused:
         assert shape is None
         return
     assert shape is not None

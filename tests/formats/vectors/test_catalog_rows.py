@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from arstore.formats import catalog, lease
-from tests.support import spec_reader
-from tests.support.spec_reader import Refused
+from tests.support import spec_identity, spec_reader
+from tests.support.spec_records import Refused
 
 if TYPE_CHECKING:
     pass
@@ -56,7 +56,7 @@ def test_good_catalog_row_says_what_it_says(vector: Any) -> None:
         held = spec_reader.parse_lease(packed)
         assert (held.epoch, held.owner.hex(), held.purpose) == (said["epoch"], said["owner"], said["purpose"])
     if vector["row"] == "identity":
-        refs, tokens, blobs, about = spec_reader.parse_identity(packed, *ids_for("identity"))
+        refs, tokens, blobs, about = spec_identity.parse_identity(packed, *ids_for("identity"))
         found = {"refs": refs, "tokens": tokens, "blobs": [blob.hex() for blob in blobs], "about": about.hex()}
         assert found == vector["says"]
 
@@ -73,4 +73,4 @@ def test_catalog_row_that_says_too_much(vector: Any) -> None:
     refuses(PARSERS[vector["row"]], bytes.fromhex(vector["value"]), *ids_for(vector["row"]))
     if vector["row"] == "identity":
         with pytest.raises(Refused):
-            spec_reader.parse_identity(bytes.fromhex(vector["value"]), *ids_for("identity"))
+            spec_identity.parse_identity(bytes.fromhex(vector["value"]), *ids_for("identity"))

@@ -25,8 +25,8 @@ from arstore.store.keys.unlock import Secrets, Stanzas, new_key_file, open_maste
 from arstore.store.kv.arrays import cut_of, parts_of
 from arstore.store.maintenance.collect import AT_ONCE
 from arstore.store.store import Store
-from tests.support import spec_reader
-from tests.support.spec_reader import Refused
+from tests.support import spec_identity, spec_keys, spec_reader
+from tests.support.spec_records import Refused
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,13 +45,13 @@ def test_a_key_tree_of_three_levels_is_read_from_the_specification(tmp_path: Pat
         number = keyring.add_tenant("big", open_keys=False)
         made = dict(keyring.reserve(number, 127 * 114))
 
-        def tenant() -> spec_reader.Tenant:
+        def tenant() -> spec_keys.Tenant:
             pages = (tmp_path / "keys" / "pages").read_bytes()
-            top = spec_reader.open_root([master], store_id, root.read_bytes())
+            top = spec_keys.open_root([master], store_id, root.read_bytes())
             assert (top.epoch, top.catalog_key) == (keyring.epoch, keyring.catalog_key)
-            body = spec_reader.leaf(pages, top.directory, number)
+            body = spec_keys.leaf(pages, top.directory, number)
             assert body is not None
-            return spec_reader.Tenant(body, pages)
+            return spec_keys.Tenant(body, pages)
 
         for slot in (1, 126, 127, 127 * 112, 127 * 113 - 1, 127 * 113, 127 * 114):
             assert tenant().key(slot) == made[slot]
@@ -202,7 +202,7 @@ def test_kv_of_a_fresh_store_is_read_from_the_specification(encrypted: bool, tmp
     found, held = reader.identities(reader.catalog())
     assert reader.scanned_identities() == (found, held)
     assert len(found) == 7 + 4 + 4
-    stranger = spec_reader.key_id(digest.derive(bytes(32), "identity"), "kv", plain)
+    stranger = spec_identity.key_id(digest.derive(bytes(32), "identity"), "kv", plain)
     assert reader.named(reader.catalog(), stranger) is None, "ids hang on the tenant"
 
 

@@ -13,7 +13,7 @@ from arstore.store.errors import Corrupt
 from arstore.store.kv.prefix import Prefix
 from arstore.store.maintenance.collect import AT_ONCE
 from tests.support import spec_reader
-from tests.support.spec_reader import Refused
+from tests.support.spec_records import Refused
 
 if TYPE_CHECKING:
     pass

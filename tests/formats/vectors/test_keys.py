@@ -13,8 +13,8 @@ from arstore.formats.frames import seal, unseal
 from arstore.store.disk import Disk
 from arstore.store.errors import Corrupt, KeyRefused
 from arstore.store.keys.unlock import Secrets, Stanzas, open_masters
-from tests.support import spec_reader
-from tests.support.spec_reader import Refused
+from tests.support import spec_keys
+from tests.support.spec_records import Refused
 
 if TYPE_CHECKING:
     pass
@@ -77,7 +77,7 @@ def test_bad_key_root(vector: Any) -> None:
         slot[vector["flipped"]] ^= 1
     refuses(keypage.open_root, master, store_id, bytes(slot))
     with pytest.raises((Refused, struct.error)):  # the page says nothing of what is sealed, but how long it is
-        spec_reader.open_root([master], store_id, bytes(slot).ljust(8192, b"\0"))
+        spec_keys.open_root([master], store_id, bytes(slot).ljust(8192, b"\0"))
 
 
 def test_sealed_text() -> None:
@@ -111,7 +111,7 @@ def test_good_stanza(vector: Any, tmp_path: Path) -> None:
     document, secret, kind = document_of(vector), bytes.fromhex(vector["secret"]), vector["kind"]
     assert unlocked(document, secret, tmp_path) == vector["masters"]
     store_id = bytes.fromhex(sheet("stanzas")["store_id"])
-    masters = spec_reader.open_stanzas(document, kind != "open", {kind: secret}, store_id)
+    masters = spec_keys.open_stanzas(document, kind != "open", {kind: secret}, store_id)
     assert [master.hex() for master in masters] == vector["masters"]
     opened = {way["opens"] for way in document["stanzas"] if way["kind"] in (kind, "previous")}
     names = {digest.derive(master, "master key name", 8).hex() for master in masters}

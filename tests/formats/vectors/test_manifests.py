@@ -12,8 +12,8 @@ from arstore.formats.identity import FIELDS, PROVENANCE, KeyId, chain_blocks, id
 from arstore.formats.tensor import TensorSpan, cut_span, dense_bytes
 from arstore.store.artifacts.cuts import cut_file
 from arstore.store.artifacts.inputs import InputFile, MemorySource
-from tests.support import spec_reader
-from tests.support.spec_reader import Refused
+from tests.support import spec_identity
+from tests.support.spec_records import Refused
 
 if TYPE_CHECKING:
     pass
@@ -26,14 +26,14 @@ def test_good_identity(vector: Any) -> None:
     assert dict(identity) == vector["identity"]
     assert list(identity) == sorted(identity)
     assert make_identity(vector["identity"]) == identity
-    spec_reader.check_identity(vector["identity"])
+    spec_identity.check_identity(vector["identity"])
 
 
 @each("identities", "bad", "why")
 def test_bad_identity(vector: Any) -> None:
     refuses(make_identity, vector["fields"])
     with pytest.raises(Refused):
-        spec_reader.check_identity(vector["fields"])
+        spec_identity.check_identity(vector["fields"])
 
 
 @each("identities", "not_canonical", "field", "text")
@@ -41,9 +41,9 @@ def test_a_text_that_is_not_canonical_is_made_so_and_refused_in_a_manifest(vecto
     fields = {vector["field"]: vector["text"]}
     identity = dict(make_identity(fields))
     assert identity != fields
-    spec_reader.check_identity(identity)
+    spec_identity.check_identity(identity)
     with pytest.raises(Refused):
-        spec_reader.check_identity(fields)
+        spec_identity.check_identity(fields)
     good = strict_json.parse_json(sheet("manifests")["good"][0]["text"].encode())
     manifest.parse_manifest(good | {"identity": identity})
     refuses(manifest.parse_manifest, good | {"identity": fields})
@@ -54,7 +54,7 @@ def test_key_id(vector: Any) -> None:
     key = identity_key(bytes.fromhex(sheet("identities")["digest_key"]))
     identity = make_identity(vector["identity"])
     assert key_id(key, vector["kind"], identity).hex() == vector["id"]
-    assert spec_reader.key_id(key, vector["kind"], vector["identity"]).hex() == vector["id"]
+    assert spec_identity.key_id(key, vector["kind"], vector["identity"]).hex() == vector["id"]
 
 
 @each("identities", "blocks", "name")
@@ -63,7 +63,7 @@ def test_prefix_blocks(vector: Any) -> None:
     root, tokens, count = bytes.fromhex(vector["root"]), vector["tokens"], vector["block_tokens"]
     packed = memoryview(struct.pack(f"<{len(tokens)}I", *tokens))
     assert [id_.hex() for id_ in chain_blocks(key, KeyId(root), packed, count)] == vector["ids"]
-    assert [id_.hex() for id_ in spec_reader.block_ids(key, root, tokens, count)] == vector["ids"]
+    assert [id_.hex() for id_ in spec_identity.block_ids(key, root, tokens, count)] == vector["ids"]
 
 
 def test_ids_of_the_golden_vectors_differ() -> None:
@@ -97,7 +97,7 @@ def test_good_manifest(vector: Any) -> None:
             for id_, tokens, blobs, about in vector["rows"]]  # fmt: skip
     claims = parsed.needs().claims
     assert [(id_, named.tokens, list(named.blobs), named.about) for id_, named in claims] == rows
-    assert spec_reader.claimed(json.loads(vector["text"])) == rows
+    assert spec_identity.claimed(json.loads(vector["text"])) == rows
 
 
 @each("manifests", "bad", "why")
@@ -108,7 +108,7 @@ def test_bad_manifest(vector: Any) -> None:
     refuses(manifest.parse_manifest, strict_json.parse_json(json.dumps(value).encode()))
     if "shape" in vector.get("puts", {}):
         with pytest.raises(Refused):
-            spec_reader.Shape(value["shape"])
+            spec_identity.Shape(value["shape"])
 
 
 @each("manifests", "bad_texts", "why")

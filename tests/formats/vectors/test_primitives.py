@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from arstore.formats import codec, digest
-from tests.support import spec_reader
-from tests.support.spec_reader import Refused
+from tests.support import spec_records
+from tests.support.spec_records import Refused
 
 if TYPE_CHECKING:
     pass
@@ -37,7 +37,7 @@ def decoded(number: int, encoded: bytes, length: int) -> bytes:
 def test_good_frame(vector: Any) -> None:
     encoded, plain = bytes.fromhex(vector["encoded"]), bytes.fromhex(vector["plain"])
     assert decoded(vector["codec"], encoded, len(plain)) == plain
-    assert spec_reader.decode(vector["codec"], encoded, len(plain)) == plain
+    assert spec_records.decode(vector["codec"], encoded, len(plain)) == plain
     again = codec.encode(codec.Codec(vector["codec"]), memoryview(plain))  # zstd may find other bytes for the same
     assert decoded(vector["codec"], again, len(plain)) == plain
     if vector["codec"] == codec.Codec.STORED:
@@ -59,4 +59,4 @@ def test_bad_frame(vector: Any) -> None:
     said = refuses(decoded, vector["codec"], encoded, vector["plain_bytes"])
     assert re.search(CODEC_RULES[vector["refused"]], said), said
     with pytest.raises(Refused):
-        spec_reader.decode(vector["codec"], encoded, vector["plain_bytes"])
+        spec_records.decode(vector["codec"], encoded, vector["plain_bytes"])

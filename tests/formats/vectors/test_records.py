@@ -16,8 +16,8 @@ from arstore.store.keys.keyring import Keyring
 from arstore.store.keys.tenant_keys import TenantKeys
 from arstore.store.segments.reader import SegmentReader
 from arstore.store.segments.records import OpenRecord
-from tests.support import spec_reader
-from tests.support.spec_reader import Refused
+from tests.support import spec_records
+from tests.support.spec_records import Refused
 
 if TYPE_CHECKING:
     pass
@@ -70,7 +70,7 @@ def test_good_record(vector: Any, shelves: dict[str, Shelf]) -> None:
     opened.check(digest.Digest(named), digest_key)
     assert opened.footer().digest == named
     assert opened.read_all() == plain
-    assert spec_reader.Record(whole, key).read(digest_key) == (named, plain)
+    assert spec_records.Record(whole, key).read(digest_key) == (named, plain)
 
 
 @each("records", "good", "name")

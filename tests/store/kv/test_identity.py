@@ -13,7 +13,7 @@ from arstore.formats.digest import derive
 from arstore.formats.identity import FIELDS, PROVENANCE, make_identity
 from arstore.store.access import rebuild_catalog
 from arstore.store.errors import BadInput, Conflict
-from tests.support import spec_reader
+from tests.support import spec_identity, spec_reader
 
 if TYPE_CHECKING:
     import numpy as np
@@ -198,7 +198,7 @@ def test_a_prefix_ends_before_a_block_that_a_rebuild_missed(store: arstore.Store
     reader = reader_of(tmp_path)
     rows, canonical = reader.catalog(), dict(make_identity(identity))
     key = derive(reader.tenant.digest_key, "identity")
-    second = spec_reader.block_ids(key, spec_reader.key_id(key, "kv", canonical), TOKENS, 3)[1]
+    second = spec_identity.block_ids(key, spec_identity.key_id(key, "kv", canonical), TOKENS, 3)[1]
     [digest] = reader.identities(rows)[0][second][2]
     lost = reader.row(rows, "blobs", reader.hashed("blob", digest))
     segment, offset = struct.unpack_from("<QQ", lost)
