@@ -14,7 +14,8 @@ from arstore.store.plan.planner import make_plan
 from arstore.store.plan.timeline import Timed, occupancy, planned, trace
 from tests.support.command import Ran, cli
 from tests.support.jobs import block_job, conversations
-from tests.support.planning import SIZE, host, job, store
+from tests.support.planning import SIZE, job, store
+from tests.support.staging import host
 
 __all__ = ["host", "store"]  # fixtures
 

@@ -1,8 +1,6 @@
 """A store with four artifacts whose tiers have known speeds, and JOB files about them."""
 
 import json
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,15 +17,6 @@ IDENTITY_TABLE = "[identity]\n" + "".join(f'{name} = "{value}"\n' for name, valu
 
 
 SIZE = 40_000  # of each artifact's one tensor
-
-
-@pytest.fixture(autouse=True)
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    memory = Path("/dev/shm")
-    path = (memory if memory.is_dir() else tmp_path) / f"arstore-test-{secrets.token_hex(8)}"
-    monkeypatch.setenv("ARSTORE_HOST_DIR", str(path))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture

@@ -1,24 +1,35 @@
 """Steps served at a socket: clients share them, get their objects and errors, and learn when the run has ended."""
 
+import contextlib
 import json
+import os
 import socket
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from arstore import Store
 from arstore.store.disk import Disk
 from arstore.store.errors import Fenced, NotFound, StorageFailed
 from arstore.store.plan.model import Move
 from arstore.store.progress import ignore_bytes
 from arstore.store.staging.lane import Lane
 from arstore.store.staging.lane_plan import LanePlan
+from arstore.store.staging.requests import requests_of
 from arstore.store.staging.serve import StepsClient, serving
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.sources import Sources
+from tests.support.command import arstore
+from tests.support.runs import WORK, store, tight, worked
 from tests.support.tier_faults import fresh_memory, given
 from tests.support.tier_suite import whole
+
+__all__ = ["store"]  # fixtures
+
 
 KEYS = [letter * 64 for letter in "abc"]
 OBJECTS = [given() for _ in KEYS[:2]]  # of the third there is none
@@ -118,3 +129,80 @@ def test_a_path_too_long_for_a_socket_is_served(lane: Lane, tmp_path: Path) -> N
     directory.mkdir()
     with serving(lane, KEYS, directory / "s.socket", Disk()):
         assert StepsClient(directory / "s.socket").next() == 0
+
+
+# ---- for a command
+
+
+def test_nonsense_at_the_socket_harms_nobody(store: Store, tmp_path: Path) -> None:
+    rude = (
+        "import arstore, json, os, pathlib, socket\n"
+        "path = pathlib.Path(os.environ['ARSTORE_STAGED']).with_suffix('.socket')\n"
+        "os.chdir(path.parent)\n"
+        "for word in (b'', b'x', b'[]\\n', b'[\"take\", 99]\\n', b'[\"take\", \"a\"]\\n', b'[' * 9000):\n"
+        "    one = socket.socket(socket.AF_UNIX); one.connect(path.name); one.sendall(word); one.close()\n"
+        "exec(" + repr(WORK) + ")\n"
+    )
+    ran = arstore("prefetch", tight(tmp_path), "--", sys.executable, "-c", rude)
+    assert ran.code == 0, ran.err
+    assert len(worked(ran.out)) == 24
+    assert "Traceback" not in ran.err
+
+
+# ---- what went wrong once
+
+
+def test_a_client_without_a_thread_is_let_go_and_the_next_is_served(
+    store: Store, tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.tiers.run(store.tiers.plan(tight(tmp_path))) as run:
+        path, real = store.tiers.arenas.host().directory / "s.socket", threading.Thread.start
+        with serving(run.lanes[0], run.keys, path, Disk()):
+            with monkeypatch.context() as patched:
+                failed = threading.Event()
+
+                def no_thread(thread: threading.Thread) -> None:
+                    if not failed.is_set():
+                        failed.set()
+                        raise RuntimeError("can't start new thread")
+                    real(thread)
+
+                patched.setattr(threading.Thread, "start", no_thread)
+                with pytest.raises(StorageFailed):
+                    StepsClient(path).next()
+            assert StepsClient(path).next() == 0
+
+
+def test_the_child_of_a_fork_neither_speaks_for_its_parent_nor_keeps_its_connections(
+    store: Store, tmp_path: Path
+) -> None:
+    plan = store.tiers.plan(tight(tmp_path))
+    with store.tiers.run(plan) as run:
+        path = store.tiers.arenas.host().directory / "s.socket"
+        with serving(run.lanes[0], run.keys, path, Disk()):
+            client = StepsClient(path)
+            requests = requests_of(plan, client)
+            next(requests)
+
+            def ask() -> None:
+                with contextlib.suppress(StorageFailed):
+                    client.take(20)  # which waits, as there is no room for it yet
+
+            threading.Thread(target=ask, daemon=True).start()
+            while len(client._connections) < 2:
+                time.sleep(0.01)
+            mine = {f"socket:[{os.fstat(one.fileno()).st_ino}]" for one in client._connections}
+            if not (child := os.fork()):
+                kept = set()
+                with contextlib.suppress(BaseException):
+                    for fd in Path("/proc/self/fd").iterdir():
+                        with contextlib.suppress(FileNotFoundError):
+                            kept.add(os.readlink(fd))
+                    requests.close()
+                    os._exit(len(kept & mine))
+                os._exit(99)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            time.sleep(0.1)
+            assert run.lanes[0]._over == -1
+            assert not run.lanes[0]._over_ahead
+            requests.close()

@@ -1,0 +1,43 @@
+"""Extents are removed by name only while they are the same file, over time, and in no use."""
+
+import threading
+import time
+from pathlib import Path
+
+from arstore.store.disk import Disk, try_lock
+from arstore.store.tiers.arena import Arena
+from arstore.store.tiers.extent import attach_extent, remove_extent
+from tests.support.staging import KEY, Meddling, extents, fill, host
+
+__all__ = ["host"]  # fixtures
+
+
+def test_removing_takes_no_other_extent_that_has_the_name_by_then(host: Path) -> None:
+    plain = Arena("host", host / "tenant", 1 << 20, Disk())
+    fill(plain, 1)
+    kept: list[object] = []
+
+    def again() -> None:
+        assert plain.remove(KEY)
+        kept.append(fill(plain, 2))
+
+    Arena("host", host / "tenant", 1 << 20, Meddling("open", again)).remove(KEY)
+    assert kept
+    assert set(attach_extent(extents(host)[0], KEY).view) == {2}
+
+
+def test_what_got_more_time_meanwhile_is_not_over(host: Path) -> None:
+    plain = Arena("host", host / "tenant", 1 << 20, Disk())
+    fill(plain, 1)
+    more = Meddling("open", lambda: plain.hold(KEY, time.time() + 60))
+    assert not remove_extent(extents(host)[0], more, expired_only=True)
+    assert plain.find(KEY)
+
+
+def test_who_attaches_while_it_is_looked_at_waits(host: Path) -> None:
+    fill(Arena("host", host / "tenant", 1 << 20, Disk()), 1)
+    [extent] = extents(host)
+    with extent.open("rb") as file:
+        assert try_lock(file.fileno())
+        threading.Timer(0.3, file.close).start()
+        assert set(attach_extent(extent, KEY).view) == {1}

@@ -1,0 +1,68 @@
+"""The host tier lies in a directory of this user alone, and takes half of the memory that is there."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from arstore import Store
+from tests.support.command import cli
+from tests.support.staging import extents, host, left, put_file, store, weights
+
+__all__ = ["host", "store"]  # fixtures
+
+
+# ---- time and room
+
+
+def test_a_full_memory_file_system_is_no_room(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (mount := tmp_path / "small").mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "arstore-test", str(mount)]
+    if os.geteuid() or subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small tmpfs")
+    try:
+        monkeypatch.setenv("ARSTORE_HOST_DIR", str(mount))
+        for name in "ab":
+            put_file(store, tmp_path, name, 3 << 20)
+        assert store.tiers.arenas.host().capacity_bytes == 2 << 20  # half of what is mounted there
+        assert cli("prefetch", "a").code == 14
+        assert cli("prefetch", "a", "--budget", "1GiB").code == 0
+        ran = cli("prefetch", "b", "--budget", "1GiB")
+        assert (ran.code, len(ran.error.splitlines())) == (14, 1)
+        assert left(mount) == [path.name for path in extents(mount)]
+        assert len(extents(mount)) == 1
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+# ---- released and erased
+
+
+@pytest.mark.parametrize("which", ["parent", "directory"])
+@pytest.mark.parametrize("how", ["open to all", "a link", "a file", "somebody else's"])
+def test_a_directory_that_is_not_ours_alone_is_refused(
+    store: Store, tmp_path: Path, host: Path, which: str, how: str
+) -> None:
+    store.put(tensors=weights(), name="m")
+    place = store.tiers.arenas.host().directory
+    place = place if which == "directory" else place.parent
+    shutil.rmtree(place)
+    (away := tmp_path / "away").mkdir(mode=0o700)
+    if how == "a link":
+        place.symlink_to(away)
+    elif how == "a file":
+        place.touch(mode=0o600)
+    else:
+        place.mkdir(mode=0o700)
+        if how == "open to all":
+            place.chmod(0o777)
+        elif os.geteuid():
+            pytest.skip("only root can give a directory away")
+        else:
+            os.chown(place, 12345, 12345)
+    ran = cli("prefetch", "m")
+    assert ran.code == 1
+    assert "mode 0700" in ran.error
+    assert not any(away.iterdir())
