@@ -1,19 +1,36 @@
 """The device tier: the same bytes by the same way, on `cpu` here and on an accelerator where there is one."""
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from arstore import BadInput, Corrupt, NoRoom, Store, create_store, open_store
+from arstore import BadInput, Store, create_store, open_store
 from arstore.formats.tensor import TensorSpan
 from arstore.store.disk import Out
+from arstore.store.errors import Corrupt, NoRoom
 from arstore.store.tiers import device as device_tier
-from arstore.store.tiers.device import parse_device, upload
+from arstore.store.tiers.device import DeviceTier, parse_device, upload
 from arstore.store.tiers.local import StoredObject
+from arstore.store.tiers.staged import StagedTensors
 from tests.support.command import arstore, cli
+from tests.support.tier_faults import given
+from tests.support.tier_places import small_steps
+from tests.support.tier_suite import (
+    CAPACITY_BYTES,
+    THIRD,
+    A,
+    B,
+    C,
+    D,
+    refuses,
+)
+
+__all__ = ["small_steps"]  # fixtures
+
 
 DEVICES = ["device:cpu", pytest.param("device:cuda:0", marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no accelerator here"))]  # fmt: skip
@@ -116,3 +133,34 @@ def test_a_command_gets_its_tensors_on_the_device(store: Store) -> None:
     name = parse_device("device")
     assert arstore("prefetch", "w", "--to", "device", "--", sys.executable, "-c", program, name).code == 0
     assert cli("prefetch", "w", "--to", "device").code == 2
+
+
+def test_memory_that_tensors_still_use_counts_until_they_are_gone(small_steps: None) -> None:
+    tier = DeviceTier("cpu", CAPACITY_BYTES)
+    held = tier.fill(A, given())
+    tensor = StagedTensors(held)["f"][5:7]
+    del held
+    assert tier.remove(A)
+    assert (tier.residents(), tier.used_bytes) == ([], THIRD)
+    assert refuses(tier, CAPACITY_BYTES - THIRD + 1)
+    assert not refuses(tier, CAPACITY_BYTES - THIRD)
+    del tensor  # and nothing else keeps it: not the tier, which goes on
+    assert tier.used_bytes == 0
+    assert not refuses(tier, CAPACITY_BYTES)
+
+
+def test_what_tensors_use_gives_no_room(small_steps: None) -> None:
+    """Without room nothing goes; and what goes is what gives some, whenever its time is over."""
+    tier = DeviceTier("cpu", CAPACITY_BYTES)
+    tensors = [StagedTensors(tier.fill(key, given()))["f"] for key in (A, B)]
+    tier.fill(C, given(), time.time() + 100)
+    assert refuses(tier, 2 * THIRD)
+    assert [one.key for one in tier.residents()] == [A, B, C]
+    tier.make_room(THIRD, frozenset())
+    assert [one.key for one in tier.residents()] == [A, B]
+    assert refuses(tier, THIRD + 1)
+    del tensors[0]
+    tier.make_room(2 * THIRD, frozenset())
+    tier.fill(D, given(2 * THIRD))
+    assert [one.key for one in tier.residents()] == [B, D]
+    assert tier.used_bytes == CAPACITY_BYTES

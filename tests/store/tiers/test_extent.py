@@ -1,15 +1,24 @@
 """Extents are removed by name only while they are the same file, over time, and in no use."""
 
+import errno
+import os
 import threading
 import time
 from pathlib import Path
+
+import pytest
 
 from arstore.store.disk import Disk, try_lock
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.extent import attach_extent, remove_extent
 from tests.support.staging import KEY, Meddling, extents, fill, host
+from tests.support.tier_faults import given
+from tests.support.tier_places import memory, open_arena
+from tests.support.tier_suite import (
+    A,
+)
 
-__all__ = ["host"]  # fixtures
+__all__ = ["host", "memory"]  # fixtures
 
 
 def test_removing_takes_no_other_extent_that_has_the_name_by_then(host: Path) -> None:
@@ -41,3 +50,18 @@ def test_who_attaches_while_it_is_looked_at_waits(host: Path) -> None:
         assert try_lock(file.fileno())
         threading.Timer(0.3, file.close).start()
         assert set(attach_extent(extent, KEY).view) == {1}
+
+
+def test_where_holes_are_not_known_all_is_overwritten(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, real = open_arena("host", memory), os.lseek
+
+    def lseek(fd: int, at: int, how: int) -> int:
+        if how in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(fd, at, how)
+
+    arena.fill(A, given())
+    with next(memory.rglob("*.extent")).open("rb") as file:
+        monkeypatch.setattr(os, "lseek", lseek)
+        assert arena.remove(A)
+        assert not any(os.pread(file.fileno(), 1 << 20, 0))

@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from arstore import Store
+from arstore.store.disk import Disk
+from arstore.store.tiers.shared import open_shared
 from tests.support.command import cli
 from tests.support.staging import extents, host, left, put_file, store, weights
+from tests.support.tier_faults import given
+from tests.support.tier_places import MINE, SHARED, STORE_ID
+from tests.support.tier_suite import (
+    A,
+    whole,
+)
 
 __all__ = ["host", "store"]  # fixtures
 
@@ -66,3 +74,17 @@ def test_a_directory_that_is_not_ours_alone_is_refused(
     assert ran.code == 1
     assert "mode 0700" in ran.error
     assert not any(away.iterdir())
+
+
+@SHARED
+def test_a_memory_without_a_size_of_its_own_holds_half_of_the_machines(tmp_path: Path) -> None:
+    (path := tmp_path / "ramfs").mkdir(mode=0o700)
+    words = ["mount", "-t", "ramfs", "arstore-test", str(path)]
+    if os.geteuid() or subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a ramfs")
+    try:
+        arena = open_shared(path, STORE_ID, MINE, MINE * 2, None, Disk())
+        assert arena.capacity_bytes > 1 << 20
+        assert whole(arena.fill(A, wanted := given())) == wanted.content
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)

@@ -9,66 +9,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from arstore import Store, create_store, open_store
+from arstore import Store
 from arstore.formats.record import HEADER_BYTES
 from arstore.store.errors import StorageFailed
-from arstore.store.tiers import sealed as sealed_room
 from arstore.store.tiers.sealed import SealedExtent
-from tests.support.command import Ran, arstore, cli, ended, start
+from tests.support.command import arstore, cli, ended, start
 from tests.support.kv_made import made
-from tests.support.tier_faults import fresh_memory
+from tests.support.published import LENGTH, SUM_BYTES, came_from, gone, lying, memory, published, put, store
+from tests.support.staging import damage
+from tests.support.tier_places import open_arena
+
+__all__ = ["memory", "store"]  # fixtures
+
 
 pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no memory file system here")
-LENGTH = 100_000
-SUM_BYTES = 10_000
-
-
-@pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(sealed_room, "SUM_BYTES", SUM_BYTES)  # so that a small object has several
-    with fresh_memory() as path:
-        monkeypatch.setenv("ARSTORE_HOST_DIR", str(path / "host"))
-        monkeypatch.setenv("ARSTORE_SHARED_DIR", str(path / "shared"))
-        (path / "shared").mkdir(mode=0o700)
-        yield path
-
-
-@pytest.fixture
-def store(memory: Path) -> Iterator[Store]:
-    create_store()
-    with open_store() as opened:
-        yield opened
-
-
-def put(store: Store, folder: Path, name: str = "m", length: int = LENGTH) -> bytes:
-    """Put an artifact that is one file, `f`."""
-    (path := folder / f"of-{name}").mkdir()
-    (path / "f").write_bytes(content := os.urandom(length))
-    store.put(path, name=name, kind="file", codec="stored")
-    return content
-
-
-def published(store: Store, folder: Path, name: str = "m") -> bytes:
-    content = put(store, folder, name)
-    assert cli("prefetch", name, "--to", "shared").code == 0
-    return content
-
-
-def lying(memory: Path, tier: str = "shared") -> list[Path]:
-    return sorted(path for path in (memory / tier).rglob("*") if path.is_file())
 
 
 def flip(path: Path, at: int = -1) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 1
     path.write_bytes(content)
-
-
-def damage(store: Store, name: str = "m") -> None:
-    """Flip a bit in the segment, of the largest blob of an artifact."""
-    blob = max(store.show(name)[1].blobs, key=lambda one: one.length)
-    [row] = store._parts.catalog.find_blobs([blob.digest]).values()
-    flip(store._parts.directory / f"{row.place.segment:016x}.seg", row.place.offset + HEADER_BYTES)
 
 
 def in_host(store: Store, content: bytes) -> None:
@@ -83,16 +43,6 @@ def attached(content: bytes, name: str = "m") -> None:
     show = f"import arstore, sys; sys.stdout.write(bytes(arstore.attach()[{name!r}].files['f']).hex())"
     ran = arstore("prefetch", name, "--", sys.executable, "-c", show)
     assert (ran.code, ran.out) == (0, content.hex())
-
-
-def came_from(ran: Ran) -> list[str]:
-    assert ran.code == 0, ran.err
-    return [one["from"] for one in ran.json["staged"]]
-
-
-def gone(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ARSTORE_SHARED_DIR", str(path := memory / "nowhere"))
-    return path
 
 
 # ---- published once, taken from there
@@ -334,100 +284,6 @@ def test_what_does_not_fit_is_not_published(store: Store, tmp_path: Path, memory
     assert len(lying(memory)) == 2
 
 
-# ---- wiped, or it is said that it can't be
-
-
-def test_unstage_wipes_both_tiers(store: Store, tmp_path: Path, memory: Path) -> None:
-    for name in "mn":
-        published(store, tmp_path, name)
-        assert cli("prefetch", name).code == 0
-    files = [
-        path.open("rb") for path in lying(memory) + lying(memory, "host") if path.stem == store.get("m").summary.id
-    ]
-    ran = cli("--json", "unstage", "m")
-    assert ran.code == 0
-    assert {(one["name"], one["tier"]) for one in ran.json["unstaged"]} == {("m@1", "host"), ("m@1", "shared")}
-    for file in files:
-        assert not any(file.read())
-        file.close()
-    assert len(files) == 2
-    assert len(lying(memory)) == len(lying(memory, "host")) == 1
-    with store.prefetch(["n"], to="shared"):
-        ran = cli("--json", "unstage", "--all")
-        assert (ran.code, ran.json["in_use"]) == (4, ["n@1"])
-    assert cli("unstage", "--all").code == 0
-    assert lying(memory) == lying(memory, "host") == []
-
-
-def test_what_can_not_be_wiped_is_said(
-    store: Store, tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = published(store, tmp_path)
-    store.prefetch(["m"], ttl_s=60).release()
-    gone(memory, monkeypatch)
-    ran = cli("--json", "unstage", "--all")
-    assert ran.code == 4
-    assert [one["tier"] for one in ran.json["unstaged"]] == ["host"]
-    assert [one["tier"] for one in ran.json["degraded"]] == ["shared"]
-    assert "warning: without tier shared" in ran.err
-    store.tenants.add("other")
-    for words in (["erase", "m"], ["tenant", "rm", "other", "--erase"]):
-        ran = cli(*words)
-        assert ran.code == 1
-        assert "arstore: hint: " in ran.err
-        assert "ARSTORE_SHARED_DIR" in ran.err
-    assert cli("get", "m", tmp_path / "out").code == 0
-    assert (tmp_path / "out/f").read_bytes() == content
-    assert "other" in [one.name for one in store.tenants.all()]
-
-
-def test_erase_wipes_what_was_published(store: Store, tmp_path: Path, memory: Path) -> None:
-    for name in "mn":
-        published(store, tmp_path, name)
-    key = store.get("m").summary.id
-    [extent] = [path for path in lying(memory) if path.stem == key]
-    with store.prefetch(["m"], to="shared"):
-        assert cli("erase", "m").code == 11
-        assert cli("get", "m", tmp_path / "out").code == 0
-    with extent.open("rb") as file:
-        assert cli("erase", "m").code == 0
-        assert not any(file.read())
-    assert [path.stem for path in lying(memory)] == [store.get("n").summary.id]
-
-
-def test_removing_a_tenant_wipes_what_it_published(store: Store, tmp_path: Path, memory: Path) -> None:
-    published(store, tmp_path)
-    store.tenants.add("other")
-    with open_store(tenant="other") as other:
-        put(other, tmp_path, "n")
-        other.prefetch(["n"], to="shared", ttl_s=60).release()
-    [extent] = [path for path in lying(memory) if path.stem != store.get("m").summary.id]
-    with extent.open("rb") as file:
-        assert cli("tenant", "rm", "other", "--erase").code == 0
-        assert not any(file.read())
-    assert [path.stem for path in lying(memory)] == [store.get("m").summary.id]
-
-
-def test_tenants_are_apart_there(store: Store, tmp_path: Path, memory: Path) -> None:
-    content = put(store, tmp_path)
-    store.tenants.add("other")
-    with open_store(tenant="other") as other:
-        other.put(tmp_path / "of-m", name="m", kind="file")
-        other.prefetch(["m"], to="shared", ttl_s=60).release()
-        assert came_from(cli("--json", "prefetch", "m")) == ["local"], "the same bytes by the same name"
-        assert cli("unstage", "--all").code == 0
-        [theirs] = lying(memory)
-        published_ = store.tiers.arenas.shared()
-        assert published_
-        mine = published_.directory / f"{store.get('m').summary.id}.extent"
-        mine.write_bytes(theirs.read_bytes())  # whoever may write there still can't sign for another tenant
-        with store.prefetch(["m"]) as staged:
-            assert staged.staging.staged[0].source == "local"
-            assert bytes(staged["m"].files["f"]) == content
-        assert not mine.exists()
-        assert theirs.exists()
-
-
 # ---- healed from there, shown, raced for
 
 
@@ -494,3 +350,12 @@ def test_who_publishes_while_another_does_is_told(store: Store, tmp_path: Path) 
     with tier.filling(store.get("m").summary.id, wait=False):
         assert cli("prefetch", "m", "--to", "shared").code == 11
     assert cli("prefetch", "m", "--to", "shared").code == 0
+
+
+def test_shared_memory_is_a_memory_file_system(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        if path.exists() and path.stat().st_dev == Path("/dev/shm").stat().st_dev:
+            pytest.skip("the tests' own directory lies in memory")
+        with pytest.raises(StorageFailed):
+            open_arena("shared", path)
+        assert not list(tmp_path.iterdir())

@@ -1,24 +1,27 @@
 """Sources bring an object once, from the nearest tier that has it; where it is there already, nothing is read."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from arstore import NotFound, Store
 from arstore.store.disk import Disk
-from arstore.store.errors import Fenced, StorageFailed
+from arstore.store.errors import Corrupt, Fenced, StorageFailed
 from arstore.store.tiers.arena import Arena
+from arstore.store.tiers.local import Local
 from arstore.store.tiers.sources import Sources
-from tests.support.tier_faults import Between, Vanishing, fresh_memory, given
-from tests.support.tier_suite import whole
+from arstore.store.tiers.tier import Held
+from tests.support.tier_faults import Between, Faulty, Met, Vanishing, given
+from tests.support.tier_places import OTHERS, SHARED, TIERS, a_place, memory, open_arena, small_steps, store
+from tests.support.tier_suite import (
+    whole,
+)
+
+__all__ = ["memory", "small_steps", "store"]  # fixtures
+
 
 KEY = "a" * 64
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    with fresh_memory() as path:
-        yield path
 
 
 def arenas(memory: Path, *names: str) -> list[Arena]:
@@ -69,3 +72,55 @@ def test_a_near_tier_that_fails_is_named_with_its_first_error(memory: Path) -> N
         assert sources.bring(KEY, target, wait=False)[1] == "store"
         target.remove(KEY)
     assert {tier: str(error) for tier, error in sources.failed.items()} == {"near": "tier: is gone"}
+
+
+@SHARED
+@pytest.mark.parametrize("fate", [Faulty, Vanishing, "silently"])
+@pytest.mark.parametrize("to", TIERS[:1] + TIERS[2:])
+def test_it_arrives_whatever_happens_to_the_nearest(
+    to: str, fate: object, memory: Path, store: Store, small_steps: None
+) -> None:
+    """At every operation of the near tier: what comes is right, and what failed is named."""
+    store.put(tensors={"w": torch.randn(2500)}, name="m")
+    key = store.get("m").summary.id
+    local = Local(store.get, lambda key: None)
+    near = open_arena("shared", memory)
+    truth = local.hold(key)
+    assert truth
+    content, came = whole(truth), list[str]()
+    for at in range(1, 30):
+        near.fill(key, truth)
+        error = Corrupt("x", "y") if at % 2 else StorageFailed("x", "y")
+        met = Faulty(error, at) if fate is Faulty else Vanishing(at, silently=fate == "silently")
+        found = Sources([Between(near, met)], local)
+        (memory / f"{at}").mkdir()
+        target = a_place(to, memory / f"{at}")
+        held, source = found.bring(key, target.tier, wait=False)
+        assert whole(held) == content
+        assert (held.name, tuple(held.spans)) == (truth.name, tuple(truth.spans))
+        came.append(source)
+        if source == "local" and not (fate == "silently" and at == 1):
+            assert set(found.failed) == {"shared"}
+        if fate is Faulty and at % 2 and source == "local":
+            assert not near.find(key), "what is bad is wiped"
+        if source == "shared":
+            assert found.failed == {}
+            break
+    assert came[0] == "local"
+    assert came[-1] == "shared"
+
+
+def test_what_no_tier_has_is_not_found_and_what_local_has_bad_is_an_error(store: Store, memory: Path) -> None:
+    host, key = open_arena("host", memory), "0" * 64
+    with pytest.raises(NotFound):
+        Sources([open_arena("host", memory, OTHERS)], Local(store.get, lambda key: None)).bring(key, host, wait=False)
+
+    class Bad:
+        tier = "local"
+
+        def hold(self, key: str, until_s: float = 0.0) -> Held:
+            return Met(given(), Faulty(Corrupt("x", "y")))
+
+    with pytest.raises(Corrupt):
+        Sources([], Bad()).bring(key, host, wait=False)
+    assert host.residents() == []
