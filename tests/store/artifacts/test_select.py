@@ -1,12 +1,7 @@
-"""Selection: parts of tensors, exact against slicing the source, read frame by frame and not a frame more.
-
-What was read is not taken from `bytes_read`: a count at the record says it, and frames outside the selection that
-were destroyed on purpose stay unnoticed until somebody reads them.
-"""
+"""Selection: parts of tensors, exact against slicing the source."""
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,107 +9,24 @@ import pytest
 import safetensors.torch
 import torch
 
-from arstore import BadInput, Corrupt, NotFound, Store, create_store, open_store
+from arstore import BadInput, NotFound, Store, create_store, open_store
 from arstore.cli.main import run
 from arstore.store.artifacts.get import Written
 from arstore.store.artifacts.select import COLWISE, ROWWISE, Selection, Shard
-from arstore.store.segments.records import OpenRecord
+from tests.support.selections import (
+    FRAME_BYTES,
+    ROW_BYTES,
+    Reads,
+    allowed,
+    noise,
+    part_reads,
+    reads,
+    selected,
+    small,
+    small_weights,
+)
 
-MIB = 1 << 20
-FRAME_BYTES, TAG_BYTES, BLOB_BYTES = 4 * MIB, 16, 64 * MIB
-
-ROWS, COLUMNS = 28_000, 2048  # of bf16: 109 MiB, cut into blobs of 16,384 rows and 11,616
-ROW_BYTES = 2 * COLUMNS
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Return a bf16 tensor of random bits that does not compress; NaNs are made finite, so that == is equality."""
-    bits = np.random.default_rng(seed).integers(0, 0x7F80, shape, dtype=np.uint16)
-    return torch.from_numpy(bits).view(torch.bfloat16)
-
-
-def small_weights() -> dict[str, torch.Tensor]:
-    """Return the tensors of a model of 12 layers, named as transformers names them."""
-    found: dict[str, torch.Tensor] = {"model.embed_tokens.weight": noise(40, 16), "scale": torch.tensor(0.5)}
-    for layer in range(12):
-        prefix = f"model.layers.{layer}"
-        found |= {
-            f"{prefix}.self_attn.q_proj.weight": noise(32, 16, seed=layer),
-            f"{prefix}.self_attn.q_proj.bias": noise(32, seed=layer),
-            f"{prefix}.self_attn.o_proj.weight": noise(16, 32, seed=100 + layer),
-            f"{prefix}.self_attn.o_proj.bias": noise(16, seed=100 + layer),
-            f"{prefix}.norm.weight": torch.arange(16, dtype=torch.float32) + layer,
-        }
-    return found
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Store]:
-    """A store with the small model as `m`."""
-    create_store()
-    safetensors.torch.save_file(small_weights(), tmp_path / "m.safetensors")
-    with open_store() as store:
-        store.put(tmp_path / "m.safetensors", name="m")
-        yield store
-
-
-@dataclass(frozen=True, slots=True)
-class Big:
-    """A store with `stored` and `plane`: a tensor of more than 100 MiB, `x`, and one of long rows, `experts`."""
-
-    path: Path
-    key_file: Path
-    x: torch.Tensor
-    experts: torch.Tensor
-
-    def open(self) -> Store:
-        return open_store(self.path, key_file=self.key_file)
-
-
-@pytest.fixture(scope="module")
-def big(tmp_path_factory: pytest.TempPathFactory) -> Big:
-    top = tmp_path_factory.mktemp("big")
-    made = Big(top / "store", top / "key", noise(ROWS, COLUMNS), noise(3, 8192, 1024, seed=1))
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("ARSTORE_TENANT", "ARSTORE_PASSPHRASE_FILE", "ARSTORE_KEY_COMMAND"):
-            patch.delenv(name, raising=False)
-        create_store(made.path, key_file=made.key_file)
-        with made.open() as store:
-            store.put(tensors={"x": made.x, "experts": made.experts}, name="stored", codec="stored")
-    return made
-
-
-@dataclass(slots=True)
-class Reads:
-    """Which frames were opened, by where their record lies, and how many sealed bytes they took."""
-
-    frames: list[tuple[int, int, int]] = field(default_factory=list)
-    sealed_bytes: int = 0
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
-    """Count at the record, where sealed bytes become plain ones, whatever the callers say."""
-    seen = Reads()
-    read = OpenRecord.read
-
-    def counted(self: OpenRecord, index: int, start: int, stop: int, out: memoryview) -> int:
-        seen.frames.append((self.place.segment, self.place.offset, index))
-        offsets = self.footer().offsets
-        length = self.header.binding.frame_length(index) + TAG_BYTES
-        seen.sealed_bytes += offsets[index + 1] - offsets[index] if offsets else length
-        return read(self, index, start, stop, out)
-
-    monkeypatch.setattr(OpenRecord, "read", counted)
-    return seen
-
-
-def selected(store: Store, name: str, tmp_path: Path, selection: Selection) -> tuple[dict[str, torch.Tensor], Written]:
-    """Return what a selection writes, as the safetensors library reads it."""
-    _, written = store.get_to(name, tmp_path / "part.safetensors", selection)
-    assert (tmp_path / "part.safetensors").stat().st_size == written.bytes_out
-    assert written.files == 1
-    return safetensors.torch.load_file(tmp_path / "part.safetensors"), written
+__all__ = ["reads", "small"]  # fixtures
 
 
 def assert_equal_tensors(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
@@ -125,6 +37,7 @@ def assert_equal_tensors(got: dict[str, torch.Tensor], wanted: dict[str, torch.T
 
 
 # ---- which tensors
+
 
 EXACT: dict[str, tuple[Selection, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]]] = {
     "a name": (
@@ -271,6 +184,7 @@ def test_a_selection_goes_to_a_path_or_into_a_directory(small: Store, tmp_path: 
 
 # ---- what does not fit
 
+
 REFUSED: dict[str, tuple[Selection, type[Exception]]] = {
     "unknown tensor": (Selection(globs=("nothing.*",)), NotFound),
     "one glob of two that matches nothing": (Selection(globs=("scale", "nothing.*")), NotFound),
@@ -303,134 +217,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(
     assert len(reads.frames) == before + 1  # the version record
     assert not (tmp_path / "out").exists()
     assert artifact.bytes_read == 0
-
-
-# ---- what is read
-
-
-def frames_touched(start: int, stop: int, length: int, row_bytes: int) -> int:
-    """Return how many frames bytes [start, stop) of a tensor of that length lie in, from the format's own rule."""
-    blob_bytes = BLOB_BYTES // row_bytes * row_bytes if length > BLOB_BYTES else length
-    touched = 0
-    for blob in range(0, length, blob_bytes):
-        first, last = max(start, blob) - blob, min(stop, blob + blob_bytes) - blob
-        touched += (last - 1) // FRAME_BYTES - first // FRAME_BYTES + 1 if last > first else 0
-    return touched
-
-
-def allowed(frames: int) -> float:
-    return 1.05 * frames * (FRAME_BYTES + TAG_BYTES)
-
-
-def part_reads(reads: Reads, written: Written) -> list[tuple[int, int, int]]:
-    """Return the frames of blobs that were opened, once `bytes_read` is found to be their true sum.
-
-    The first frame opened is that of the version record, which says where blobs lie and is no part of a selection.
-    """
-    version_bytes = reads.sealed_bytes - written.bytes_read
-    assert 0 < version_bytes < MIB
-    return reads.frames[1:]
-
-
-SLICES = {
-    "one row": (12_345, 12_346),
-    "the first row": (0, 1),
-    "a frame of rows": (1024, 2048),
-    "a frame of rows, between two": (1000, 2024),
-    "across two blobs": (16_383, 16_385),
-    "the last rows": (ROWS - 3, ROWS),
-    "a third": (9_000, 18_333),
-    "all but two": (1, ROWS - 1),
-    "all": (0, ROWS),
-}
-
-
-@pytest.mark.parametrize("what", SLICES)
-def test_a_slice_of_a_large_tensor_reads_only_its_frames(big: Big, tmp_path: Path, reads: Reads, what: str) -> None:
-    start, stop = SLICES[what]
-    with big.open() as store:
-        got, written = selected(store, "stored", tmp_path, Selection(slices=(("x", start, stop),)))
-    assert torch.equal(got["x"], big.x[start:stop])
-    frames = frames_touched(start * ROW_BYTES, stop * ROW_BYTES, ROWS * ROW_BYTES, ROW_BYTES)
-    opened = part_reads(reads, written)
-    assert len(set(opened)) == frames
-    assert len(opened) == frames  # each once
-    assert written.bytes_read <= allowed(frames)
-
-
-@pytest.mark.parametrize(("rank", "world"), [(0, 2), (1, 2), (6, 8), (31, 32)])
-def test_a_part_of_a_large_tensor_reads_only_its_frames(
-    big: Big, tmp_path: Path, reads: Reads, rank: int, world: int
-) -> None:
-    with big.open() as store:
-        got, written = selected(store, "stored", tmp_path, Selection(globs=("x",), shard=Shard(rank, world)))
-    assert torch.equal(got["x"], big.x.chunk(world)[rank])
-    size = ROWS // world * ROW_BYTES
-    frames = frames_touched(rank * size, (rank + 1) * size, ROWS * ROW_BYTES, ROW_BYTES)
-    assert len(set(part_reads(reads, written))) == frames
-    assert written.bytes_read <= allowed(frames)
-
-
-@pytest.mark.parametrize(("rank", "world"), [(0, 2), (1, 2), (0, 8), (5, 8)])
-def test_a_part_along_an_inner_axis_skips_the_frames_between(
-    big: Big, tmp_path: Path, reads: Reads, rank: int, world: int
-) -> None:
-    """An expert's rows are 16 MiB long here: half of each is two frames, an eighth half a frame."""
-    with big.open() as store:
-        selection = Selection(globs=("experts",), shard=Shard(rank, world, 1))
-        got, written = selected(store, "stored", tmp_path, selection)
-    assert torch.equal(got["experts"], big.experts.chunk(world, 1)[rank])
-    row, size = big.experts[0].nbytes, big.experts[0].nbytes // world
-    starts = (expert * row + rank * size for expert in range(3))
-    touched = sum(frames_touched(start, start + size, 3 * row, row) for start in starts)
-    assert len(part_reads(reads, written)) == touched
-    assert written.bytes_read <= allowed(touched)
-
-
-def test_a_part_of_columns_reads_each_frame_once(big: Big, tmp_path: Path, reads: Reads) -> None:
-    with big.open() as store:
-        got, written = selected(store, "stored", tmp_path, Selection(globs=("x",), shard=Shard(1, 4, 1)))
-    assert torch.equal(got["x"], big.x[:, 512:1024])
-    frames = frames_touched(0, ROWS * ROW_BYTES, ROWS * ROW_BYTES, ROW_BYTES)
-    assert len(part_reads(reads, written)) == frames  # rows are short: every frame holds a part of some
-    assert written.bytes_read <= allowed(frames)
-
-
-def test_some_of_many_tensors_reads_only_those(small: Store, tmp_path: Path, reads: Reads) -> None:
-    got, written = selected(small, "m", tmp_path, Selection(layers=(7,)))
-    part_reads(reads, written)
-    assert written.bytes_read == sum(tensor.nbytes + TAG_BYTES for tensor in got.values())
-    named = small.get("m")
-    before = reads.sealed_bytes
-    named.tensors([name for name in small_weights() if ".7." in name])
-    assert named.bytes_read == written.bytes_read == reads.sealed_bytes - before
-
-
-def test_frames_outside_a_slice_are_never_opened(tmp_path: Path) -> None:
-    """The proof that no count can fake: every other frame of the tensor is destroyed, and the slice stays right."""
-    rows = 6 * FRAME_BYTES // ROW_BYTES
-    source = noise(rows, COLUMNS, seed=9)
-    create_store(tmp_path / "s", encrypted=False)
-    with open_store(tmp_path / "s") as store:
-        store.put(tensors={"x": source}, name="x", codec="stored")
-    wanted_frames = (2, 3)
-    plain = source.view(torch.uint8).numpy().tobytes()
-    [segment] = [path for path in (tmp_path / "s" / "segments").iterdir() if plain[:64] in path.read_bytes()]
-    content = bytearray(segment.read_bytes())
-    for frame in range(6):
-        at = content.index(plain[frame * FRAME_BYTES :][:64])
-        if frame not in wanted_frames:
-            content[at + 1000] ^= 0xFF
-    segment.write_bytes(content)
-
-    per_frame = FRAME_BYTES // ROW_BYTES
-    with open_store(tmp_path / "s") as store:
-        for start, stop in ((2 * per_frame, 4 * per_frame), (3 * per_frame - 1, 3 * per_frame + 1)):
-            got, _ = selected(store, "x", tmp_path, Selection(slices=(("x", start, stop),)))
-            assert torch.equal(got["x"], source[start:stop])
-        with pytest.raises(Corrupt):
-            store.get_to("x", tmp_path / "out", Selection(slices=(("x", 2 * per_frame - 1, 2 * per_frame),)))
-    assert not (tmp_path / "out").exists()
 
 
 # ---- other codecs
