@@ -19,8 +19,6 @@ import torch
 from arstore import Store, create_store, open_store
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
-
-
 MIB = 1 << 20
 
 

@@ -11,11 +11,7 @@ from arstore import Store, create_store, open_store
 from arstore.store.config import default_store
 
 IDENTITY = {"model": "m", "revision": "1", "precision": "bf16"}
-
-
 IDENTITY_TABLE = "[identity]\n" + "".join(f'{name} = "{value}"\n' for name, value in IDENTITY.items())
-
-
 SIZE = 40_000  # of each artifact's one tensor
 
 

@@ -12,8 +12,6 @@ from tests.support.command import Ran, cli
 from tests.support.tier_faults import fresh_memory
 
 LENGTH = 100_000
-
-
 SUM_BYTES = 10_000
 
 

@@ -18,14 +18,8 @@ from arstore.store.artifacts.select import Selection
 from arstore.store.segments.records import OpenRecord
 
 MIB = 1 << 20
-
-
 FRAME_BYTES, TAG_BYTES, BLOB_BYTES = 4 * MIB, 16, 64 * MIB
-
-
 ROWS, COLUMNS = 28_000, 2048  # of bf16: 109 MiB, cut into blobs of 16,384 rows and 11,616
-
-
 ROW_BYTES = 2 * COLUMNS
 
 

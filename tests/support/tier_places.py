@@ -25,20 +25,10 @@ from tests.support.tier_suite import (
 )
 
 STORE_ID, MINE, OTHERS = b"s" * 16, b"m" * 16, b"o" * 16
-
-
 ACCELERATOR = pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here")
-
-
 SHARED = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no memory file system here")
-
-
 SEALED = pytest.param("shared", marks=SHARED)
-
-
 ARENAS = ["host", SEALED]
-
-
 TIERS = [*ARENAS, "device", pytest.param("device on an accelerator", marks=ACCELERATOR)]
 
 
@@ -77,8 +67,6 @@ def a_place(tier: str, memory: Path) -> Place:
 
 
 KV_NAMES = ["NHD", "HND", "packed", "paged-NHD", "packed-paged-HND"]
-
-
 TOKENS = list(range(39))  # the last page and the last block are not full
 
 

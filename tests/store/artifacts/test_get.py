@@ -202,8 +202,6 @@ NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"
 
 
 FILES = st.tuples(st.binary(max_size=300), st.sampled_from([0o644, 0o600, 0o755, 0o444, 0o777]))
-
-
 TREES = st.recursive(
     st.dictionaries(NAMES, FILES, max_size=4),
     lambda inner: st.dictionaries(NAMES, st.one_of(FILES, inner), max_size=4),

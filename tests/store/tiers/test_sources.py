@@ -19,8 +19,6 @@ from tests.support.tier_suite import (
 )
 
 __all__ = ["memory", "small_steps", "store"]  # fixtures
-
-
 KEY = "a" * 64
 
 
