@@ -17,6 +17,7 @@ from tests.support.planning import IDENTITY, IDENTITY_TABLE, SIZE, job, store
 from tests.support.staging import host
 
 __all__ = ["host", "store"]  # fixtures
+
 KEYS = {"order", "moves", "peak_bytes", "live_peak_bytes", "predicted_seconds", "refetches"}
 BLOCK = 256 * 2 * 2 * 2 * 16 * 2  # tokens, layers, sides, heads, dimensions, bytes
 

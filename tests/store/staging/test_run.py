@@ -23,6 +23,7 @@ from tests.support.runs import NAMES, store, tight, value_of
 from tests.support.staging import damage, left
 
 __all__ = ["store"]  # fixtures
+
 BLOCK = 256 * 2 * 2 * 2 * 16 * 2  # tokens, layers, sides, heads, dimensions, bytes
 
 

@@ -29,6 +29,7 @@ from tests.support.tier_faults import fresh_memory, given
 from tests.support.tier_suite import whole
 
 __all__ = ["store"]  # fixtures
+
 KEYS = [letter * 64 for letter in "abc"]
 OBJECTS = [given() for _ in KEYS[:2]]  # of the third there is none
 

@@ -30,6 +30,7 @@ from tests.support.tier_suite import (
 )
 
 __all__ = ["small_steps"]  # fixtures
+
 DEVICES = ["device:cpu", pytest.param("device:cuda:0", marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no accelerator here"))]  # fmt: skip
 

@@ -20,6 +20,7 @@ from tests.support.staging import damage
 from tests.support.tier_places import open_arena
 
 __all__ = ["memory", "store"]  # fixtures
+
 pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no memory file system here")
 
 

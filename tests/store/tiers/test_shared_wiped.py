@@ -9,6 +9,7 @@ from tests.support.command import cli
 from tests.support.published import came_from, gone, lying, memory, published, put, store
 
 __all__ = ["memory", "store"]  # fixtures
+
 pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no memory file system here")
 
 

@@ -19,6 +19,7 @@ from tests.support.tier_suite import (
 )
 
 __all__ = ["memory", "small_steps", "store"]  # fixtures
+
 KEY = "a" * 64
 
 
