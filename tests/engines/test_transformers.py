@@ -158,7 +158,7 @@ def test_a_cast_of_the_frequencies_is_told(store: Store, tmp_path: Path) -> None
     assert other["rope"] == "linear in bf16"
 
 
-def test_adapters_are_what_they_hold(store: Store, tmp_path: Path) -> None:
+def test_an_adapter_is_told_by_what_it_holds(store: Store, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed")
     path = make_model(tmp_path / "model")
 
@@ -193,7 +193,7 @@ def test_frequencies_that_move_with_the_length_are_refused(store: Store, tmp_pat
     assert store.ls() == []
 
 
-def test_what_is_restored_is_what_was_saved_less_the_last_token(store: Store, tmp_path: Path) -> None:
+def test_a_restored_cache_is_the_saved_one_less_its_last_token(store: Store, tmp_path: Path) -> None:
     model = load(make_model(tmp_path / "model", dtype="bfloat16"))
     identity, tokens = identity_of(store, model), prompt(PREFIX)
     assert identity["precision"] == "bf16"
@@ -229,7 +229,7 @@ def test_a_flipped_bit_is_an_error_and_then_a_shorter_prefix(store: Store, tmp_p
     assert torch.equal(cache.layers[2].keys, prefill(model, prompt(PREFIX)).layers[2].keys[:, :, :count])
 
 
-def test_what_is_stored_already_is_joined(store: Store, tmp_path: Path) -> None:
+def test_a_prefix_that_is_stored_already_is_joined(store: Store, tmp_path: Path) -> None:
     model = load(make_model(tmp_path / "model"))
     identity = identity_of(store, model)
     save_cache(store, "first", prefill(model, prompt(PREFIX)), prompt(PREFIX), identity)

@@ -159,12 +159,12 @@ NO_CIRCLES: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize("files", CIRCLES)
-def test_a_circle_is_seen(files: dict[str, str]) -> None:
+def test_a_circle_of_imports_is_seen(files: dict[str, str]) -> None:
     assert list(circles([parse(name, text) for name, text in files.items()]))
 
 
 @pytest.mark.parametrize("files", NO_CIRCLES)
-def test_what_runs_downward_is_no_circle(files: dict[str, str]) -> None:
+def test_imports_that_run_downward_are_no_circle(files: dict[str, str]) -> None:
     assert list(circles([parse(name, text) for name, text in files.items()])) == []
 
 

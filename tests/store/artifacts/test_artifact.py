@@ -83,7 +83,7 @@ def test_a_subset_needs_a_smaller_buffer_and_reads_less(store: Store) -> None:
 
 
 @pytest.mark.parametrize("into", [bytearray(100), bytearray(), bytes(1 << 20)], ids=["small", "none", "read-only"])
-def test_a_buffer_that_can_not_hold_it_is_refused(store: Store, into: bytearray) -> None:
+def test_a_buffer_that_can_not_hold_the_artifact_is_refused(store: Store, into: bytearray) -> None:
     store.put(tensors={"a": torch.ones(100)}, name="a")
     with pytest.raises(BadInput):
         store.get("a").tensors(into=into)

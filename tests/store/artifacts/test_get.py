@@ -34,11 +34,11 @@ __all__ = ["store"]  # fixtures
 Tree: TypeAlias = dict[str, "tuple[bytes, int] | Tree"]
 
 
-# ---- out again, as it was
+# ---- back again, as they were
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-def test_comes_back_byte_for_byte(store: Store, tmp_path: Path, make: Callable[[Path], Path]) -> None:
+def test_files_come_back_byte_for_byte(store: Store, tmp_path: Path, make: Callable[[Path], Path]) -> None:
     (tmp_path / "in").mkdir()
     source = make(tmp_path / "in")
     wanted = snapshot(source)
@@ -87,7 +87,7 @@ def test_a_file_goes_to_a_new_path_or_into_a_directory(store: Store, tmp_path: P
     assert snapshot(tmp_path / "there") == {"model.safetensors": snapshot(source)[""]}
 
 
-def test_what_is_there_is_replaced(store: Store, tmp_path: Path) -> None:
+def test_a_file_at_the_destination_is_replaced(store: Store, tmp_path: Path) -> None:
     source = safetensors_file(tmp_path)
     store.put(source, name="f")
     (tmp_path / "out").write_bytes(b"older and longer" * 100_000)
@@ -140,7 +140,7 @@ def test_a_directory_in_the_place_of_a_file_and_the_reverse_are_refused(store: S
     assert (tmp_path / "out" / "config.json" / "deep").is_dir()
 
 
-def test_here_and_other_file_systems_are_places_too(store: Store, tmp_path: Path) -> None:
+def test_the_current_directory_and_other_file_systems_are_destinations_too(store: Store, tmp_path: Path) -> None:
     store.put(sharded_directory(tmp_path / "checkpoint"), name="d")
     wanted = snapshot(tmp_path / "checkpoint")
     (tmp_path / "here").mkdir()

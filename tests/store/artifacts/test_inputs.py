@@ -27,9 +27,6 @@ def stored_counts(store: Store) -> tuple[int, int]:
     return found.artifacts, found.blobs
 
 
-# ---- out again, as it was
-
-
 def test_links_of_a_hugging_face_cache_are_stored_as_files(store: Store, tmp_path: Path) -> None:
     cache = tmp_path / "models--org--tiny"
     blobs, shot = cache / "blobs", cache / "snapshots" / "0123abcd"
@@ -47,9 +44,6 @@ def test_links_of_a_hugging_face_cache_are_stored_as_files(store: Store, tmp_pat
         name: (stat.S_IMODE(path.stat().st_mode), path.read_bytes())
         for name, path in (("config.json", blobs / "c0de"), ("model.safetensors", blobs / "4f5e"))
     }
-
-
-# ---- put(tensors=)
 
 
 def test_tensors_in_memory_are_stored(store: Store, tmp_path: Path) -> None:
@@ -83,9 +77,6 @@ def test_tensors_that_have_no_plain_form_are_refused(store: Store, kind: str) ->
     with pytest.raises(BadInput):
         store.put(tensors={"good": torch.ones(2), "bad": UNSTORABLE[kind]()}, name="t")
     assert stored_counts(store) == (0, 0)
-
-
-# ---- hostile inputs
 
 
 class Evil:

@@ -58,7 +58,7 @@ def test_a_directory_says_what_it_is(store: Store, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_weights_are_what_they_are_however_they_lie(store: Store, tmp_path: Path) -> None:
+def test_weights_are_the_same_however_their_files_are_cut(store: Store, tmp_path: Path) -> None:
     tensors = weights()
     whole = store.identify(write_model(tmp_path / "whole", tensors))
     assert store.identify(write_model(tmp_path / "shards", tensors, shards=3)) == whole
@@ -209,7 +209,7 @@ def test_words_that_other_models_use_otherwise_are_counted(
     store.put(path, name="m")
 
 
-def test_infinity_as_mamba_has_it() -> None:
+def test_a_config_may_hold_infinity() -> None:
     assert parse_config(b'{"time_step_limit": [0.0, Infinity]}') == {
         "time_step_limit": [0.0, {"__float__": "Infinity"}]
     }

@@ -16,11 +16,8 @@ from tests.support.checkpoints import MAKERS, MIB, assert_equal_tensors, noise, 
 __all__ = ["store"]  # fixtures
 
 
-# ---- out again, as it was
-
-
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-def test_putting_it_again_stores_no_blob(store: Store, tmp_path: Path, make: Callable[[Path], Path]) -> None:
+def test_a_second_put_stores_no_blob(store: Store, tmp_path: Path, make: Callable[[Path], Path]) -> None:
     (tmp_path / "in").mkdir()
     source = make(tmp_path / "in")
     first = store.put(source, name="a")
@@ -47,9 +44,6 @@ def test_a_large_tensor_is_split_at_rows(store: Store, tmp_path: Path) -> None:
     store.get_to("big", tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == source.read_bytes()
     assert_equal_tensors(store.get("big").tensors(["big"]), {"big": big.reshape(rows, 1025)})
-
-
-# ---- stored once
 
 
 def test_a_fine_tune_stores_only_what_changed(store: Store, tmp_path: Path) -> None:
@@ -100,9 +94,6 @@ def test_a_torch_file_shares_its_tensors_with_safetensors(store: Store, tmp_path
     assert put.blobs_reused == 4
     assert put.bytes_stored < 0.1 * put.bytes_in
     assert_equal_tensors(store.get("b").tensors(), weights)
-
-
-# ---- codecs
 
 
 def test_plane_stores_a_third_less_of_bf16_weights(store: Store) -> None:

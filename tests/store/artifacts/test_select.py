@@ -206,7 +206,7 @@ REFUSED: dict[str, tuple[Selection, type[Exception]]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_does_not_fit_is_refused_before_anything_is_read(
+def test_a_selection_that_does_not_fit_is_refused_before_anything_is_read(
     small: Store, tmp_path: Path, reads: Reads, what: str
 ) -> None:
     selection, error = REFUSED[what]

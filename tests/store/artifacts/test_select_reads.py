@@ -57,9 +57,6 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Big:
     return made
 
 
-# ---- what is read
-
-
 def frames_touched(start: int, stop: int, length: int, row_bytes: int) -> int:
     """Return how many frames bytes [start, stop) of a tensor of that length lie in, from the format's own rule."""
     blob_bytes = BLOB_BYTES // row_bytes * row_bytes if length > BLOB_BYTES else length

@@ -14,10 +14,9 @@ from tests.support.staging import KEY, store, weights
 __all__ = ["store"]  # fixtures
 
 
-# ---- held for a command
-
-
-def test_attach_says_what_is_wrong(store: Store, tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attach_names_what_is_wrong_with_a_session(
+    store: Store, tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(BadInput):
         attach()
     monkeypatch.setenv("ARSTORE_STAGED", str(tmp_path / "gone.json"))
@@ -39,10 +38,7 @@ def test_attach_says_what_is_wrong(store: Store, tmp_path: Path, host: Path, mon
         attach(tmp_path)
 
 
-# ---- what went wrong once
-
-
-def test_a_command_finds_what_is_staged_from_any_directory(
+def test_a_command_finds_its_staged_objects_from_any_directory(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put(tensors=weights(), name="m")

@@ -49,9 +49,6 @@ class Held:
         return ended(self.process)
 
 
-# ---- held for a command
-
-
 @pytest.mark.parametrize(("command", "code"), [("echo out; exit 7", 7), ("exit 130", 130), ("kill -9 $$", 137)])
 def test_the_exit_code_and_stdout_are_the_commands(store: Store, host: Path, command: str, code: int) -> None:
     store.put(tensors=weights(), name="m")
@@ -62,7 +59,7 @@ def test_the_exit_code_and_stdout_are_the_commands(store: Store, host: Path, com
     assert left(host) == []
 
 
-def test_words_after_the_dashes_are_not_ours(store: Store, host: Path) -> None:
+def test_words_after_the_dashes_go_to_the_command(store: Store, host: Path) -> None:
     store.put(tensors=weights(), name="m")
     ran = arstore("prefetch", "m", "-q", "--", "echo", "--json", "--", "prefetch", "")
     assert (ran.code, ran.out) == (0, "--json -- prefetch \n")
@@ -104,7 +101,7 @@ def test_signals_reach_the_command_and_its_code_comes_back(store: Store, host: P
     assert left(host) == []
 
 
-def test_what_is_ignored_the_command_ignores_too(store: Store) -> None:
+def test_a_signal_that_arstore_ignores_is_ignored_by_the_command_too(store: Store) -> None:
     store.put(tensors=weights(), name="m")
     words = ["nohup", sys.executable, "-c", "from arstore.cli.main import main; main()", "prefetch", "m", "--"]
     done = subprocess.run(
@@ -114,7 +111,7 @@ def test_what_is_ignored_the_command_ignores_too(store: Store) -> None:
 
 
 @pytest.mark.parametrize("how", ["ends", "command killed", "arstore killed"])
-def test_it_is_wiped_after_the_run_whatever_is_killed(store: Store, tmp_path: Path, host: Path, how: str) -> None:
+def test_the_copy_is_wiped_after_the_run_whatever_is_killed(store: Store, tmp_path: Path, host: Path, how: str) -> None:
     content = put_file(store, tmp_path, "m")
     (tmp_path / "json.py").write_text("raise RuntimeError")  # what lies about where a user works is no module of ours
     held = Held(tmp_path / "run", "m", cwd=tmp_path)
@@ -144,7 +141,7 @@ def test_it_is_wiped_after_the_run_whatever_is_killed(store: Store, tmp_path: Pa
         wait_for(zeros, "the overwriting")
 
 
-def test_the_end_of_one_run_takes_nothing_from_another(store: Store, tmp_path: Path, host: Path) -> None:
+def test_the_end_of_a_run_removes_no_copy_of_another_run(store: Store, tmp_path: Path, host: Path) -> None:
     put_file(store, tmp_path, "m")
     first = Held(tmp_path / "first", "m")
     second = Held(tmp_path / "second", "m")

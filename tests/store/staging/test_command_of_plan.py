@@ -22,9 +22,6 @@ from tests.support.staging import damage, left
 __all__ = ["store"]  # fixtures
 
 
-# ---- for a command
-
-
 @pytest.mark.parametrize("to", ["host", "device"])
 def test_a_command_works_through_more_than_there_is_room_for(store: Store, tmp_path: Path, host: Path, to: str) -> None:
     ran = arstore(
@@ -43,7 +40,7 @@ def test_a_command_works_through_more_than_there_is_room_for(store: Store, tmp_p
 
 
 @pytest.mark.parametrize("to", ["host", "device"])
-def test_what_fits_is_attached_at_once_and_weights_always(store: Store, tmp_path: Path, to: str) -> None:
+def test_objects_that_fit_are_attached_at_once_and_weights_always(store: Store, tmp_path: Path, to: str) -> None:
     path = job(tmp_path, [{"id": 1, "artifacts": ["v"]}, {"id": 2, "artifacts": ["w"]}], to=to, weights=["u"])
     ran = arstore("prefetch", path, "--", sys.executable, "-c", WORK)
     assert ran.code == 0, ran.err
@@ -59,7 +56,7 @@ def test_what_fits_is_attached_at_once_and_weights_always(store: Store, tmp_path
 
 
 @pytest.mark.parametrize("who", ["arstore", "command"])
-def test_killed_in_the_middle_everything_is_wiped(store: Store, tmp_path: Path, host: Path, who: str) -> None:
+def test_every_copy_is_wiped_after_a_kill_in_the_middle(store: Store, tmp_path: Path, host: Path, who: str) -> None:
     wait = "import arstore, pathlib, time\nfor request in arstore.attach().requests():\n"
     wait += f"    pathlib.Path({str(tmp_path / 'up')!r}).write_text(str(__import__('os').getpid()))\n    time.sleep(60)"
     process = start("prefetch", str(tight(tmp_path)), "--", sys.executable, "-c", wait)
@@ -83,7 +80,7 @@ def test_killed_in_the_middle_everything_is_wiped(store: Store, tmp_path: Path, 
         time.sleep(0.05)
 
 
-def test_failures_come_back(store: Store, tmp_path: Path) -> None:
+def test_the_failures_of_a_plan_are_reported_with_its_exit_code(store: Store, tmp_path: Path) -> None:
     damage(store, "w")
     ran = arstore("--json", "prefetch", tight(tmp_path), "--", sys.executable, "-c", WORK)
     assert ran.code == 4
@@ -97,9 +94,6 @@ def test_failures_come_back(store: Store, tmp_path: Path) -> None:
     assert arstore("prefetch", "u", "--", sys.executable, "-c", plain).code == 9
 
 
-# ---- what went wrong once
-
-
 def test_a_timeline_that_cannot_be_written_is_said_before_the_command(store: Store, tmp_path: Path) -> None:
     ran = cli("prefetch", tight(tmp_path), "--timeline", tmp_path / "no/T", "--", "touch", tmp_path / "ran")
     assert ran.code == 1
@@ -111,7 +105,7 @@ def test_a_timeline_that_cannot_be_written_is_said_before_the_command(store: Sto
     assert cli("prefetch", tight(tmp_path), "--ttl", "1h", "--", "true").code == 2
 
 
-def test_what_could_not_be_staged_is_no_reason_not_to_run(store: Store, tmp_path: Path) -> None:
+def test_a_command_runs_though_an_object_could_not_be_staged(store: Store, tmp_path: Path) -> None:
     damage(store, "w")
     path = job(tmp_path, [{"id": n, "artifacts": [name]} for n, name in enumerate("uvw")])  # and all of it fits
     ran = arstore("prefetch", path, "--", sys.executable, "-c", WORK)
@@ -120,7 +114,9 @@ def test_what_could_not_be_staged_is_no_reason_not_to_run(store: Store, tmp_path
     assert "2 {} ['w']" in ran.out
 
 
-def test_when_all_are_killed_the_next_to_come_by_wipes_what_is_left(store: Store, tmp_path: Path, host: Path) -> None:
+def test_the_next_command_wipes_the_copies_of_processes_that_were_all_killed(
+    store: Store, tmp_path: Path, host: Path
+) -> None:
     up = tmp_path / "up"
     wait = "import arstore, pathlib, time\nnext(arstore.attach().requests())\n"
     wait += f"pathlib.Path({str(up)!r}).touch()\ntime.sleep(60)"
@@ -141,7 +137,7 @@ def test_when_all_are_killed_the_next_to_come_by_wipes_what_is_left(store: Store
         time.sleep(0.05)
 
 
-def test_weights_that_do_not_come_to_the_device_are_said(store: Store, tmp_path: Path) -> None:
+def test_attach_raises_where_weights_do_not_fit_the_device(store: Store, tmp_path: Path) -> None:
     path = job(tmp_path, [{"id": 1, "artifacts": ["v"]}], to="device", weights=["u"])
     full = (
         "import arstore, sys\nfrom arstore.store.tiers import device\n"
@@ -168,7 +164,7 @@ def test_a_device_run_that_ends_in_the_middle_of_a_copy_ends_with_its_own_code(s
     assert (ran.code, ran.out.split()) == (3, ["1"]), ran.err
 
 
-def test_a_code_comes_back_to_one_who_ignores_its_children(store: Store, tmp_path: Path) -> None:
+def test_the_exit_code_reaches_a_caller_that_ignores_its_children(store: Store, tmp_path: Path) -> None:
     ignoring = (
         "import os, signal, sys\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
@@ -179,7 +175,7 @@ def test_a_code_comes_back_to_one_who_ignores_its_children(store: Store, tmp_pat
 
 @pytest.mark.parametrize("what", ["JOB.toml", "u"])
 @pytest.mark.parametrize("stderr", ["2>&-", "2> >(true)"])
-def test_a_command_runs_whoever_hears_of_it(store: Store, tmp_path: Path, what: str, stderr: str) -> None:
+def test_a_command_runs_where_nobody_reads_the_report(store: Store, tmp_path: Path, what: str, stderr: str) -> None:
     tight(tmp_path)
     command = shlex.join(
         [sys.executable, "-c", PROGRAM, "prefetch", what, "--", "sh", "-c", "sleep 0.2; echo ran; exit 9"]

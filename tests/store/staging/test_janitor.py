@@ -10,7 +10,7 @@ from tests.support.command import PATIENCE_S
 from tests.support.staging import KEY, OTHER
 
 
-def test_the_janitor_wipes_what_was_half_staged_and_leaves_what_another_stages(tmp_path: Path) -> None:
+def test_the_janitor_wipes_half_staged_objects_and_leaves_those_of_another_stager(tmp_path: Path) -> None:
     directory = tmp_path / "tenant"
     directory.mkdir()
     for key in (KEY, OTHER):

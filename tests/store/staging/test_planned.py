@@ -15,9 +15,6 @@ from tests.support.runs import WORK, store, tight, worked
 __all__ = ["store"]  # fixtures
 
 
-# ---- for a command
-
-
 def test_a_plan_file_runs_as_planned(store: Store, tmp_path: Path) -> None:
     path = tight(tmp_path)
     assert cli("plan", path, "--order", "prefix", "--out", tmp_path / "PLAN").code == 0
@@ -35,16 +32,13 @@ def test_a_plan_file_runs_as_planned(store: Store, tmp_path: Path) -> None:
         store.tiers.plan(path, to="shared")
 
 
-def test_what_was_found_and_is_gone_comes_again(store: Store, tmp_path: Path) -> None:
+def test_objects_of_a_plan_file_that_are_no_longer_staged_are_staged_again(store: Store, tmp_path: Path) -> None:
     assert cli("prefetch", "u", "v").code == 0
     assert cli("plan", tight(tmp_path), "--out", tmp_path / "PLAN").code == 0
     assert cli("unstage", "--all").code == 0
     ran = arstore("prefetch", tmp_path / "PLAN", "--", sys.executable, "-c", WORK)
     assert ran.code == 0, ran.err
     assert len(worked(ran.out)) == 24
-
-
-# ---- what went wrong once
 
 
 def test_a_plan_of_other_sizes_is_refused(store: Store, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_kv_is_staged_in_its_layout(store: Store, layout: str, shape: tuple[int,
         assert all(equal(staged["chat/system"][name], one) for name, one in given.items())
 
 
-def test_a_later_process_finds_it_and_reads_nothing_again(store: Store, tmp_path: Path, host: Path) -> None:
+def test_a_later_process_finds_the_copy_and_reads_nothing_again(store: Store, tmp_path: Path, host: Path) -> None:
     content = put_file(store, tmp_path, "m")
     first = cli("--json", "prefetch", "m").json
     assert [(one["name"], one["tier"], one["bytes"]) for one in first["staged"]] == [("m", "host", 100_000)]
@@ -98,7 +98,7 @@ def test_a_later_process_finds_it_and_reads_nothing_again(store: Store, tmp_path
     assert len(extents(host)) == 1  # the first one's time is not over
 
 
-def test_writes_go_to_private_copies(store: Store) -> None:
+def test_writes_to_a_tensor_go_to_a_private_copy(store: Store) -> None:
     store.put(tensors=(given := weights()), name="m")
     with store.prefetch(["m"]) as mine, store.prefetch(["m"]) as yours:
         tensor = mine["m"]["w"]
@@ -130,7 +130,7 @@ def test_an_artifact_goes_before_a_file_of_its_name(
     assert cli("--json", "prefetch", "n.toml").json["staged"][0]["name"] == "m.safetensors"
 
 
-def test_what_has_two_names_or_versions_is_staged_once_and_found_by_each(store: Store, host: Path) -> None:
+def test_an_artifact_of_two_names_or_versions_is_staged_once_and_found_by_each(store: Store, host: Path) -> None:
     for name in ("m", "n", "n"):
         store.put(tensors=weights(), name=name)
     with in_host(store, ["m", "n@1", "n@2"]) as staged:
@@ -146,7 +146,7 @@ def test_what_has_two_names_or_versions_is_staged_once_and_found_by_each(store: 
 # ---- time and room
 
 
-def test_time_is_kept_and_extended_but_never_shortened(store: Store, host: Path) -> None:
+def test_the_time_of_a_copy_is_kept_and_extended_but_never_shortened(store: Store, host: Path) -> None:
     store.put(tensors=weights(), name="m")
     for ttl, least in (("10m", 600), ("2h", 7200), ("1m", 7200)):
         now = time.time()
@@ -160,7 +160,9 @@ def test_time_is_kept_and_extended_but_never_shortened(store: Store, host: Path)
     assert len(extents(host)) == 1
 
 
-def test_what_is_over_time_goes_first_then_what_would_be_first(store: Store, tmp_path: Path, host: Path) -> None:
+def test_copies_over_their_time_go_first_then_those_with_the_least_time(
+    store: Store, tmp_path: Path, host: Path
+) -> None:
     keys = stage_three(store, tmp_path)
     os.utime(host / f"{extents(host)[0].parent.name}/{keys[1]}.extent", (1, 1))  # b's time is over
     put_file(store, tmp_path, "d", 64 * 1000)
@@ -172,7 +174,7 @@ def test_what_is_over_time_goes_first_then_what_would_be_first(store: Store, tmp
     assert {path.stem for path in extents(host)} == there - {keys[0]} | {store.get("e").summary.id}
 
 
-def test_without_room_nothing_moves_and_nothing_goes(store: Store, tmp_path: Path, host: Path) -> None:
+def test_a_prefetch_without_room_moves_nothing_and_removes_nothing(store: Store, tmp_path: Path, host: Path) -> None:
     stage_three(store, tmp_path)
     put_file(store, tmp_path, "d", 64 * 1000)
     with store.prefetch(["b"]):
@@ -190,7 +192,7 @@ def test_without_room_nothing_moves_and_nothing_goes(store: Store, tmp_path: Pat
 # ---- several at once
 
 
-def test_two_that_stage_the_same_do_it_once(store: Store, tmp_path: Path, host: Path) -> None:
+def test_two_processes_stage_the_same_artifact_once(store: Store, tmp_path: Path, host: Path) -> None:
     put_file(store, tmp_path, "m", 48 << 20)
     both = [ended(one) for one in [start("--json", "prefetch", "m", "--wait") for _ in range(2)]]
     assert [one.code for one in both] == [0, 0]
@@ -202,7 +204,9 @@ def test_two_that_stage_the_same_do_it_once(store: Store, tmp_path: Path, host: 
     assert len(left(host)) == 1
 
 
-def test_who_does_not_wait_is_told_and_who_waits_takes_over(store: Store, tmp_path: Path, host: Path) -> None:
+def test_a_process_that_does_not_wait_is_told_and_one_that_waits_takes_over(
+    store: Store, tmp_path: Path, host: Path
+) -> None:
     content = put_file(store, tmp_path, "m")
     key = store.get("m").summary.id
     tier = store.tiers.arenas.host()
@@ -249,7 +253,7 @@ def test_many_threads_stage_use_and_drop_the_same(store: Store) -> None:
     assert store.tiers.unstage().in_use == []
 
 
-def test_a_tensor_alone_keeps_it_in_place(store: Store, host: Path) -> None:
+def test_a_tensor_alone_keeps_its_copy_in_place(store: Store, host: Path) -> None:
     store.put(tensors=(given := weights()), name="m")
     stage = store.prefetch(["m"])
     tensor = stage["m"]["w"][5:]
@@ -282,7 +286,7 @@ def test_no_file_stays_open(store: Store, host: Path) -> None:
 # ---- killed, damaged, interrupted
 
 
-def test_killed_at_any_operation_it_is_staged_by_the_next(host: Path) -> None:
+def test_an_artifact_whose_stager_is_killed_at_any_operation_is_staged_by_the_next(host: Path) -> None:
     """A stager that dies leaves nothing that is served, nothing that is in the way, and what it had published."""
     create_store()
     with open_store() as store:
@@ -308,7 +312,7 @@ def test_killed_at_any_operation_it_is_staged_by_the_next(host: Path) -> None:
     assert resumed
 
 
-def test_interrupted_while_staging_nothing_stays_that_nobody_will_release(store: Store, host: Path) -> None:
+def test_an_interrupted_prefetch_leaves_no_copy_that_nobody_will_release(store: Store, host: Path) -> None:
     for seed, name in enumerate("ab"):
         store.put(tensors=weights(seed), name=name)
     steps: list[int] = []
@@ -369,9 +373,6 @@ def test_a_damaged_extent_is_never_served_and_staged_anew(store: Store, host: Pa
     with in_host(store, ["a"]) as staged:
         assert staged.staging.staged[0].fresh
         assert torch.equal(staged["a"]["w"], weights(0)["w"])
-
-
-# ---- released and erased
 
 
 def test_other_tiers_and_odd_words_are_refused(store: Store) -> None:

@@ -17,9 +17,6 @@ from tests.support.staging import left
 __all__ = ["store"]  # fixtures
 
 
-# ---- in this process
-
-
 def test_threads_share_the_requests(store: Store, tmp_path: Path) -> None:
     plan = store.tiers.plan(tight(tmp_path, room=4))
     seen: list[object] = []
@@ -51,9 +48,6 @@ def test_a_loop_may_hold_on_to_what_the_last_request_had(store: Store, tmp_path:
     assert len(tensors) == 2
 
 
-# ---- for a command
-
-
 def test_several_processes_share_the_requests_and_one_that_dies_holds_nothing_up(
     store: Store, tmp_path: Path, host: Path
 ) -> None:
@@ -71,7 +65,7 @@ def test_several_processes_share_the_requests_and_one_that_dies_holds_nothing_up
     assert left(host) == []
 
 
-def test_the_run_that_ended_is_said(store: Store, tmp_path: Path) -> None:
+def test_a_request_after_the_run_is_told_that_it_was_released(store: Store, tmp_path: Path) -> None:
     late = (
         "import arstore, os, sys, time\nrequests = arstore.attach().requests()\nnext(requests)\n"
         "run = os.getppid()\n"
@@ -84,9 +78,6 @@ def test_the_run_that_ended_is_said(store: Store, tmp_path: Path) -> None:
     )
     assert arstore("prefetch", tight(tmp_path), "--", sys.executable, "-c", late).code == 0
     assert "released" in (tmp_path / "said").read_text()
-
-
-# ---- what went wrong once
 
 
 def test_a_worker_that_dies_while_it_waits_ends_nothing(store: Store, tmp_path: Path) -> None:
@@ -108,7 +99,7 @@ def test_a_worker_that_dies_while_it_waits_ends_nothing(store: Store, tmp_path: 
     assert ran.out.split()[3:] == [str(n) for n in range(2, 24)]
 
 
-def test_on_a_device_one_process_works_and_may_leave_early(store: Store, tmp_path: Path) -> None:
+def test_a_device_run_has_one_process_at_work_which_may_leave_early(store: Store, tmp_path: Path) -> None:
     early = (
         "import arstore, subprocess, sys\nstaged = arstore.attach()\n"
         "again = 'import arstore, sys\\ntry: arstore.attach()\\nexcept arstore.Fenced: sys.exit(8)'\n"
@@ -143,7 +134,7 @@ def test_the_child_of_a_fork_gets_requests_of_its_own(store: Store, tmp_path: Pa
     assert sorted(ran.out.splitlines()) == sorted(wanted)
 
 
-def test_on_a_device_the_child_of_a_fork_is_told_that_it_has_none(store: Store, tmp_path: Path) -> None:
+def test_the_child_of_a_fork_has_no_requests_on_a_device(store: Store, tmp_path: Path) -> None:
     forked = (
         "import arstore, os\n"
         "requests = arstore.attach().requests()\n"

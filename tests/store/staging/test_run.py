@@ -35,9 +35,6 @@ def staged_bytes(host: Path) -> int:
     return total
 
 
-# ---- in this process
-
-
 @pytest.mark.parametrize("to", ["host", "device"])
 @pytest.mark.parametrize("order", ["given", "prefix"])
 def test_every_request_has_what_it_needs_within_the_budget(
@@ -85,7 +82,9 @@ def test_tensors_that_outlive_their_request_stay_whole_and_are_wiped_after(
     assert left(host) == []
 
 
-def test_what_was_kept_too_long_is_wiped_when_it_is_dropped(store: Store, tmp_path: Path, host: Path) -> None:
+def test_a_copy_kept_past_its_eviction_is_wiped_when_its_user_drops_it(
+    store: Store, tmp_path: Path, host: Path
+) -> None:
     key = store.get("u").summary.id
     kept: list[torch.Tensor] = []
     with store.tiers.run(store.tiers.plan(tight(tmp_path, room=2))) as run:
@@ -135,7 +134,7 @@ def test_a_bad_object_fails_the_requests_that_need_it_and_no_others(store: Store
     assert list(run.failed) == ["w@1"]
 
 
-def test_without_room_nothing_moves(store: Store, tmp_path: Path, host: Path) -> None:
+def test_a_plan_without_room_moves_nothing(store: Store, tmp_path: Path, host: Path) -> None:
     with store.prefetch(["z"]) as held:
         plan = store.tiers.plan(tight(tmp_path))
         small = plan.within(3 * SIZE)
@@ -148,7 +147,7 @@ def test_without_room_nothing_moves(store: Store, tmp_path: Path, host: Path) ->
         small.within(2 * SIZE)
 
 
-def test_whoever_waits_is_told_when_a_run_breaks(store: Store, tmp_path: Path) -> None:
+def test_a_waiting_request_raises_when_the_run_breaks(store: Store, tmp_path: Path) -> None:
     run = store.tiers.run(store.tiers.plan(tight(tmp_path)))
     with pytest.raises(BadInput, match="has not begun"):
         iter(run)
@@ -162,9 +161,6 @@ def test_whoever_waits_is_told_when_a_run_breaks(store: Store, tmp_path: Path) -
             list(run)
         patch.undo()
     assert isinstance(caught.value.__cause__, RuntimeError)
-
-
-# ---- what went wrong once
 
 
 def test_a_step_that_is_over_before_its_objects_came_does_not_go_early(store: Store, tmp_path: Path) -> None:
@@ -199,7 +195,7 @@ def test_an_error_that_is_raised_again_keeps_nothing(store: Store, tmp_path: Pat
 
 
 @pytest.mark.parametrize("to", ["host", "device"])
-def test_what_is_to_be_computed_comes_between_what_is_fetched(store: Store, tmp_path: Path, to: str) -> None:
+def test_blocks_to_be_computed_come_between_those_that_are_fetched(store: Store, tmp_path: Path, to: str) -> None:
     torch.manual_seed(0)
     kv = {f"layers.{n}.{side}": torch.randn(512, 2, 16).bfloat16() for n in range(2) for side in ("key", "value")}
     requests = []
@@ -214,7 +210,7 @@ def test_what_is_to_be_computed_comes_between_what_is_fetched(store: Store, tmp_
     assert ran.out.splitlines() == [f"{number} 2 []" for number in range(6)]
 
 
-def test_what_another_move_makes_room_for_waits_until_there_is_some(
+def test_a_move_waits_until_the_move_before_it_has_made_room(
     store: Store, tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put(tensors={"w": torch.full((SIZE // 2,), 9, dtype=torch.int32)}, name="large")

@@ -130,10 +130,7 @@ def test_a_path_too_long_for_a_socket_is_served(lane: Lane, tmp_path: Path) -> N
         assert StepsClient(directory / "s.socket").next() == 0
 
 
-# ---- for a command
-
-
-def test_nonsense_at_the_socket_harms_nobody(store: Store, tmp_path: Path) -> None:
+def test_nonsense_at_the_socket_disturbs_no_client(store: Store, tmp_path: Path) -> None:
     rude = (
         "import arstore, json, os, pathlib, socket\n"
         "path = pathlib.Path(os.environ['ARSTORE_STAGED']).with_suffix('.socket')\n"
@@ -146,9 +143,6 @@ def test_nonsense_at_the_socket_harms_nobody(store: Store, tmp_path: Path) -> No
     assert ran.code == 0, ran.err
     assert len(worked(ran.out)) == 24
     assert "Traceback" not in ran.err
-
-
-# ---- what went wrong once
 
 
 def test_a_client_without_a_thread_is_let_go_and_the_next_is_served(

@@ -19,12 +19,12 @@ def test_a_session_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_session(path) == session
 
 
-def test_one_that_is_gone_was_released(tmp_path: Path) -> None:
+def test_a_session_file_that_is_gone_was_released(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         read_session(tmp_path / "session-1.json")
 
 
-def test_one_that_can_not_be_read_is_a_failure_of_the_storage(tmp_path: Path) -> None:
+def test_a_session_file_that_can_not_be_read_is_a_failure_of_the_storage(tmp_path: Path) -> None:
     with pytest.raises(StorageFailed):
         read_session(tmp_path)
 
@@ -56,7 +56,7 @@ def test_a_session_with_a_bad_field_is_refused(tmp_path: Path, change: dict[str,
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
-def test_what_is_no_session_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_session_is_refused(tmp_path: Path, content: bytes) -> None:
     (path := tmp_path / "session-1.json").write_bytes(content)
     with pytest.raises(Corrupt):
         read_session(path)

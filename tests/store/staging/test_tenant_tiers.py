@@ -14,10 +14,7 @@ from tests.support.staging import copy_of, extents, in_host, store, weights
 __all__ = ["store"]  # fixtures
 
 
-# ---- released and erased
-
-
-def test_tenants_are_apart_and_removing_one_wipes_what_it_had(store: Store, host: Path) -> None:
+def test_copies_of_two_tenants_are_apart_and_removing_a_tenant_wipes_its_own(store: Store, host: Path) -> None:
     assert cli("tenant", "add", "other").code == 0
     store.put(tensors=weights(), name="m")
     assert cli("prefetch", "m").code == 0
@@ -37,10 +34,7 @@ def test_tenants_are_apart_and_removing_one_wipes_what_it_had(store: Store, host
     assert [path.stem for path in extents(host)] == [store.get("m").summary.id]
 
 
-# ---- what went wrong once
-
-
-def test_a_tenant_that_is_removed_says_what_was_staged_meanwhile(
+def test_removing_a_tenant_names_the_copies_staged_meanwhile(
     store: Store, host: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli("tenant", "add", "other").code == 0

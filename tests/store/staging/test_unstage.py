@@ -26,18 +26,12 @@ from tests.support.tier_suite import whole
 __all__ = ["store"]  # fixtures
 
 
-# ---- killed, damaged, interrupted
-
-
-def test_unstage_takes_away_what_is_no_extent(store: Store, host: Path) -> None:
+def test_unstage_removes_a_file_that_is_no_extent(store: Store, host: Path) -> None:
     store.put(tensors=weights(), name="m")
     assert cli("prefetch", "m").code == 0
     extents(host)[0].write_bytes(bytes(10_000))
     assert cli("--json", "unstage", "--all").json["bytes"] == 10_000
     assert left(host) == []
-
-
-# ---- released and erased
 
 
 def test_unstage_names_and_all(store: Store, tmp_path: Path, host: Path) -> None:
@@ -103,9 +97,6 @@ def test_the_remains_of_a_killed_stager_are_wiped_by(words: str, host: Path) -> 
     assert left(host) == []
 
 
-# ---- what went wrong once
-
-
 def between(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
     """Let something happen in the middle of the next erase: names are dropped, and keys not destroyed yet."""
     real = shred
@@ -128,7 +119,7 @@ def test_a_copy_staged_in_the_middle_of_an_erase_is_said_and_goes_with_its_user(
     assert whole(held[0]) == copy.content  # type: ignore[arg-type]
 
 
-def test_a_stager_at_work_in_an_erase_drops_what_it_staged(
+def test_a_stager_at_work_during_an_erase_drops_its_copy(
     store: Store, host: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put(tensors=weights(), name="m")

@@ -34,10 +34,10 @@ from tests.support.tier_suite import (
 __all__ = ["host", "memory", "small_steps", "store"]  # fixtures
 
 
-# ---- time and room
+# ---- room
 
 
-def test_what_others_are_staging_takes_room_too(store: Store, host: Path) -> None:
+def test_objects_that_others_are_staging_take_room_too(store: Store, host: Path) -> None:
     tier = Arena("host", host / "tenant", 100_000, Disk())
     span = TensorSpan("f", "U8", (60_000,), 0, 60_000)
 
@@ -50,10 +50,7 @@ def test_what_others_are_staging_takes_room_too(store: Store, host: Path) -> Non
         tier.fill(KEY, StoredObject("m@1", (span,), meanwhile))
 
 
-# ---- several at once
-
-
-def test_what_was_just_published_is_held_already(host: Path) -> None:
+def test_an_object_just_published_is_held_already(host: Path) -> None:
     plain = Arena("host", host / "tenant", 1 << 20, Disk())
     taken: list[bool] = []
     held = fill(Arena("host", host / "tenant", 1 << 20, Meddling("rename", lambda: taken.append(plain.remove(KEY)))), 1)
@@ -92,7 +89,7 @@ def test_a_stager_killed_anywhere_leaves_the_whole_or_nothing(tier: str, memory:
     assert published > 1
 
 
-def test_what_is_no_key_of_ours_is_in_nobodys_way(memory: Path) -> None:
+def test_a_file_that_is_no_key_hinders_nothing(memory: Path) -> None:
     arena = open_arena("host", memory)
     for name in (".x.partial", ".x.lock", "x.extent"):
         (arena.directory / name).touch()
@@ -102,7 +99,7 @@ def test_what_is_no_key_of_ours_is_in_nobodys_way(memory: Path) -> None:
 
 
 @pytest.mark.parametrize("tier", ARENAS)
-def test_what_is_left_takes_no_room_to_wipe(tier: str, memory: Path) -> None:
+def test_wiping_remains_takes_no_room(tier: str, memory: Path) -> None:
     arena = open_arena(tier, memory)
     partial_ = arena.directory / f".{A}.partial"
     with partial_.open("wb") as file:
@@ -146,7 +143,7 @@ def test_a_stager_killed_while_it_reads_leaves_nothing(tier: str, memory: Path, 
 
 
 @pytest.mark.parametrize("tier", ARENAS)
-def test_one_that_can_not_be_read_is_in_nobodys_way(tier: str, memory: Path) -> None:
+def test_an_extent_that_can_not_be_read_hinders_no_other(tier: str, memory: Path) -> None:
     arena = open_arena(tier, memory)
     arena.fill(B, wanted := given(), time.time() + 100)
     (arena.directory / f"{A}.extent").symlink_to("/proc/self/mem")  # whose first byte is an I/O error
@@ -192,7 +189,7 @@ def mount(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("tier", ARENAS)
 @pytest.mark.parametrize("how", [unmounted, removed, only_files_removed], ids=lambda one: one.__name__)
-def test_a_tier_that_is_gone_has_nothing_or_says_so(tier: str, how: Gone, mount: Path, small_steps: None) -> None:
+def test_a_tier_that_is_gone_has_no_object_or_raises(tier: str, how: Gone, mount: Path, small_steps: None) -> None:
     arena, wanted = open_arena(tier, mount), given()
     arena.fill(B, given())
     held = arena.fill(A, wanted, time.time() + 100)

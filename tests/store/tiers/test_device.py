@@ -60,7 +60,7 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("to", DEVICES)
-def test_what_is_staged_on_a_device_is_what_was_put(store: Store, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_on_a_device_are_those_that_were_put(store: Store, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_tier, "BOUNCE_BYTES", 4096)  # so that many buffers take turns
     store.put(tensors=tensors(), name="w")
     kv = {f"layers.{n}.{side}": torch.randn(300, 2, 16).bfloat16() for n in range(2) for side in ("key", "value")}
@@ -77,7 +77,9 @@ def test_what_is_staged_on_a_device_is_what_was_put(store: Store, to: str, monke
 
 
 @pytest.mark.parametrize("to", DEVICES)
-def test_what_does_not_fit_moves_nothing(store: Store, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_artifact_that_does_not_fit_the_device_moves_nothing(
+    store: Store, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number, name in enumerate(("a", "b")):
         store.put(tensors=tensors() | {"i64": torch.arange(5) + number}, name=name)
     length = sum(one.numel() * one.element_size() for one in tensors().values())
@@ -148,7 +150,7 @@ def test_memory_that_tensors_still_use_counts_until_they_are_gone(small_steps: N
     assert not refuses(tier, CAPACITY_BYTES)
 
 
-def test_what_tensors_use_gives_no_room(small_steps: None) -> None:
+def test_memory_that_tensors_use_gives_no_room(small_steps: None) -> None:
     """Without room nothing goes; and what goes is what gives some, whenever its time is over."""
     tier = DeviceTier("cpu", CAPACITY_BYTES)
     tensors = [StagedTensors(tier.fill(key, given()))["f"] for key in (A, B)]

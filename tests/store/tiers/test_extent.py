@@ -21,7 +21,7 @@ from tests.support.tier_suite import (
 __all__ = ["host", "memory"]  # fixtures
 
 
-def test_removing_takes_no_other_extent_that_has_the_name_by_then(host: Path) -> None:
+def test_remove_leaves_a_newer_extent_of_the_same_name(host: Path) -> None:
     plain = Arena("host", host / "tenant", 1 << 20, Disk())
     fill(plain, 1)
     kept: list[object] = []
@@ -35,7 +35,7 @@ def test_removing_takes_no_other_extent_that_has_the_name_by_then(host: Path) ->
     assert set(attach_extent(extents(host)[0], KEY).view) == {2}
 
 
-def test_what_got_more_time_meanwhile_is_not_over(host: Path) -> None:
+def test_an_extent_that_got_more_time_meanwhile_is_not_removed(host: Path) -> None:
     plain = Arena("host", host / "tenant", 1 << 20, Disk())
     fill(plain, 1)
     more = Meddling("open", lambda: plain.hold(KEY, time.time() + 60))
@@ -43,7 +43,7 @@ def test_what_got_more_time_meanwhile_is_not_over(host: Path) -> None:
     assert plain.find(KEY)
 
 
-def test_who_attaches_while_it_is_looked_at_waits(host: Path) -> None:
+def test_attach_waits_while_another_looks_at_the_extent(host: Path) -> None:
     fill(Arena("host", host / "tenant", 1 << 20, Disk()), 1)
     [extent] = extents(host)
     with extent.open("rb") as file:
@@ -52,7 +52,7 @@ def test_who_attaches_while_it_is_looked_at_waits(host: Path) -> None:
         assert set(attach_extent(extent, KEY).view) == {1}
 
 
-def test_where_holes_are_not_known_all_is_overwritten(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wiping_overwrites_all_where_holes_are_not_known(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arena, real = open_arena("host", memory), os.lseek
 
     def lseek(fd: int, at: int, how: int) -> int:

@@ -22,9 +22,6 @@ from tests.support.tier_suite import (
 __all__ = ["host", "store"]  # fixtures
 
 
-# ---- time and room
-
-
 def test_a_full_memory_file_system_is_no_room(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (mount := tmp_path / "small").mkdir()
     words = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "arstore-test", str(mount)]
@@ -43,9 +40,6 @@ def test_a_full_memory_file_system_is_no_room(store: Store, tmp_path: Path, monk
         assert len(extents(mount)) == 1
     finally:
         subprocess.run(["umount", str(mount)], check=True)
-
-
-# ---- released and erased
 
 
 @pytest.mark.parametrize("which", ["parent", "directory"])

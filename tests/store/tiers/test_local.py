@@ -22,7 +22,7 @@ def test_source_local(stocked: Stocked, behaviour: Callable[[Stocked], None]) ->
     behaviour(stocked)
 
 
-def test_what_is_removed_while_it_is_held_is_an_error_and_no_other_bytes(store: Store, tmp_path: Path) -> None:
+def test_a_held_object_that_is_erased_raises_and_gives_no_other_bytes(store: Store, tmp_path: Path) -> None:
     put_all(store, tmp_path)
     local, layout = local_of(store, "paged-NHD"), "paged-NHD"
     keys = [store.get("weights").summary.id, store.get(layout).summary.id, block_keys(store, layout)[0]]

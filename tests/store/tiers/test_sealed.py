@@ -40,10 +40,7 @@ from tests.support.tier_suite import (
 __all__ = ["memory", "small_steps", "store"]  # fixtures
 
 
-# ---- killed
-
-
-def test_what_others_write_while_it_is_filled_is_never_sealed(memory: Path, small_steps: None) -> None:
+def test_bytes_that_others_write_while_an_extent_is_filled_are_never_sealed(memory: Path, small_steps: None) -> None:
     def foreign(_: int) -> None:
         [partial_] = memory.rglob("*.partial")
         with partial_.open("r+b") as file:
@@ -78,9 +75,6 @@ def test_kv_goes_up_to_be_sealed_layer_by_layer(
     numbers = sorted({layer for one in loads for layer in one})
     assert loads == [[number] for number in numbers]
     assert len(numbers) > 1
-
-
-# ---- foreign and damaged
 
 
 Damage = Callable[[bytes, Path], bytes]
@@ -145,7 +139,7 @@ DAMAGE: dict[str, Damage] = {
 
 @SHARED
 @pytest.mark.parametrize("how", DAMAGE)
-def test_what_is_foreign_or_damaged_is_never_served(how: str, memory: Path, small_steps: None) -> None:
+def test_a_foreign_or_damaged_extent_is_never_served(how: str, memory: Path, small_steps: None) -> None:
     (memory / "away").mkdir(mode=0o700)
     arena = open_arena("shared", memory)
     arena.fill(A, given())

@@ -47,7 +47,7 @@ def attached(content: bytes, name: str = "m") -> None:
 # ---- published once, taken from there
 
 
-def test_what_is_published_is_read_from_there_and_nothing_of_the_segments(
+def test_a_published_artifact_is_read_from_the_shared_tier_and_not_from_segments(
     store: Store, tmp_path: Path, memory: Path
 ) -> None:
     content = put(store, tmp_path)
@@ -65,7 +65,7 @@ def test_what_is_published_is_read_from_there_and_nothing_of_the_segments(
 
 
 @pytest.mark.parametrize("name", ["weights", "kv"])
-def test_tensors_and_kv_go_through_it_to_a_device(store: Store, name: str) -> None:
+def test_tensors_and_kv_go_through_the_shared_tier_to_a_device(store: Store, name: str) -> None:
     kv = {key: torch.from_numpy(one) for key, one in made(range(39)).items()}
     identity = {"model": "m", "revision": "1", "precision": "fp16", "block_tokens": 16}
     store.put(tensors=kv, name="weights", codec="stored")
@@ -82,7 +82,7 @@ def bytes_of(tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
     return {name: one.numpy().tobytes() for name, one in tensors.items()}
 
 
-def test_the_nearest_goes_first_unless_it_is_said_otherwise(store: Store, tmp_path: Path) -> None:
+def test_the_nearest_tier_goes_first_unless_from_names_another(store: Store, tmp_path: Path) -> None:
     published(store, tmp_path)
     for words, source in (([], "shared"), (["--from", "local"], "local"), (["--from", "shared"], "shared")):
         assert came_from(cli("--json", "prefetch", "m", "--ttl", "0s", *words)) == [source]
@@ -101,14 +101,16 @@ def test_the_nearest_goes_first_unless_it_is_said_otherwise(store: Store, tmp_pa
     ["--from host", "--from device", "--from moon", "--from shared --to shared", "--from host --to shared",
      "--to local", "--to shared -- true"],
 )  # fmt: skip
-def test_what_does_not_lie_below_is_refused(store: Store, tmp_path: Path, memory: Path, words: str) -> None:
+def test_a_source_that_does_not_lie_below_is_refused(store: Store, tmp_path: Path, memory: Path, words: str) -> None:
     put(store, tmp_path)
     run = arstore if "-- " in words else cli
     assert run("prefetch", "m", *words.split()).code == 2
     assert lying(memory) == lying(memory, "host") == []
 
 
-def test_where_none_is_named_there_is_none(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shared_tier_is_absent_where_no_directory_is_named(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(store, tmp_path)
     monkeypatch.delenv("ARSTORE_SHARED_DIR")
     for words in (["--to", "shared"], ["--from", "shared"]):
@@ -137,7 +139,7 @@ def test_a_flipped_bit_is_made_good_from_the_store_and_wiped(
     assert lying(memory) == []
 
 
-def test_what_was_bad_is_said(store: Store, tmp_path: Path, memory: Path) -> None:
+def test_a_bad_published_copy_is_reported(store: Store, tmp_path: Path, memory: Path) -> None:
     content = published(store, tmp_path)
     flip(lying(memory)[0])
     ran = cli("--json", "prefetch", "m")
@@ -150,7 +152,7 @@ def test_what_was_bad_is_said(store: Store, tmp_path: Path, memory: Path) -> Non
     assert cli("unstage", "m").code == 0
 
 
-def test_gone_from_the_start_it_is_done_without(
+def test_prefetch_does_without_a_shared_tier_that_is_gone_from_the_start(
     store: Store, tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = published(store, tmp_path)
@@ -184,7 +186,7 @@ def reads_and_then(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[
 
 @pytest.mark.parametrize("number", [1, 5, LENGTH // SUM_BYTES])
 @pytest.mark.parametrize("how", ["truncated", "overwritten", "an error", "an error of the memory"])
-def test_gone_in_the_middle_of_a_copy_it_is_done_from_the_store(
+def test_a_copy_whose_shared_tier_goes_in_the_middle_comes_from_the_store(
     store: Store, tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch, number: int, how: str
 ) -> None:
     content = published(store, tmp_path)
@@ -246,7 +248,9 @@ def mount(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     subprocess.run(["umount", "-l", str(path)], capture_output=True, check=False)
 
 
-def test_from_one_that_can_only_be_read_all_goes_on(store: Store, tmp_path: Path, mount: Callable[[str], None]) -> None:
+def test_a_shared_tier_that_can_only_be_read_serves_its_objects(
+    store: Store, tmp_path: Path, mount: Callable[[str], None]
+) -> None:
     mount("rw")
     published(store, tmp_path)
     assert cli("prefetch", "m", "--to", "shared").code == 0
@@ -261,7 +265,7 @@ def test_from_one_that_can_only_be_read_all_goes_on(store: Store, tmp_path: Path
     assert cli("get", "m", tmp_path / "out").code == 0
 
 
-def test_one_that_takes_nothing_more_keeps_nobody_from_the_store(
+def test_a_full_shared_tier_keeps_nobody_from_the_store(
     store: Store, tmp_path: Path, mount: Callable[[str], None]
 ) -> None:
     mount("nr_inodes=1")  # not one directory more
@@ -274,7 +278,7 @@ def test_one_that_takes_nothing_more_keeps_nobody_from_the_store(
         assert cli(*words).code == 0, words
 
 
-def test_what_does_not_fit_is_not_published(store: Store, tmp_path: Path, memory: Path) -> None:
+def test_an_artifact_that_does_not_fit_is_not_published(store: Store, tmp_path: Path, memory: Path) -> None:
     published(store, tmp_path)
     put(store, tmp_path, "n")
     with store.prefetch(["m"], to="shared"):
@@ -287,7 +291,7 @@ def test_what_does_not_fit_is_not_published(store: Store, tmp_path: Path, memory
 
 
 @pytest.mark.parametrize("bad", [False, True])
-def test_verify_heals_from_what_is_published_unless_it_is_bad_too(
+def test_verify_heals_from_a_published_copy_unless_that_is_bad_too(
     store: Store, tmp_path: Path, memory: Path, bad: bool
 ) -> None:
     content = published(store, tmp_path)
@@ -303,7 +307,7 @@ def test_verify_heals_from_what_is_published_unless_it_is_bad_too(
         assert (tmp_path / "out/f").read_bytes() == content
 
 
-def test_verify_heals_what_is_good_of_a_copy_that_is_bad_in_part(store: Store, memory: Path) -> None:
+def test_verify_heals_the_good_tensors_of_a_copy_that_is_bad_in_part(store: Store, memory: Path) -> None:
     tensors = {f"t{number}": torch.randn(5 * SUM_BYTES // 4) for number in range(3)}
     store.put(tensors=tensors, name="m", codec="stored")
     assert cli("prefetch", "m", "--to", "shared").code == 0
@@ -315,7 +319,7 @@ def test_verify_heals_what_is_good_of_a_copy_that_is_bad_in_part(store: Store, m
     assert (ran.code, len(ran.json["healed"]), len(ran.json["corrupt"])) == (13, 2, 1)
 
 
-def test_tiers_and_show_say_where_things_are(
+def test_tiers_and_show_name_the_tier_of_an_artifact(
     store: Store, tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published(store, tmp_path)
@@ -333,7 +337,7 @@ def test_tiers_and_show_say_where_things_are(
     assert list(cli("--json", "show", "m").json["tiers"]) == ["local"]
 
 
-def test_two_that_publish_the_same_do_it_once(store: Store, tmp_path: Path, memory: Path) -> None:
+def test_two_processes_publish_the_same_artifact_once(store: Store, tmp_path: Path, memory: Path) -> None:
     put(store, tmp_path, "m", 40 << 20)
     words = ["--json", "prefetch", "m", "--to", "shared", "--wait"]
     both = [ended(one) for one in [start(*words) for _ in range(2)]]
@@ -342,7 +346,7 @@ def test_two_that_publish_the_same_do_it_once(store: Store, tmp_path: Path, memo
     assert len(lying(memory)) == 1
 
 
-def test_who_publishes_while_another_does_is_told(store: Store, tmp_path: Path) -> None:
+def test_a_process_is_told_that_another_publishes_the_same(store: Store, tmp_path: Path) -> None:
     put(store, tmp_path)
     tier = store.tiers.arenas.shared()
     assert tier

@@ -35,7 +35,7 @@ def test_unstage_wipes_both_tiers(store: Store, tmp_path: Path, memory: Path) ->
     assert lying(memory) == lying(memory, "host") == []
 
 
-def test_what_can_not_be_wiped_is_said(
+def test_published_copies_that_can_not_be_wiped_are_named(
     store: Store, tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = published(store, tmp_path)
@@ -57,7 +57,7 @@ def test_what_can_not_be_wiped_is_said(
     assert "other" in [one.name for one in store.tenants.all()]
 
 
-def test_erase_wipes_what_was_published(store: Store, tmp_path: Path, memory: Path) -> None:
+def test_erase_wipes_the_published_copy(store: Store, tmp_path: Path, memory: Path) -> None:
     for name in "mn":
         published(store, tmp_path, name)
     key = store.get("m").summary.id
@@ -71,7 +71,7 @@ def test_erase_wipes_what_was_published(store: Store, tmp_path: Path, memory: Pa
     assert [path.stem for path in lying(memory)] == [store.get("n").summary.id]
 
 
-def test_removing_a_tenant_wipes_what_it_published(store: Store, tmp_path: Path, memory: Path) -> None:
+def test_removing_a_tenant_wipes_its_published_copies(store: Store, tmp_path: Path, memory: Path) -> None:
     published(store, tmp_path)
     store.tenants.add("other")
     with open_store(tenant="other") as other:
@@ -84,7 +84,7 @@ def test_removing_a_tenant_wipes_what_it_published(store: Store, tmp_path: Path,
     assert [path.stem for path in lying(memory)] == [store.get("m").summary.id]
 
 
-def test_tenants_are_apart_there(store: Store, tmp_path: Path, memory: Path) -> None:
+def test_tenants_are_apart_in_the_shared_tier(store: Store, tmp_path: Path, memory: Path) -> None:
     content = put(store, tmp_path)
     store.tenants.add("other")
     with open_store(tenant="other") as other:

@@ -54,7 +54,7 @@ def test_an_object_that_is_there_is_not_brought_again(memory: Path) -> None:
         Sources([], gone).bring(KEY, target, wait=False)
 
 
-def test_one_that_another_brings_is_fenced(memory: Path) -> None:
+def test_an_object_that_another_process_brings_is_fenced(memory: Path) -> None:
     target, store = arenas(memory, "target", "store")
     store.fill(KEY, given())
     sources = Sources([], store)
@@ -76,7 +76,7 @@ def test_a_near_tier_that_fails_is_named_with_its_first_error(memory: Path) -> N
 @SHARED
 @pytest.mark.parametrize("fate", [Faulty, Vanishing, "silently"])
 @pytest.mark.parametrize("to", TIERS[:1] + TIERS[2:])
-def test_it_arrives_whatever_happens_to_the_nearest(
+def test_an_object_arrives_whatever_happens_to_the_nearest_tier(
     to: str, fate: object, memory: Path, store: Store, small_steps: None
 ) -> None:
     """At every operation of the near tier: what comes is right, and what failed is named."""
@@ -109,7 +109,7 @@ def test_it_arrives_whatever_happens_to_the_nearest(
     assert came[-1] == "shared"
 
 
-def test_what_no_tier_has_is_not_found_and_what_local_has_bad_is_an_error(store: Store, memory: Path) -> None:
+def test_an_object_in_no_tier_is_not_found_and_a_bad_one_of_local_raises(store: Store, memory: Path) -> None:
     host, key = open_arena("host", memory), "0" * 64
     with pytest.raises(NotFound):
         Sources([open_arena("host", memory, OTHERS)], Local(store.get, lambda key: None)).bring(key, host, wait=False)

@@ -37,7 +37,7 @@ def test_a_speed_that_can_not_be_is_no_measurement(tmp_path: Path, change: dict[
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"local": 7, "host": 7}', '{"local": {}, "host": {}}', "[" * 60_000]
 )
-def test_what_is_no_table_of_speeds_is_no_measurement(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_no_table_of_speeds_is_no_measurement(tmp_path: Path, content: str) -> None:
     speeds_path(tmp_path).write_text(content)
     assert read_speeds(tmp_path) == {}
 

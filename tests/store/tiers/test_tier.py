@@ -58,11 +58,13 @@ def test_source(place: Place, behaviour: Callable[[Stocked], None]) -> None:
         behaviour(Stocked(source, objects, place.stranger()))
 
 
-# ---- the local store as a source
+# ---- objects of the store, and steps of full size
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_what_the_store_has_arrives_in_every_tier(stocked: Stocked, tier: str, memory: Path, small_steps: None) -> None:
+def test_every_object_of_the_store_arrives_in_every_tier(
+    stocked: Stocked, tier: str, memory: Path, small_steps: None
+) -> None:
     for key, wanted in stocked.objects.items():
         place = a_place(tier, memory)
         held = stocked.source.hold(key)
