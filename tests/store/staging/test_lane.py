@@ -74,19 +74,6 @@ def made(memory: Path) -> Made:
     return Made(memory, [given() for _ in KEYS])
 
 
-def test_a_plan_counts_the_moves_before_each_step() -> None:
-    plan = LanePlan(
-        keys=KEYS,
-        moves=(Move(0, 0), Move(1, 0), Move(2, 2)),
-        needs=((0, 1), (), (2,)),
-        always=(),
-        waits=(),
-        resident=(),
-    )
-    assert plan.moves_until() == [2, 2, 3]
-    assert [plan.waits_of(step) for step in range(3)] == [(), (), ()]
-
-
 def test_moves_wait_for_their_step_and_evict_first(made: Made) -> None:
     lane = made.lane(ONE_BY_ONE, ((0,), (1,), (2,)))
     lane.start()

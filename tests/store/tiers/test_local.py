@@ -7,14 +7,14 @@ import pytest
 
 from arstore import NotFound, Store
 from arstore.store.errors import Corrupt
-from tests.support.tier_places import KV_NAMES, block_keys, local_of, put_all, stocked, store
+from tests.support.tier_places import KV_NAMES, block_keys, local_of, memory, put_all, stocked, store
 from tests.support.tier_suite import (
     SOURCE_BEHAVIOURS,
     Stocked,
     whole,
 )
 
-__all__ = ["stocked", "store"]  # fixtures
+__all__ = ["memory", "stocked", "store"]  # fixtures
 
 
 @pytest.mark.parametrize("behaviour", SOURCE_BEHAVIOURS, ids=lambda one: one.__name__)
