@@ -13,8 +13,8 @@ from arstore.store.config import default_store
 from arstore.store.tiers import probe as probe_room
 from arstore.store.tiers.speeds import predict_s
 from tests.support.command import arstore, cli
+from tests.support.fresh_memory import host
 from tests.support.planning import IDENTITY, IDENTITY_TABLE, SIZE, job, store
-from tests.support.staging import host
 
 __all__ = ["host", "store"]  # fixtures
 

@@ -13,9 +13,9 @@ from arstore.cli.plot import draw
 from arstore.store.plan.planner import make_plan
 from arstore.store.plan.timeline import Timed, occupancy, planned, trace
 from tests.support.command import Ran, cli
+from tests.support.fresh_memory import host
 from tests.support.jobs import block_job, conversations
 from tests.support.planning import SIZE, job, store
-from tests.support.staging import host
 
 __all__ = ["host", "store"]  # fixtures
 

@@ -9,7 +9,7 @@ import pytest
 from arstore import Store, create_store, open_store
 from arstore.store.tiers import sealed as sealed_room
 from tests.support.command import Ran, cli
-from tests.support.tier_faults import fresh_memory
+from tests.support.fresh_memory import fresh_memory
 
 LENGTH = 100_000
 SUM_BYTES = 10_000

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,19 +22,6 @@ from tests.support.tier_faults import Given
 from tests.support.tier_suite import whole
 
 KEY, OTHER = "a" * 64, "b" * 64
-
-
-@pytest.fixture(autouse=True)
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give every test a host tier of its own, in memory where there is such a file system, and leave nothing in it."""
-    memory = Path("/dev/shm")
-    path = (memory if memory.is_dir() else tmp_path) / f"arstore-test-{secrets.token_hex(8)}"
-    monkeypatch.setenv("ARSTORE_HOST_DIR", str(path))
-    yield path
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 @pytest.fixture

@@ -4,34 +4,16 @@
 """
 
 import contextlib
-import os
 import secrets
-import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from arstore.formats.tensor import TensorSpan
 from arstore.store.disk import Out
 from arstore.store.errors import StorageFailed
 from arstore.store.progress import BytesTold, ignore_bytes
 from arstore.store.tiers.tier import Held, Resident, Tier
-
-
-@contextlib.contextmanager
-def fresh_memory() -> Iterator[Path]:
-    """Give a new directory in memory, where there is such a file system, and leave nothing of it."""
-    memory = Path("/dev/shm")
-    path = (
-        memory if memory.is_dir() else Path(os.environ["ARSTORE_STORE"]).parent
-    ) / f"arstore-test-{os.urandom(8).hex()}"
-    path.mkdir(mode=0o700)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
 
 # ---- objects
 

@@ -17,7 +17,7 @@ from arstore.store.tiers.device import DeviceTier
 from arstore.store.tiers.local import Local
 from arstore.store.tiers.shared import open_shared
 from tests.support.kv_made import IDENTITY, made
-from tests.support.tier_faults import Given, fresh_memory
+from tests.support.tier_faults import Given
 from tests.support.tier_suite import (
     CAPACITY_BYTES,
     Place,
@@ -30,12 +30,6 @@ SHARED = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no memory fil
 SEALED = pytest.param("shared", marks=SHARED)
 ARENAS = ["host", SEALED]
 TIERS = [*ARENAS, "device", pytest.param("device on an accelerator", marks=ACCELERATOR)]
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    with fresh_memory() as path:
-        yield path
 
 
 @pytest.fixture

@@ -7,10 +7,8 @@ not there at all, and the same verb run again simply works.
 
 import errno
 import itertools
-import os
 import random
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from arstore.store.keys.keyring import Keyring
 from arstore.store.keys.unlock import Secrets, open_masters
 from arstore.store.store import Store
 from tests.support.faulty_disk import Crash, FaultyDisk, _Contents
+from tests.support.fresh_memory import fresh_memory
 from tests.support.segment_scan import check_keys_are_used_once
 
 KILLED = None  # the process dies, what the kernel has of it stays
@@ -84,12 +83,10 @@ def empty_world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world() -> Iterator[World]:
     """Where a world may be, in memory where the machine can: thousands of stores are made and dropped here."""
-    memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else tmp_path))
-    yield World(folder / "world")
-    shutil.rmtree(folder)
+    with fresh_memory() as memory:
+        yield World(memory / "world")
 
 
 @pytest.fixture

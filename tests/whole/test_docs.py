@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,11 @@ import typer.main
 
 from arstore.cli.commands import COMMANDS, load
 from arstore.cli.main import app
+from tests.support.fresh_memory import memory
 from tests.support.guide import RUN, SHOWN, Block, blocks_of, run_guide
 from tests.support.sample import make_sample
+
+__all__ = ["memory"]  # fixtures
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -34,13 +36,6 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sample")
     make_sample(path)
     return path
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="arstore-docs-", dir="/dev/shm"))
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.mark.parametrize("path", RUNNING, ids=name_of)

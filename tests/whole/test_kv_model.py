@@ -4,12 +4,9 @@ Sequences are few and begin alike, and each has been computed in two runs; what 
 which block, and with which bytes. The longest match is the model's, and rows of identities are those of live versions.
 """
 
-import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,6 +21,7 @@ from arstore.store.kv.match import Chain, chain_of
 from arstore.store.kv.tokens import pack_tokens
 from arstore.store.maintenance.collect import AT_ONCE
 from arstore.store.maintenance.retention import Retention
+from tests.support.fresh_memory import fresh_memory
 from tests.support.kv_made import made, raw
 
 BLOCK = 3
@@ -48,8 +46,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cleaning = ExitStack()
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # syncs are not the point
-        self.path = Path(self.cleaning.enter_context(tempfile.TemporaryDirectory(dir=memory)))
+        self.path = self.cleaning.enter_context(fresh_memory())  # syncs are not the point
         create_store(self.path / "store", key_file=self.path / "key")
         self.versions: dict[tuple[str, int], Version] = {}
         self.last = dict.fromkeys(NAMES, 0)

@@ -4,11 +4,8 @@ Memory that counts is anonymous and shared: pages of mapped files are the kernel
 """
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +16,7 @@ from safetensors.numpy import save_file
 
 from arstore import open_store
 from tests.support.command import cli, ended, start
+from tests.support.fresh_memory import fresh_memory
 
 MIB = 1 << 20
 
@@ -102,14 +100,12 @@ sys.exit(code)
 
 
 @pytest.fixture
-def quick_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A store in memory where the machine can: thousands of puts are thousands of syncs."""
-    memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else tmp_path))
-    monkeypatch.setenv("ARSTORE_STORE", str(folder / "store"))
-    assert cli("init").code == 0
-    yield
-    shutil.rmtree(folder)
+    with fresh_memory() as memory:
+        monkeypatch.setenv("ARSTORE_STORE", str(memory / "store"))
+        assert cli("init").code == 0
+        yield
 
 
 def put_many(folder: Path, count: int) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,18 +18,15 @@ from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.device import DeviceTier
 from arstore.store.tiers.sources import Sources
 from arstore.store.tiers.tier import Tier
-from tests.support.tier_faults import Given, fresh_memory, given
+from tests.support.fresh_memory import memory
+from tests.support.tier_faults import Given, given
 from tests.support.tier_suite import whole
+
+__all__ = ["memory"]  # fixtures
 
 KEYS = [letter * 64 for letter in "abc"]
 # Three objects through room for one: each move waits for the step before it and evicts what that step used.
 ONE_BY_ONE = (Move(0, 0), Move(1, 1, 0, (0,)), Move(2, 2, 1, (1,)))
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    with fresh_memory() as path:
-        yield path
 
 
 class Made:

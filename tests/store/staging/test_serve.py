@@ -24,8 +24,9 @@ from arstore.store.staging.serve import StepsClient, serving
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.sources import Sources
 from tests.support.command import arstore
+from tests.support.fresh_memory import fresh_memory
 from tests.support.runs import WORK, store, tight, worked
-from tests.support.tier_faults import fresh_memory, given
+from tests.support.tier_faults import given
 from tests.support.tier_suite import whole
 
 __all__ = ["store"]  # fixtures

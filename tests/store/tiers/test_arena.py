@@ -18,10 +18,11 @@ from arstore.store.errors import Corrupt, NoRoom, StorageFailed
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.local import StoredObject
 from arstore.store.tiers.tier import Held
+from tests.support.fresh_memory import host, memory
 from tests.support.mortal_disk import killed
-from tests.support.staging import KEY, OTHER, Meddling, fill, host, store
+from tests.support.staging import KEY, OTHER, Meddling, fill, store
 from tests.support.tier_faults import Faulty, Met, given
-from tests.support.tier_places import ARENAS, left, memory, open_arena, small_steps
+from tests.support.tier_places import ARENAS, left, open_arena, small_steps
 from tests.support.tier_suite import (
     CAPACITY_BYTES,
     THIRD,

@@ -11,9 +11,10 @@ import pytest
 from arstore.store.disk import Disk, try_lock
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.extent import attach_extent, remove_extent
-from tests.support.staging import KEY, Meddling, extents, fill, host
+from tests.support.fresh_memory import host, memory
+from tests.support.staging import KEY, Meddling, extents, fill
 from tests.support.tier_faults import given
-from tests.support.tier_places import memory, open_arena
+from tests.support.tier_places import open_arena
 from tests.support.tier_suite import (
     A,
 )

@@ -11,7 +11,8 @@ from arstore import Store
 from arstore.store.disk import Disk
 from arstore.store.tiers.shared import open_shared
 from tests.support.command import cli
-from tests.support.staging import extents, host, left, put_file, store, weights
+from tests.support.fresh_memory import host
+from tests.support.staging import extents, left, put_file, store, weights
 from tests.support.tier_faults import given
 from tests.support.tier_places import MINE, SHARED, STORE_ID
 from tests.support.tier_suite import (

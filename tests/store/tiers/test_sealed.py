@@ -15,6 +15,7 @@ from arstore.store.errors import Corrupt
 from arstore.store.kv.prefix import Prefix
 from arstore.store.tiers import sealed as sealed_room
 from arstore.store.tiers.head import Head, parse_head
+from tests.support.fresh_memory import memory
 from tests.support.tier_faults import given
 from tests.support.tier_places import (
     KV_NAMES,
@@ -23,7 +24,6 @@ from tests.support.tier_places import (
     SHARED,
     left,
     local_of,
-    memory,
     open_arena,
     put_all,
     small_steps,

@@ -12,8 +12,9 @@ from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.local import Local
 from arstore.store.tiers.sources import Sources
 from arstore.store.tiers.tier import Held
+from tests.support.fresh_memory import memory
 from tests.support.tier_faults import Between, Faulty, Met, Vanishing, given
-from tests.support.tier_places import OTHERS, SHARED, TIERS, a_place, memory, open_arena, small_steps, store
+from tests.support.tier_places import OTHERS, SHARED, TIERS, a_place, open_arena, small_steps, store
 from tests.support.tier_suite import (
     whole,
 )

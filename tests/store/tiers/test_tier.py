@@ -10,8 +10,9 @@ import pytest
 
 from arstore.store.errors import NoRoom
 from arstore.store.tiers.device import DeviceTier
+from tests.support.fresh_memory import memory
 from tests.support.tier_faults import Between, Slow, given
-from tests.support.tier_places import TIERS, a_place, memory, small_steps, stocked, store
+from tests.support.tier_places import TIERS, a_place, small_steps, stocked, store
 from tests.support.tier_suite import (
     KEYS,
     SOURCE_BEHAVIOURS,
