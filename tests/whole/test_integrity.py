@@ -26,12 +26,13 @@ from tests.support.damage import (
     of_size,
     pristine,
     regions,
+    sources,
     swap,
     tree,
     world,
 )
 
-__all__ = ["pristine", "world"]  # fixtures
+__all__ = ["pristine", "sources", "world"]  # fixtures
 
 
 def check_flip(world: World, spot: Spot, offset: int, bit: int, *verified: str) -> None:

@@ -25,9 +25,9 @@ from arstore.store.segments.records import draft_record
 from arstore.store.segments.writer import WRITE_BUFFER_BYTES
 from arstore.store.store import Store
 from tests.support.command import arstore
-from tests.support.damage import World, attempt, listed, pristine, world
+from tests.support.damage import World, attempt, listed, pristine, sources, world
 
-__all__ = ["pristine", "world"]  # fixtures
+__all__ = ["pristine", "sources", "world"]  # fixtures
 
 
 def plant_bytes(store: Store, name: str, packed: bytes) -> None:

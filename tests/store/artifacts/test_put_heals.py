@@ -7,9 +7,9 @@ import pytest
 
 from arstore.formats.record import ALIGN_BYTES, HEADER_BYTES
 from arstore.store.errors import Corrupt
-from tests.support.damage import NAMES, World, attempt, flip, flipped, listed, of_size, world
+from tests.support.damage import NAMES, World, attempt, flip, flipped, listed, of_size, pristine, sources, world
 
-__all__ = ["world"]  # fixtures
+__all__ = ["pristine", "sources", "world"]  # fixtures
 
 
 Damage = Callable[[World], None]

@@ -24,6 +24,7 @@ from tests.support.damage import (
     flip,
     pristine,
     regions,
+    sources,
     staged,
     tensors,
     three_frames,
@@ -31,7 +32,7 @@ from tests.support.damage import (
     write_at,
 )
 
-__all__ = ["pristine", "world"]  # fixtures
+__all__ = ["pristine", "sources", "world"]  # fixtures
 
 
 FILL = 0xA5

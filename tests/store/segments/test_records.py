@@ -21,13 +21,15 @@ from tests.support.damage import (
     attempt,
     listed,
     of_size,
+    pristine,
+    sources,
     swap,
     three_frames,
     world,
     write_at,
 )
 
-__all__ = ["world"]  # fixtures
+__all__ = ["pristine", "sources", "world"]  # fixtures
 
 
 def test_a_segment_that_was_cut(world: World) -> None:
