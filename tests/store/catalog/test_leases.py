@@ -1,16 +1,10 @@
-"""Ownership: one writer a name, whoever is stopped, killed, fenced or asleep; several where they were asked for.
-
-Owners are real processes. `HOLDER` is a put that stops before its first sync, its blobs written and nothing published.
-"""
+"""Leases: an owner that went is taken over, a sleeper publishes nothing, and epochs only grow."""
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,90 +17,12 @@ from arstore.formats.lease import LeaseRow, ProcessId, parse_lease
 from arstore.store.access import create_store, open_store
 from arstore.store.catalog import leases as leases_room
 from arstore.store.catalog.leases import Leases, current_process, now_ns, process_start, sees_dead
-from arstore.store.errors import BadInput, Fenced, NotFound, StorageFailed
+from arstore.store.errors import Fenced, StorageFailed
 from arstore.store.store import Store
-from tests.support.command import PATIENCE_S, cli, ended, start
+from tests.support.command import PATIENCE_S, cli
+from tests.support.owners import contents, holding, resume, source, store
 
-HOLDER = """
-import dataclasses, sys
-from pathlib import Path
-from arstore.cli.main import EXIT_CODES
-from arstore.store.disk import Disk
-from arstore.store.errors import StoreError
-from arstore.store.catalog.leases import Leases, current_process
-from arstore.store.config import default_store
-from arstore.store.store import Store
-
-class Waiting(Disk):
-    asked = False
-    def sync(self, fd):
-        if not Waiting.asked and ".seg" in str(Path(f"/proc/self/fd/{fd}").readlink()):
-            Waiting.asked = True
-            print("under way", flush=True)
-            sys.stdin.readline()
-        super().sync(fd)
-
-with Store(default_store(), disk=Waiting()) as store:
-    parts = store._parts
-    store._parts = dataclasses.replace(parts, leases=Leases(parts.tables, current_process(), float(sys.argv[3])))
-    try:
-        print(store.put(sys.argv[1], name=sys.argv[2]).summary.version, flush=True)
-    except StoreError as error:
-        print(error, flush=True)
-        sys.exit(EXIT_CODES[type(error)])
-"""
-
-MANY = """
-import sys
-from pathlib import Path
-from arstore.store.access import open_store
-own, count, apart = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "apart"
-source = Path(sys.argv[4]) / f"source-{own}"
-with open_store() as store:
-    print("ready", flush=True)
-    sys.stdin.readline()
-    for n in range(count):
-        source.write_bytes(f"{own if apart else 'both'} {n}".encode() * 20)
-        print(store.put(source, name="shared", multi_writer=True).summary.version)
-"""
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    create_store()
-    path = tmp_path / "source"
-    path.write_bytes(b"first" * 1000)
-    return path
-
-
-@pytest.fixture
-def store(source: Path) -> Iterator[Store]:
-    with open_store() as opened:
-        yield opened
-
-
-def child(program: str, *words: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", program, *map(str, words)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-@contextmanager
-def holding(source: Path, name: str = "model", ttl_s: float = 60.0) -> "Iterator[subprocess.Popen[str]]":
-    """A put of `source` in a process of its own that owns the name and has not published."""
-    process = child(HOLDER, source, name, ttl_s)
-    try:
-        assert process.stdout
-        assert process.stdout.readline() == "under way\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate(timeout=PATIENCE_S)
-
-
-def resume(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """Let the holder go on; return how it ended and what it said."""
-    said, _ = process.communicate("\n", timeout=PATIENCE_S)
-    return process.returncode, said
+__all__ = ["source", "store"]  # fixtures
 
 
 def held(store: Store, name: str = "model") -> LeaseRow:
@@ -121,14 +37,6 @@ def plant(store: Store, process: ProcessId, *, expires_in_s: float = 3600, epoch
     """Write the row of another owner."""
     row = LeaseRow(epoch, now_ns() + int(expires_in_s * 1e9), b"o" * 16, process, int(time.time()), "put")
     store._parts.tables.write(lambda rows: rows.put("leases", store._parts.catalog.scope("model"), row.packed()))
-
-
-def contents(store: Store, name: str, out: Path) -> bytes:
-    store.get_to(name, out)
-    return out.read_bytes()
-
-
-# ---- owners that went
 
 
 def test_an_owner_killed_is_taken_over_at_once(source: Path, store: Store, tmp_path: Path) -> None:
@@ -360,9 +268,6 @@ def test_suspended_time_counts(store: Store) -> None:
         store._parts.tables.write(first.check)
 
 
-# ---- epochs
-
-
 @settings(max_examples=30, deadline=None)
 @given(steps=st.lists(st.sampled_from(["take", "release", "expire", "break", "die", "stale release"]), max_size=20))
 def test_epochs_only_grow(tmp_path_factory: pytest.TempPathFactory, steps: list[str]) -> None:
@@ -399,114 +304,3 @@ def test_epochs_only_grow(tmp_path_factory: pytest.TempPathFactory, steps: list[
                 with pytest.raises(Fenced):
                     tables.write(stale.check)
         assert [one.epoch for one in taken] == list(range(1, len(taken) + 1))
-
-
-# ---- second writers
-
-
-def test_a_second_writer_is_refused_waits_or_joins(source: Path, store: Store, tmp_path: Path) -> None:
-    with holding(source) as owner:
-        refused = cli("put", source, "model")
-        assert refused.code == 11
-        assert f"process {owner.pid}" in refused.error
-        assert "hint" in refused.err
-        assert "--lock-wait" in refused.err
-        assert cli("put", source, "other").code == 0  # another name is nobody's
-        began = time.monotonic()
-        assert cli("put", source, "model", "--lock-wait", "1s").code == 11
-        assert time.monotonic() - began >= 1
-        waiting = start("put", source, "model", "--lock-wait", "60s", "--json")
-        assert cli("put", source, "model", "--multi-writer").code == 0
-        assert resume(owner) == (0, "2\n")
-        done = ended(waiting)
-        assert (done.code, done.json["version"]) == (0, 3)
-    assert [one.text for one in store.ls("model")] == ["model@1", "model@2", "model@3"]
-
-
-def test_listing_and_breaking(source: Path, store: Store) -> None:
-    assert cli("lease", "ls", "--json").json == {"leases": []}
-    assert cli("lease", "ls").out == ""
-    with holding(source) as owner:
-        [lease] = cli("lease", "ls", "--json").json["leases"]
-        assert set(lease) == {"id", "purpose", "epoch", "pid", "since", "expires_in_s", "state"}
-        assert (lease["pid"], lease["purpose"], lease["epoch"], lease["state"]) == (owner.pid, "put", 1, "live")
-        assert 30 < lease["expires_in_s"] <= 60
-        shown = cli("lease", "ls").out
-        assert lease["id"][:16] in shown
-        assert str(owner.pid) in shown
-        missing = cli("lease", "break", "0123456789abcdef", "--json")
-        assert (missing.code, missing.json["error"]["exit_code"]) == (3, 3)
-        assert resume(owner)[0] == 0
-    with store._parts.leases.hold(b"name-one", "put"), store._parts.leases.hold(b"name-two", "put"):
-        with pytest.raises(BadInput, match="2 leases"):
-            store.break_lease(b"name".hex())
-        with pytest.raises(NotFound):
-            store.break_lease("")
-
-
-def test_a_name_in_use_is_not_in_the_lease_table(source: Path, store: Store) -> None:
-    with holding(source, name="secret-name"):
-        catalog = (store._parts.root / "catalog" / "data.mdb").read_bytes()
-    assert b"secret-name" not in catalog
-
-
-def test_threads_own_one_by_one(source: Path, store: Store) -> None:
-    inside, most = [0], [0]
-
-    def work() -> None:
-        with store._parts.leases.hold(b"scope", "put", 30):
-            inside[0] += 1
-            most[0] = max(most[0], inside[0])
-            time.sleep(0.02)
-            inside[0] -= 1
-
-    threads = [threading.Thread(target=work) for _ in range(5)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    assert most == [1]
-    assert store.leases() == []
-
-
-@pytest.mark.parametrize("apart", [True, False], ids=["different", "same"])
-def test_two_writers_lose_nothing(source: Path, store: Store, tmp_path: Path, apart: bool) -> None:
-    many_puts(store, tmp_path, 100, apart)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("apart", [True, False], ids=["different", "same"])
-def test_two_writers_lose_nothing_in_1000_puts(source: Path, store: Store, tmp_path: Path, apart: bool) -> None:
-    many_puts(store, tmp_path, 1000, apart)
-
-
-def many_puts(store: Store, tmp_path: Path, count: int, apart: bool) -> None:
-    """Let two processes put under one name at once, and check every version of it."""
-    words = [count, "apart" if apart else "together", tmp_path]
-    both = {own: child(MANY, own, *words) for own in ("a", "b")}
-    given: dict[int, bytes] = {}
-    for process in both.values():
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-    for process in both.values():
-        assert process.stdin
-        process.stdin.write("\n")
-        process.stdin.flush()
-    answers = {own: process.communicate(timeout=600)[0] for own, process in both.items()}
-    for own, process in both.items():
-        assert process.returncode == 0
-        versions = [int(line) for line in answers[own].split()]
-        assert len(versions) == count
-        assert versions == sorted(versions)
-        for n, version in enumerate(versions):
-            assert version not in given
-            given[version] = f"{own if apart else 'both'} {n}".encode() * 20
-    assert sorted(given) == list(range(1, 2 * count + 1))
-    assert [one.summary.version for one in store.ls("shared")] == sorted(given)
-    out = tmp_path / "out"
-    for version, content in given.items():
-        assert contents(store, f"shared@{version}", out) == content
-    stats = store.stats()
-    assert stats.blobs == (2 * count if apart else count)
-    assert stats.unreferenced_bytes == 0
-    assert store.verify().corrupt == ()
