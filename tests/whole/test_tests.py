@@ -10,7 +10,6 @@ TEST_FILE_MAX_LINES = 500
 
 # Files that are longer still. None is added, and one that is cut leaves the list.
 LONGER: set[str] = {
-    "tests/store/catalog/test_leases.py",
     "tests/store/kv/test_kv.py",
 }
 
