@@ -1,4 +1,4 @@
-"""Access: make a store, open one, or make its catalog anew, with what arguments and environment say."""
+"""Access: makes a store, opens one, or makes its catalog anew, by arguments and environment."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +18,10 @@ def rebuild_catalog(
     path: str | Path | None = None, *, key_file: str | Path | None = None, passphrase: bytes | None = None,
     ask: Ask = lambda: None, forget_lost: bool = False, progress: Progress = ignore_progress,
 ) -> "Repaired":  # fmt: skip
-    """Make the catalog of the store at `path` anew from its segments; nobody else may use the store meanwhile.
+    """Make the catalog of the store at `path` anew from its segments. Nobody else may use the store meanwhile.
 
-    Killed in the middle, the old catalog is still there. Pins and times of use are not in segments and are lost.
+    Pins and times of use are not in segments, so they are lost. If this is killed, run it again: the store has the old
+    catalog, the new one, or, between two renames, none, and then it says so.
     """
     from .maintenance.repair import rebuild
 
@@ -49,7 +50,7 @@ def create_store(
     disk = Disk()
     if not root.exists():
         disk.make_dirs(root)
-    with locked(root):  # two at once would make one store with the keys of another
+    with locked(root):  # two at once would mix the keys of two stores
         return init_store(
             root, disk, _held(key_file, None), encrypted=encrypted, passphrase=passphrase, root_file=root_file
         )

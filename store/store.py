@@ -54,7 +54,7 @@ class Store:
         self._parts = open_parts(root, tenant, held or Secrets.from_environment(), ask, disk or Disk(), now)
         with ExitStack() as undo:
             undo.callback(self.close)
-            if self._parts.ledger.doomed():  # an erase was killed: what it promised is done before anything else
+            if self._parts.ledger.doomed():  # an erase was killed, and it is finished before anything else
                 from .maintenance.shred import shred
 
                 shred(self._parts)
@@ -79,10 +79,11 @@ class Store:
     ) -> PutResult:  # fmt: skip
         """Store a file, a directory or tensors as the newest version of `name`; durable on return.
 
-        `kind` is weights, intermediate or file; left out it is weights where tensors are found. Files that match a
-        glob in `opaque` are stored as bytes, unread. A directory of weights gives its own identity, as far as
-        `identity` does not say otherwise. One writer at a time owns a name; with `multi_writer` several add
-        versions to it at once, each whole. Raises Fenced if another owns it for longer than `lock_wait_s`, and more.
+        `kind` is weights, intermediate or file. Without it, files with tensors are weights. Files that match a glob in
+        `opaque` are stored as bytes and not parsed. A directory of weights gives its own identity; fields in
+        `identity` replace what it says. One writer owns a name at a time; with `multi_writer` several add versions to
+        it at once, each whole. Raises Fenced if another writer owns the name for longer than `lock_wait_s`, Conflict
+        if the label is taken, NoRoom if disk or quota is full, BadInput for what can't be stored.
         """
         from .artifacts.put import PutOptions, put
 
@@ -95,7 +96,7 @@ class Store:
     ) -> dict[str, str]:  # fmt: skip
         """Return the identity of a model, as `put` of its directory records it, without storing anything.
 
-        Of tensors, and of a directory without a config.json, that is the field `weights` alone.
+        For tensors, and for a directory without a config.json, the identity is the field `weights` alone.
         """
         from .artifacts.inputs import take_inputs
         from .artifacts.model_identity import identify_inputs
@@ -112,7 +113,7 @@ class Store:
     def get_to(
         self, name: str, dest: str | Path, selection: Selection | None = None, progress: Progress = ignore_progress
     ) -> tuple[Artifact, Written]:
-        """Write a version's files, or one file of the selected tensors, to `dest`; into it where it ends in a slash."""
+        """Write a version's files, or one file of the selected tensors, to `dest`, or into it if it ends in a slash."""
         from .kv.export import write_artifact
 
         artifact = self.get(name)
@@ -127,7 +128,7 @@ class Store:
         return found, self._parts.names.manifest(found)
 
     def rm(self, name: str, *, all_versions: bool = False, dry_run: bool = False) -> list[Found]:
-        """Drop a version, or all of a name; what nothing else needs becomes garbage, collected later."""
+        """Drop a version, or all versions of a name. Blobs that nothing else needs become garbage, which `gc` collects."""
         from .maintenance.shred import remove_for_good
 
         return remove_for_good(self._parts, name, all_versions=all_versions, dry_run=dry_run)
@@ -140,7 +141,7 @@ class Store:
         return self._parts.names.set_pinned(name, pinned=False)
 
     def tag(self, name: str, new: str) -> PutResult:
-        """Give a version a further name (or label: `name@label`), durably, without storing a blob."""
+        """Give a version a further name or label (`name@label`). No blob is stored. Durable on return."""
         from .artifacts.put import tag
 
         return tag(self._parts.put, self._parts.names.resolve(name), new)
@@ -149,9 +150,10 @@ class Store:
         self, names: Sequence[str] = (), *, deep: bool = False, bytes_per_second: int | None = None,
         duration_s: int | None = None, progress: Progress = ignore_progress,
     ) -> Scrubbed:  # fmt: skip
-        """Read back the named versions, or all, and check every byte; bad blobs are quarantined, or healed from copies
-        that are staged. `deep` hashes plaintexts as well. What was checked longest ago comes first, so that a verify
-        which time cuts short is gone on with by the next.
+        """Read back the named versions, or all, and check every byte.
+
+        Bad blobs are healed from staged copies, or else put into quarantine. `deep` hashes plaintexts as well. Blobs
+        that were checked longest ago come first, so if time runs out, the next verify goes on where this one ended.
         """
         from .maintenance.scrub import Pace
         from .maintenance.verify import verify
@@ -170,8 +172,8 @@ class Store:
     ) -> Collected:  # fmt: skip
         """Collect what nothing needs, in the whole store; `retention` first drops versions of this tenant.
 
-        Without `margins` they are CAREFUL, and without `retention` no version is dropped. Safe beside puts and gets,
-        and to be killed at any point. Raises Fenced if another collection is running.
+        Without `margins` they are CAREFUL, and without `retention` no version is dropped. Puts and gets may run beside
+        it, and it may be killed at any point. Raises Fenced if another collection is running.
         """
         from .maintenance.collect import CAREFUL, collect
         from .maintenance.retention import KEEP_ALL
@@ -180,40 +182,41 @@ class Store:
         return collect(self._parts, margins, retention, now_s, dry_run=dry_run, lock_wait_s=lock_wait_s)
 
     def erase(self, name: str, *, dry_run: bool = False) -> Receipt:
-        """Erase a version, or every version of a name given without one, by destroying their keys; durable on return.
+        """Destroy the keys of a version, or of all versions of a bare name, and of blobs that only they need.
 
-        Blobs that other artifacts of the tenant need stay. Raises NotFound, BadInput if the store is not encrypted,
-        Corrupt if a record of these and one of other versions are bad, so that nobody can say what only these need.
+        Durable on return. Blobs that other artifacts of the tenant need stay. Raises NotFound, BadInput if the store is
+        not encrypted, and Corrupt if their own record and one of another version are bad: then nobody knows what only
+        these need.
         """
         from .maintenance.erase import erase
 
         return erase(self._parts, self.tiers, name, dry_run=dry_run)
 
     def repair(self, *, forget_lost: bool = False, dry_run: bool = False) -> Repaired:
-        """Take in what killed writers left, count anew what versions need, and list what can't be had back.
+        """Take in whole records of killed writers, count anew what versions need, and list what is lost.
 
-        With `forget_lost` versions that can't be opened leave the catalog. Durable on return.
+        With `forget_lost`, versions that can't be opened leave the catalog. Durable on return.
         """
         from .maintenance.repair import mend
 
         return mend(self._parts, forget_lost=forget_lost, dry_run=dry_run)
 
     def recover(self) -> int:
-        """Take in what killed writers left whole; return how many blobs that were. Every put does this first."""
+        """Take in whole blobs of killed writers; return how many these were. Every put does this first."""
         return self._parts.recover()
 
     def leases(self) -> list[HeldLease]:
         return self._parts.leases.held()
 
     def break_lease(self, lease_id: str, *, dry_run: bool = False) -> HeldLease:
-        """Take a lease from its owner, who can publish nothing under it any more; raise NotFound if there is none."""
+        """Take a lease from its owner, who can publish nothing under it afterwards. Raises NotFound."""
         return self._parts.leases.break_(lease_id, dry_run=dry_run)
 
     # ---- prefix KV
 
     @property
     def kv(self) -> Kv:
-        """The KV of sequences: put, find and read prefixes."""
+        """Prefix KV: put the KV of a sequence, find the longest stored prefix, read it."""
         from .kv.kv import Kv
 
         p = self._parts
@@ -227,7 +230,7 @@ class Store:
 
     @property
     def tiers(self) -> Tiers:
-        """The tiers above the local store: staged to, released, measured, planned for."""
+        """The tiers above the local store: stage, unstage, measure, plan, run."""
         from .staging.arenas import Arenas
         from .staging.tenant_tiers import Tiers
 
@@ -239,13 +242,13 @@ class Store:
         self, names: Sequence[str], *, to: str = "host", budget_bytes: int | None = None, ttl_s: float = 0.0,
         from_: str | None = None, wait: bool = False, progress: TierProgress = ignore_tiers,
     ) -> Prefetched:  # fmt: skip
-        """Stage artifacts up, each byte verified, and hold them; see `Tiers.prefetch`."""
+        """Copy artifacts up into a tier, verify each byte, and hold them there. See `Tiers.prefetch`."""
         from .staging.prefetch import StagingOptions
 
         return self.tiers.prefetch(names, to, budget_bytes, StagingOptions(ttl_s, from_, wait, progress))
 
     def why_miss(self, identity: Mapping[str, object], kind: str = "kv") -> Miss:
-        """Return the fields that tell an identity from the nearest stored one; raise NotFound if none is stored."""
+        """Return the fields in which an identity differs from the nearest stored one. Raises NotFound if none is stored."""
         from .maintenance.why_miss import explain_miss
 
         return explain_miss(self._parts.names, kind, identity)

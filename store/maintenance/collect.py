@@ -1,7 +1,8 @@
-"""Collect: what nothing needs any more is condemned, and deleted once it has been so for long enough.
+"""Collect: blobs that nothing needs are condemned, and deleted when they have been condemned for long enough.
 
-lease -> abandoned loans -> retention -> mark -> delete, re-checked -> keys destroyed -> space given back. Every step is
-safe to be killed in and finished by the next collection; puts and gets go on beside it.
+The steps: take the lease, drop versions that retention lets go, doom keys of abandoned loans, survey all rows,
+condemn, delete with a check in the same transaction, destroy keys, give space back. A collection may be killed in any
+step, and the next one finishes it. Puts and gets go on beside it.
 """
 
 import contextlib
@@ -22,10 +23,11 @@ SCOPE = b"gc"
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """How long garbage is kept: that many collections must have seen it, and that many seconds must have passed.
+    """How long garbage is kept: so many collections must have seen it, and so many seconds must have passed.
 
-    The grace lets the next run of a killed put reuse what it had stored. It is not what keeps running puts and gets
-    safe: deletions are re-checked in their transaction, and a reader whose blob went looks it up again.
+    The grace lets the next run of a killed put reuse the blobs that it had stored. Running puts and gets do not need
+    it: a deletion checks in its transaction that the blob is still unneeded, and a reader whose blob has gone looks it
+    up again.
     """
 
     cycles: int
@@ -57,10 +59,10 @@ def collect(
         if not dry_run:
             parts.recover()
         outdated = _outdated(parts, retention, now_s)
-        for found in outdated if not dry_run else ():
-            with contextlib.suppress(Conflict):  # removed by somebody else meanwhile
-                drop(parts.names, found)
-        dropped = tuple(found.text for found in outdated)
+        for version in outdated if not dry_run else ():
+            with contextlib.suppress(Conflict):  # somebody else removed it meanwhile
+                drop(parts.names, version)
+        dropped = tuple(version.text for version in outdated)
         if dry_run:
             return _foretell(parts, margins, outdated, dropped, now_s)
         survey = foreclose_abandoned(parts)
@@ -69,7 +71,7 @@ def collect(
         parts.garbage.condemn([key for key, row in waiting if not _stamped(row, now_s)], cycle, now_s)
         deleted = parts.garbage.delete(key for key, _ in due)
         keys = shred(parts)
-        # What was committed since the survey lies past the lengths that it saw.
+        # Records that were committed since the survey lie past the lengths that it saw, so they are safe.
         survey.forget(deleted)
         freed = reclaim(parts.directory, survey, parts.garbage, parts.disk, dry_run=False)
         kept = survey.blobs - len(deleted)
@@ -77,9 +79,9 @@ def collect(
 
 
 def _outdated(parts: Parts, retention: Retention, now_s: int) -> list[Found]:
-    if retention == KEEP_ALL:  # then no version has to be readable
+    if retention == KEEP_ALL:  # no version has to be readable for this, so none is read
         return []
-    return choose(list(parts.names.all()), retention, now_s, lambda found: parts.names.manifest(found).blobs)
+    return choose(list(parts.names.all()), retention, now_s, lambda version: parts.names.manifest(version).blobs)
 
 
 def _foretell(
@@ -87,7 +89,7 @@ def _foretell(
 ) -> Collected:
     """Return what a collection would do."""
     survey = parts.garbage.survey()
-    survey.forget(found.row.place for found in outdated)
+    survey.forget(version.row.place for version in outdated)
     survey.unneeded += [(b"", row) for row in released(parts.names, outdated)]
     due, waiting = _sort(survey.unneeded, margins, now_s)
     survey.forget(row.place for _, row in due)
@@ -98,7 +100,7 @@ def _foretell(
 def _sort(
     unneeded: Sequence[tuple[bytes, BlobRow]], margins: Margins, now_s: int
 ) -> tuple[list[tuple[bytes, BlobRow]], list[tuple[bytes, BlobRow]]]:
-    """Return what is due for deletion, and what has to wait."""
+    """Return the unneeded rows that are due for deletion, and those that have to wait."""
     due: list[tuple[bytes, BlobRow]] = []
     waiting: list[tuple[bytes, BlobRow]] = []
     for key, row in unneeded:
@@ -108,7 +110,8 @@ def _sort(
 
 
 def _stamped(row: BlobRow, now_s: int) -> bool:
-    """Say whether an earlier collection condemned a blob. A stamp from the future is of a clock that was set back
-    since: it says nothing, and is set anew.
+    """Say whether an earlier collection condemned a blob.
+
+    A stamp from the future means that the clock was set back since. It says nothing, and the blob is stamped anew.
     """
     return row.condemned_cycle > 0 and row.condemned_s <= now_s

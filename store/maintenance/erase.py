@@ -1,8 +1,8 @@
-"""Erase: the keys of what nothing else needs are destroyed, so that its bytes are noise wherever copies of them lie.
+"""Erase: destroys the keys of blobs that nothing else needs, so that no copy of their bytes can be read any more.
 
-drop and doom in one transaction -> new key tree root -> old root effaced, all synced -> doomed list cleared. Killed
-before the new root, the next open of the store finds the doomed list and finishes it; from then on no version of any
-page leads to the keys.
+The steps, each synced: drop the versions and doom their keys in one transaction, write a new root of the key tree,
+efface the old root, clear the list of doomed keys. If an erase is killed before the new root, the next open of the
+store finds the list and finishes it. After the new root, no version of any page leads to the keys.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from .shred import foreclose_abandoned, shred
 class Receipt:
     """What an erase destroyed. `level` says against whom it holds.
 
-    `still_staged` are copies that a process made in the middle of it and uses, and tiers that failed in it.
+    `still_staged` names copies that a process staged during the erase and uses, and tiers that failed during it.
     """
 
     id: str
@@ -53,32 +53,32 @@ def erase(parts: Parts, tiers: Tiers, name: str, *, dry_run: bool) -> Receipt:
     if not parts.config.encrypted:
         raise BadInput(str(parts.root), "the store is not encrypted, so there are no keys to destroy")
     doomed = parts.names.addressed(name, all_versions=True)
-    if "@" not in name and any(found.summary.kind == "kv" for found in doomed):
-        doomed += parts.names.versions(bounds_name(name))  # minimum and maximum of the very keys
+    if "@" not in name and any(version.summary.kind == "kv" for version in doomed):
+        doomed += parts.names.versions(bounds_name(name))  # they hold minimum and maximum of the erased keys
     return _foretell(parts, doomed) if dry_run else _erase(parts, tiers, doomed)
 
 
 def _erase(parts: Parts, tiers: Tiers, doomed: Sequence[Found]) -> Receipt:
-    needs = _needs(parts.names, doomed)  # before the first is dropped
-    if len(needs) < len(doomed):  # of some the record is bad: what no other version needs was theirs
+    needs = _needs(parts.names, doomed)  # before any version is dropped
+    if len(needs) < len(doomed):  # some records are bad: their blobs are those that no other version needs
         _count_without(parts, doomed, needs, dry_run=False)
-    ids = {found.summary.id for found in doomed}
-    blocks = {id_.hex() for one in needs.values() for id_, _ in one.claims}
-    staged = None if "" in ids else ids | blocks  # of one that can't be opened nobody knows which copy is its
+    ids = {version.summary.id for version in doomed}
+    blocks = {id_.hex() for needed in needs.values() for id_, _ in needed.claims}
+    staged = None if "" in ids else ids | blocks  # None is all: the id of a version that can't be opened is unknown
     tiers.wipe_before_erase(parts.keys.tenant, staged)
     _clear_leftovers(parts)
     erased = 0
     if len(needs) < len(doomed):
         erased += _delete_unneeded(parts, parts.garbage.survey())
-    for found in doomed:
-        one = found.summary
-        erased += parts.catalog.drop(one.name, one.version, needs.get(found.text, Needs()), shred=True)
+    for version in doomed:
+        name, number = version.summary.name, version.summary.version
+        erased += parts.catalog.drop(name, number, needs.get(version.text, Needs()), shred=True)
     keys = shred(parts)
     settle_claims(parts.names, needs.values())
-    used = tiers.drop_after_erase(parts.keys.tenant, staged)  # what was staged meanwhile
-    shared = len(parts.catalog.find_blobs({digest for one in needs.values() for digest in one.blobs}))
+    used = tiers.drop_after_erase(parts.keys.tenant, staged)  # copies that were staged meanwhile
+    shared = len(parts.catalog.find_blobs({digest for needed in needs.values() for digest in needed.blobs}))
     level = _OUTSIDE if parts.config.root_file is not None else _INSIDE
-    texts = tuple(found.text for found in doomed)
+    texts = tuple(version.text for version in doomed)
     return Receipt(secrets.token_hex(8), texts, erased, shared, keys, parts.keyring.epoch, level, tuple(used))
 
 
@@ -87,37 +87,36 @@ def _foretell(parts: Parts, doomed: Sequence[Found]) -> Receipt:
     needs = _needs(parts.names, doomed)
     if len(needs) < len(doomed):
         _count_without(parts, doomed, needs, dry_run=True)
-    counts = Counter(digest for one in needs.values() for digest in one.blobs)
+    counts = Counter(digest for needed in needs.values() for digest in needed.blobs)
     rows = parts.catalog.find_blobs(counts)
     erased = sum(row.refs <= counts[digest] for digest, row in rows.items())
-    texts = tuple(found.text for found in doomed)
+    texts = tuple(version.text for version in doomed)
     return Receipt("dry-run", texts, erased, len(rows) - erased, 0, parts.keyring.epoch, "nothing was erased")
 
 
-def _count_without(
-    parts: Parts, doomed: Sequence[Found], needs: Mapping[str, Needs], *, dry_run: bool
-) -> None:  # fmt: skip
-    """Count what all versions need but those whose record is bad; raise Corrupt if one more is bad than is doomed."""
+def _count_without(parts: Parts, doomed: Sequence[Found], needs: Mapping[str, Needs], *, dry_run: bool) -> None:
+    """Count what all versions need, without the doomed ones that can't be read. Raises Corrupt if another is bad."""
+    unread = {version.row.place for version in doomed if version.text not in needs}
     try:
-        recount_needs(parts.names, {found.row.place for found in doomed if found.text not in needs}, dry_run=dry_run)
+        recount_needs(parts.names, unread, dry_run=dry_run)
     except Corrupt as error:
         hint = "'rm' the other damaged version first: 'arstore repair' names it"
         raise Corrupt(error.where, error.why, hint=hint) from None
 
 
 def _needs(names: Names, doomed: Sequence[Found]) -> dict[str, Needs]:
-    """Return what versions need, without those whose record is bad."""
+    """Return what each version needs, without versions whose record is bad."""
     needs = {}
-    for found in doomed:
+    for version in doomed:
         with contextlib.suppress(Corrupt):
-            needs[found.text] = names.needs(found)
+            needs[version.text] = names.needs(version)
     return needs
 
 
 def _clear_leftovers(parts: Parts) -> None:
-    """Doom what ended puts left, of the very name that is erased perhaps. Free where there is nothing.
+    """Doom blobs that ended puts left, because they may be of the name that is erased.
 
-    A running put that was about to reuse such a blob stores it again.
+    It costs nothing if there are none. A running put that was about to reuse such a blob stores it again.
     """
     seen = parts.marks.leftovers()
     if seen or parts.ledger.abandoned():

@@ -1,4 +1,4 @@
-"""Heal: blobs that a scrub found bad, stored anew from copies that are staged above it."""
+"""Heal: stores blobs that a scrub found bad anew, from staged copies."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -30,9 +30,9 @@ def heal(tiers: Tiers, parts: PutParts, scrubbed: Scrubbed) -> Scrubbed:
 
 
 def _heal_from(tier: Arena, parts: PutParts, scrubbed: Scrubbed) -> Scrubbed:
-    """Store bad blobs anew, durably, from staged artifacts that hold them; return what is bad still.
+    """Store bad blobs anew, durably, from the staged artifacts of one tier; return what is bad still.
 
-    A copy counts only if its digest is the blob's: what is staged is trusted no more than what is stored.
+    A copy is used only if it has the digest of the blob.
     """
     wanted = {bad.digest for bad in scrubbed.corrupt if bad.digest}
     names = dict.fromkeys(name for bad in scrubbed.corrupt if bad.digest for name in bad.artifacts)
@@ -47,7 +47,7 @@ def _heal_from(tier: Arena, parts: PutParts, scrubbed: Scrubbed) -> Scrubbed:
 def _find_copies(
     parts: PutParts, tier: Arena, wanted: Set[Digest], names: Iterable[str]
 ) -> dict[Digest, memoryview]:  # fmt: skip
-    """Return good copies of blobs by their digest, of those that some staged artifact of these names has."""
+    """Return good copies of wanted blobs by digest, from the staged artifacts of these names."""
     copies: dict[Digest, memoryview] = {}
     for name in names:
         with contextlib.suppress(Corrupt, NotFound, StorageFailed):
@@ -60,7 +60,7 @@ def _find_copies(
 
 
 def _copies(manifest: Manifest, extent: Held, wanted: Set[Digest]) -> Iterator[tuple[Digest, memoryview]]:
-    """Yield the staged bytes that stand where an artifact has a blob; of KV, which is staged otherwise, none."""
+    """Yield the staged bytes of wanted blobs. KV is staged in another layout, so it yields none."""
     spans = {span.name: span for span in extent.spans}
     tensors = tensor_names(manifest)
     for number, file in enumerate(manifest.files if not manifest.shape else ()):
@@ -72,7 +72,7 @@ def _copies(manifest: Manifest, extent: Held, wanted: Set[Digest]) -> Iterator[t
             for name, start, length in ranges if blob.digest in wanted else ():
                 if name in spans and start <= at and at + blob.length <= start + length:
                     copy = memoryview(make_buffer(blob.length))
-                    with contextlib.suppress(Corrupt):  # the rest of it may be good
+                    with contextlib.suppress(Corrupt):  # other bytes of it may be good
                         extent.read(spans[name].start + at - start, copy)
                         yield blob.digest, copy
             at += blob.length
@@ -85,4 +85,4 @@ def _store(parts: PutParts, copies: Sequence[memoryview]) -> None:
         try:
             ingest.run(list(group_cuts(MemorySource(copies), (Cut(len(plain), None) for plain in copies))))
         finally:
-            ingest.keep()  # if the disk fills up, what was whole by then is healed
+            ingest.keep()  # if the disk fills up, the blobs that were stored by then are healed

@@ -1,6 +1,6 @@
-"""Reclaim: space that no record stands on goes back to the file system.
+"""Reclaim: gives space that holds no live record back to the file system.
 
-Dead ranges are punched out where the file system can. A segment without live records is removed, whole, everywhere.
+Dead ranges are punched out if the file system can do that. A segment without live records is always removed.
 """
 
 import errno
@@ -25,14 +25,14 @@ class Reclaimed:
 
 
 def reclaim(directory: Path, survey: Survey, garbage: Garbage, disk: Disk, *, dry_run: bool) -> Reclaimed:
-    """Give back what the survey saw no record on; with `dry_run` only say how much that is."""
+    """Give back the space on which the survey saw no record. With `dry_run` only say how much that is."""
     freed = done = 0
     for segment, row in survey.segments.items():
         path = segment_path(directory, segment)
         live = survey.live.get(segment, array("Q"))
         if not path.exists() and (dry_run or live):
             continue
-        # Where a row has no file one is made: under its lock it is seen whether a put is making the segment just now.
+        # If a row has no file, one is made: its lock tells whether a put is making the segment just now.
         fd = disk.open(path, create=not live and not dry_run)
         try:
             dead = [run for run in dead_ranges(live, row.durable_bytes) if _allocated(fd, *run)]
@@ -41,7 +41,9 @@ def reclaim(directory: Path, survey: Survey, garbage: Garbage, disk: Disk, *, dr
                 size = os.fstat(fd).st_blocks * 512
                 if dry_run or garbage.is_empty(segment, row.durable_bytes):
                     freed, done = freed + size, done + bool(size)
-                    if not dry_run:  # the row goes last: killed between, the next collection finds it without a file
+                    if (
+                        not dry_run
+                    ):  # the row goes last; if this is killed, the next collection finds a row without file
                         disk.remove(path)
                         disk.sync_dir(directory)
                         garbage.drop_segment(segment, row.durable_bytes)

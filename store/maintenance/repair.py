@@ -1,7 +1,7 @@
-"""Repair: a catalog that is there set right, or made anew from segments alone.
+"""Repair: corrects the counts of a catalog, or makes the catalog anew from the segments alone.
 
-Segments hold everything but pins and times of use: version records carry name, number, label and manifest, blob records
-their digest. What was erased or removed stays gone, because its key is.
+Segments hold everything but pins and times of use. A version record holds name, number, label and manifest, a blob
+record its digest. What was erased or removed stays gone, because its keys are destroyed.
 """
 
 import os
@@ -56,12 +56,12 @@ class Salvage:
 
     tenants: dict[bytes, TenantFound]
     segments: dict[int, SegmentRow]
-    last_segment: int  # no id up to it is given again
+    last_segment: int  # no segment id up to this one is used again
 
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What a repair did: records taken in, counts of needs set right. `lost` names what can't be had back, and why."""
+    """What a repair did: how many records it took in, how many counts it corrected, and what is lost, and why."""
 
     recovered: int
     lost: tuple[str, ...]
@@ -69,27 +69,26 @@ class Repaired:
 
 
 def mend(parts: Parts, *, forget_lost: bool, dry_run: bool) -> Repaired:
-    """Take in what killed writers left, then set right how many versions need each blob. Durable on return.
+    """Take in whole records of killed writers, then correct how many versions need each blob. Durable on return.
 
-    Nothing is counted while a version is there that nobody can read.
-
-    With `forget_lost` versions that can't be opened leave the catalog first.
+    If a version can't be read, nothing is counted. With `forget_lost`, versions that can't be opened leave the catalog
+    first.
     """
     names, catalog = parts.names, parts.catalog
     recovered = parts.recover(dry_run=dry_run)
     unopened = names.unopened()
-    lost = [f"version {one.version} of a name that can't be read: {one.why}" for one in unopened]
-    gone = {one.row.place for one in unopened} if forget_lost else set[Place]()
+    lost = [f"version {version.version} of a name that can't be read: {version.why}" for version in unopened]
+    gone = {version.row.place for version in unopened} if forget_lost else set[Place]()
     if gone and not dry_run:
         forget_versions(catalog, gone)
     bad = []
-    for found in names.all():
+    for version in names.all():
         try:
-            names.needs(found)
+            names.needs(version)
         except Corrupt as error:
-            bad.append(f"{found.text}: {error}")
+            bad.append(f"{version.text}: {error}")
         except NotFound:
-            continue  # removed meanwhile
+            continue  # it was removed meanwhile
     countable = not bad and len(gone) == len(unopened)
     corrected = recount_needs(names, gone, dry_run=dry_run) if countable else 0
     return Repaired(recovered, (*lost, *bad), corrected)
@@ -99,11 +98,11 @@ def salvage(
     directory: Path, store_id: bytes, keys: Mapping[bytes, TenantKeys], disk: Disk, progress: Progress, *,
     forget_lost: bool,
 ) -> Salvage:  # fmt: skip
-    """Read every segment and return what rows it calls for. Every byte of every record is checked.
+    """Read every segment, check every byte of every record, and return the rows that the catalog is to have.
 
-    With `forget_lost` versions that lack a blob are left out.
+    With `forget_lost`, versions that lack a blob are left out.
     """
-    found = {tenant: TenantFound(own) for tenant, own in keys.items()}
+    tenants = {tenant: TenantFound(own) for tenant, own in keys.items()}
     segments: dict[int, SegmentRow] = {}
     reader = SegmentReader(directory, store_id)
     paths = sorted(directory.glob(f"{'[0-9a-f]' * 16}.seg"))
@@ -117,22 +116,22 @@ def salvage(
             end = ALIGN_BYTES
             for record in whole_records(reader, header.segment_id, fd, ALIGN_BYTES, keys):
                 end = record.place.offset + record.header.record_bytes
-                _take_in(found[record.header.binding.tenant], record)
+                _take_in(tenants[record.header.binding.tenant], record)
                 progress(record.header.record_bytes, total)
             segments[header.segment_id] = SegmentRow(header.lifetime, max(end, os.fstat(fd).st_size), 0)
         except FormatError:
-            continue  # not a segment of ours: what it may have held is named by the versions that miss it
+            continue  # it is no segment of this store; versions that lack its records are listed as lost
         finally:
             os.close(fd)
-    for tenant in found.values():
+    for tenant in tenants.values():
         _count(tenant, forget_lost=forget_lost)
     live: Counter[int] = Counter()
-    for tenant in found.values():
+    for tenant in tenants.values():
         for place in tenant_places(tenant):
             live[place.segment] += place.record_bytes
-    # A segment that is missing may turn up again: its number must not be another's by then.
+    # A missing segment may turn up again, so its number must not be given to another.
     last = max((int(path.stem, 16) for path in paths), default=0) + _SKIPPED_IDS
-    return Salvage(found, {n: replace(row, live_bytes=live[n]) for n, row in segments.items()}, last)
+    return Salvage(tenants, {n: replace(row, live_bytes=live[n]) for n, row in segments.items()}, last)
 
 
 def tenant_places(tenant: TenantFound) -> Iterator[Place]:
@@ -158,15 +157,17 @@ def _take_in(tenant: TenantFound, record: OpenRecord) -> None:
         tenant.lost.append(f"{where}: {error}")
         return
     row = VersionRow(record.place, False, summary.sealed(tenant.keys.key(record.place)))
-    there = tenant.versions.get((summary.name, summary.version))
-    # Two only if a put that lost a race was killed before its record's key was destroyed: the later one stands.
-    if there is None or there[0].created <= summary.created:
+    other = tenant.versions.get((summary.name, summary.version))
+    # There are two records only if a put that lost a race was killed before its key was destroyed. The later one stays.
+    if other is None or other[0].created <= summary.created:
         tenant.versions[summary.name, summary.version] = (summary, row, manifest)
 
 
 def _count(tenant: TenantFound, *, forget_lost: bool) -> None:
-    """Give every blob its count of needs. A blob that a version lacks becomes a row that says so: what is left of the
-    version stays, and is whole again with the next put of those bytes; with `forget_lost` the version goes.
+    """Count how many versions need each blob.
+
+    A blob that a version lacks gets a row that says so. The version stays, and the next put of these bytes makes it
+    whole. With `forget_lost` the version goes instead.
     """
     for (name, version), (_, _, manifest) in list(tenant.versions.items()):
         missing = {blob for blob in manifest.blobs if _is_missing(tenant.blobs.get(blob.digest))}
@@ -187,13 +188,11 @@ def _is_missing(row: BlobRow | None) -> bool:
     return row is None or row.place.is_missing
 
 
-def rebuild(
-    root: Path, held: Secrets, ask: Ask, disk: Disk, progress: Progress, *, forget_lost: bool
-) -> Repaired:  # fmt: skip
+def rebuild(root: Path, held: Secrets, ask: Ask, disk: Disk, progress: Progress, *, forget_lost: bool) -> Repaired:
     """Make the catalog of a store anew from its segments, durably. Raises Fenced if somebody has the store open.
 
-    Keys of what was not found stay, so that a segment which turns up again can be taken in by another rebuild;
-    with `forget_lost` they are destroyed, and with them what dead records still hold.
+    The keys of records that were not found stay. So if a missing segment turns up, another rebuild can take it in. With
+    `forget_lost` these keys are destroyed, and so are the keys of dead records.
     """
     config, _, keyring = open_keyring(root, held, ask, disk)
     fresh = root / f"{CATALOG_DIR}.new"

@@ -1,7 +1,7 @@
-"""Scrub: read back what versions need, check every byte, put what is bad into quarantine.
+"""Scrub: reads back all blobs that versions need, checks every byte, and puts bad blobs into quarantine.
 
-Blobs that were checked longest ago come first, and what was found good is noted as the scrub goes, so that a scrub
-that is cut short (by time, or killed) is gone on with by the next one.
+Blobs that were checked longest ago come first, and each good one is noted. So if a scrub is killed or runs out of time,
+the next one goes on where it ended.
 """
 
 import threading
@@ -20,14 +20,14 @@ from ..segments.blobs import ReadParts
 from ..segments.records import OpenRecord, corrupt
 from ..workers import run_all
 
-# Bytes between two notes of what was good: a killed scrub does at most this much again. Where the rate is lower, a
-# second's worth, so that the end of the time is seen.
+# Bytes between two notes of good blobs. A killed scrub repeats at most this much. If the rate is lower, a second's
+# worth is noted at a time, so that the end of the time is seen.
 _NOTE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How deep, how fast and how long. `deep` hashes plaintexts as well; None is no limit."""
+    """How deep, how fast and how long to scrub. `deep` hashes plaintexts as well. None is no limit."""
 
     deep: bool = False
     bytes_per_second: int | None = None
@@ -36,17 +36,17 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """Something that is not as it was stored: what and where, why, and which versions need it."""
+    """A blob or record that is not as it was stored: what it is, why it is bad, and which versions need it."""
 
     what: str
     why: str
     artifacts: tuple[str, ...]
-    digest: Digest | None = None  # of the blob, where it is one
+    digest: Digest | None = None  # of a bad blob; None for a record
 
 
 @dataclass(frozen=True, slots=True)
 class Scrubbed:
-    """What a scrub found. `checked` counts blobs and version records, `left` the blobs that time did not allow."""
+    """What a scrub found. `checked` counts blobs and version records; `left` counts blobs that it had no time for."""
 
     checked: int
     checked_bytes: int
@@ -60,17 +60,17 @@ def scrub(
 ) -> Scrubbed:
     """Check versions (None is all) from their records to their last blob; return what was found.
 
-    Every frame's tag, header, footer and padding is checked. Bad blobs are quarantined: reads refuse them, and the
-    next put of the same bytes heals them.
+    The tag of every frame is checked, and every header, footer and padding. Bad blobs go into quarantine: reads refuse
+    them, and the next put of the same bytes heals them.
     """
     versions = list(names.all()) if wanted is None else wanted
     unopened = names.unopened() if wanted is None else []
     bad, needed = _needed(names, versions)
-    bad += [Bad(f"version {one.version} of a name that can't be read", one.why, ()) for one in unopened]
+    bad += [Bad(f"version {version.version} of a name that can't be read", version.why, ()) for version in unopened]
     rows = parts.catalog.find_blobs(needed)
-    if missing := needed.keys() - rows.keys():  # of versions that were removed since, perhaps
-        there = {row.place for _, row in parts.catalog.versions()}
-        _, still = _needed(names, [found for found in versions if found.row.place in there])
+    if missing := needed.keys() - rows.keys():  # perhaps their versions were removed meanwhile
+        present = {row.place for _, row in parts.catalog.versions()}
+        _, still = _needed(names, [version for version in versions if version.row.place in present])
         bad += [
             Bad(f"blob {digest.hex()[:16]}", "is not in the catalog", tuple(still[digest]))
             for digest in missing & still.keys()
@@ -85,7 +85,7 @@ def scrub(
         if error:
             row = parts.catalog.find_blobs([digest]).get(digest)
             if row is None or row.place != place:
-                error = None  # removed, erased or stored anew meanwhile: what lay here is nobody's any more
+                error = None  # it was removed or stored anew meanwhile, so nobody needs these bytes
             parts.catalog.quarantine(digest, place)
         progress(place.plain_bytes, total_bytes)
         return error
@@ -94,9 +94,9 @@ def scrub(
     for batch in _batches(rows, min(_NOTE_BYTES, pace.bytes_per_second or _NOTE_BYTES)):
         if limit.over():
             break
-        found = dict(zip(batch, run_all(check, batch), strict=True))
-        parts.catalog.passed({digest: rows[digest].place for digest, error in found.items() if not error}, now_s)
-        bad += [Bad(e.where, e.why, tuple(needed[digest]), digest) for digest, e in found.items() if e]
+        errors = dict(zip(batch, run_all(check, batch), strict=True))
+        parts.catalog.passed({digest: rows[digest].place for digest, error in errors.items() if not error}, now_s)
+        bad += [Bad(e.where, e.why, tuple(needed[digest]), digest) for digest, e in errors.items() if e]
         checked += len(batch)
         checked_bytes += sum(rows[digest].place.plain_bytes for digest in batch)
     return Scrubbed(checked + len(versions) + len(unopened), checked_bytes, len(rows) - checked, tuple(bad))
@@ -106,24 +106,28 @@ def _needed(names: Names, versions: Sequence[Found]) -> tuple[list[Bad], dict[Di
     """Return the versions whose own record is bad, and which versions need each blob."""
     bad: list[Bad] = []
     needed: dict[Digest, list[str]] = {}
-    for found in versions:
+    for version in versions:
         try:
-            for digest in names.needs(found).blobs:
-                needed.setdefault(digest, []).append(found.text)
+            for digest in names.needs(version).blobs:
+                needed.setdefault(digest, []).append(version.text)
         except NotFound:
-            continue  # removed meanwhile
+            continue  # it was removed meanwhile
         except Corrupt as error:
-            bad.append(Bad(error.where, error.why, (found.text,)))
+            bad.append(Bad(error.where, error.why, (version.text,)))
     return bad, needed
 
 
 def _batches(rows: dict[Digest, BlobRow], batch_bytes: int) -> Iterator[list[Digest]]:
     batch, size = list[Digest](), 0
-    for digest, row in sorted(
-        rows.items(), key=lambda one: (one[1].checked_s, one[1].place.segment, one[1].place.offset)
-    ):
+    """Yield digests in batches of about so many bytes, those that were checked longest ago first."""
+
+    def order(digest: Digest) -> tuple[int, int, int]:
+        row = rows[digest]
+        return row.checked_s, row.place.segment, row.place.offset
+
+    for digest in sorted(rows, key=order):
         batch.append(digest)
-        size += row.place.plain_bytes
+        size += rows[digest].place.plain_bytes
         if size >= batch_bytes:
             yield batch
             batch, size = [], 0
@@ -143,7 +147,7 @@ def _check(parts: ReadParts, digest: Digest, place: Place, *, deep: bool) -> Cor
 
 
 class _Limit:
-    """Holds reading to a rate and a time, both counted from its making. Threads share it."""
+    """Limits the rate and the time of reading, both counted from when this is made. Threads share it."""
 
     def __init__(self, pace: Pace) -> None:
         self._rate, self._duration_s = pace.bytes_per_second, pace.duration_s

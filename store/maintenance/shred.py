@@ -1,4 +1,4 @@
-"""Shred: record keys that are doomed, destroyed. Who doomed them does not matter here."""
+"""Shred: destroys the record keys that are doomed, whoever doomed them."""
 
 from ...formats.row_keys import tenant_of
 from ..artifacts.drop import remove
@@ -9,8 +9,8 @@ from ..parts import Parts
 
 
 def foreclose_abandoned(parts: Parts) -> Survey:
-    """Doom what killed puts sealed and no row stands on; return the survey of the catalog that this took."""
-    with locked(parts.directory):  # nobody takes in what a killed put left while its keys are judged
+    """Doom the keys that killed puts used and no row needs; return the survey of the catalog that this took."""
+    with locked(parts.directory):  # meanwhile nobody takes in records of these keys
         loans = parts.ledger.abandoned()
         asked = {(tenant_of(loan), slot) for loan, slots in loans.items() for slot in slots}
         survey = parts.garbage.survey(asked)
@@ -21,7 +21,7 @@ def foreclose_abandoned(parts: Parts) -> Survey:
 
 def shred(parts: Parts) -> int:
     """Destroy every doomed key, durably; return how many that were."""
-    with locked(parts.directory):  # nobody is taking in a record of such a key just now
+    with locked(parts.directory):  # meanwhile nobody takes in a record of a doomed key
         doomed = parts.ledger.doomed()
         if doomed:
             parts.keyring.destroy(doomed)
@@ -30,9 +30,9 @@ def shred(parts: Parts) -> int:
 
 
 def remove_for_good(parts: Parts, name: str, *, all_versions: bool, dry_run: bool) -> list[Found]:
-    """Drop a version, or all of a name, and destroy the keys of their records: a rebuilt catalog has no such names.
+    """Drop a version, or all versions of a name, and destroy the keys of their records. Durable on return.
 
-    What nothing else needs becomes garbage, collected later. Durable on return.
+    Without the keys, a rebuilt catalog does not have the names again. Blobs that nothing else needs become garbage.
     """
     removed = remove(parts.names, name, all_versions=all_versions, dry_run=dry_run)
     if not dry_run:

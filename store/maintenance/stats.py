@@ -1,4 +1,4 @@
-"""Stats: how much is stored, how much of it once, and how much room is left."""
+"""Stats: how much is stored, how much space deduplication saves, and how much room is left."""
 
 import os
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Stats:
 
     artifacts: int
     names: int
-    logical_bytes: int  # of every version, as if each were stored alone
+    logical_bytes: int  # of all versions, as if each were stored alone
     blobs: int
     unique_bytes: int  # plaintext of every blob, once
     stored_bytes: int  # what the tenant's records take in segments
@@ -34,9 +34,9 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a tenant has: versions under all its names, and the bytes that its records take in segments.
+    """What a tenant has: its versions, and the bytes that its records take in segments.
 
-    `still_staged`: of one that was removed, see `Receipt`.
+    After the tenant was removed, `still_staged` names copies that could not be wiped, see `Receipt`.
     """
 
     artifacts: int
@@ -45,7 +45,7 @@ class Holding:
 
 
 def holding(catalog: Catalog) -> Holding:
-    """Return what a tenant has, from its rows alone: no key of it is needed."""
+    """Return what a tenant has. Its rows are enough, so no key of it is needed."""
     return Holding(len(catalog.versions()), catalog.usage_bytes())
 
 

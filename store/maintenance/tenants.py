@@ -1,4 +1,4 @@
-"""Tenants: those of one store listed, added and removed, with everything they have where that is asked for."""
+"""Tenants: lists, adds and removes the tenants of one store."""
 
 from dataclasses import dataclass, replace
 
@@ -41,9 +41,7 @@ class Tenants:
         if dry_run:
             return gone
         self.tiers.wipe_before_erase(tenant, None)
-        p.garbage.drop_tenant(number)  # before its keys: killed between, the tenant is there to be removed again
+        p.garbage.drop_tenant(number)  # before its keys, so that a removal that is killed can be run again
         p.keyring.remove_tenant(number)
-        p.garbage.drop_tenant(number)  # what was put meanwhile
-        return replace(
-            gone, still_staged=tuple(self.tiers.drop_after_erase(tenant, None))
-        )  # and what was staged meanwhile
+        p.garbage.drop_tenant(number)  # rows of what was put meanwhile
+        return replace(gone, still_staged=tuple(self.tiers.drop_after_erase(tenant, None)))

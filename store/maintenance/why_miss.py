@@ -1,4 +1,4 @@
-"""Miss: why a look-up by identity found nothing, told by the stored identity that comes nearest."""
+"""Why miss: names the fields in which a looked-up identity differs from the nearest stored one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ..kv.identity import complete, make_kv_identity
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A field that tells the wanted identity from the nearest stored one; None is unspecified."""
+    """A field in which the wanted identity and the nearest stored one differ. None is unspecified."""
 
     field: str
     wanted: str | None
@@ -21,7 +21,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """The stored version whose identity comes nearest, and what differs, the most telling field first."""
+    """The stored version with the nearest identity, and the fields that differ, the most important first."""
 
     nearest: str
     differences: tuple[Difference, ...]
@@ -34,16 +34,16 @@ def explain_miss(names: Names, kind: str, fields: Mapping[str, object]) -> Miss:
     """
     wanted = complete(make_kv_identity(fields)) if kind == "kv" else take_identity(fields)
     best: tuple[int, str, Identity] | None = None
-    for found in names.listed(kind=kind):
+    for version in names.listed(kind=kind):
         try:
-            stored = names.manifest(found).identity
+            stored = names.manifest(version).identity
         except (Corrupt, NotFound):
-            continue  # bad, or removed meanwhile: nothing to compare with
+            continue  # it is bad, or was removed meanwhile
         distance = len(differing(wanted, stored))
         if best is None or distance < best[0]:
-            best = distance, found.text, stored
+            best = distance, version.text, stored
     if best is None:
         raise NotFound(f"kind {kind}", "nothing of it is stored")
-    one: Mapping[str, str] = dict(wanted)
-    other: Mapping[str, str] = dict(best[2])
-    return Miss(best[1], tuple(Difference(n, one.get(n), other.get(n)) for n in differing(wanted, best[2])))
+    ours: Mapping[str, str] = dict(wanted)
+    theirs: Mapping[str, str] = dict(best[2])
+    return Miss(best[1], tuple(Difference(n, ours.get(n), theirs.get(n)) for n in differing(wanted, best[2])))
