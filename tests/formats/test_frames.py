@@ -9,18 +9,12 @@ from hypothesis import strategies as st
 from arstore.formats.errors import FormatError
 from arstore.formats.frames import (
     FOOTER_INDEX,
-    TAG_BYTES,
     Binding,
     Frames,
     frames_of,
 )
+from tests.support.frames import sealed_frame
 from tests.support.fuzz import FUZZ, KEY32, OPTIONAL_KEY, SMALL_BINDINGS, bindings, mutated
-
-
-def sealed_frame(frames: Frames, index: int, plain: bytes) -> bytes:
-    out = bytearray(len(plain) + TAG_BYTES)
-    frames.seal_into(index, plain, memoryview(out))
-    return bytes(out)
 
 
 def opened_frame(frames: Frames, index: int, sealed: bytes, length: int) -> bytes:

@@ -23,8 +23,8 @@ from arstore.formats.row_keys import (
     usage_key,
     version_of,
 )
+from tests.support.fuzz import U32, U64
 
-U32S, U64S = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 KEYS = RowKeys(0x01020304, bytes(range(32)))
 
 
@@ -59,7 +59,7 @@ def test_every_lock_of_a_loan_is_an_offset_that_a_lock_may_have() -> None:
     assert loan_lock_offset(loan_key(5, (6).to_bytes(8, "big"))) == 3
 
 
-@given(U32S, U32S, U64S)
+@given(U32, U32, U64)
 def test_numbers_come_back_from_keys(tenant: int, version: int, segment: int) -> None:
     keys = RowKeys(tenant, bytes(32))
     assert tenant_of(keys.version("llama", version)) == tenant_of(loan_key(tenant, bytes(8))) == tenant
@@ -67,7 +67,7 @@ def test_numbers_come_back_from_keys(tenant: int, version: int, segment: int) ->
     assert segment_of(segment_key(segment)) == segment
 
 
-@given(U64S, U64S, U32S, U32S)
+@given(U64, U64, U32, U32)
 def test_keys_sort_as_their_numbers_do(first: int, second: int, older: int, newer: int) -> None:
     assert (segment_key(first) < segment_key(second)) == (first < second)
     assert (doomed_key(1, first) < doomed_key(1, second)) == (first < second)
@@ -80,7 +80,7 @@ def test_numbers_in_values() -> None:
     assert pack_slots([1, 258]) == bytes([0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 2])
 
 
-@given(U64S, U32S, st.lists(U64S))
+@given(U64, U32, st.lists(U64))
 def test_values_come_back(count: int, version: int, slots: list[int]) -> None:
     assert parse_count(pack_count(count)) == count
     assert parse_newest(pack_newest(version)) == version

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from arstore.formats.errors import FormatError
 from arstore.formats.frames import FOOTER_INDEX, TAG_BYTES, Binding, SealedFrames
 from arstore.formats.record import KIND_BLOB, KIND_VERSION
+from tests.support.frames import sealed_frame
 
 KEYS = st.binary(min_size=32, max_size=32)
 
@@ -16,12 +17,6 @@ IDS = st.binary(min_size=16, max_size=16)
 BINDINGS = st.builds(
     Binding, IDS, IDS, st.sampled_from([KIND_BLOB, KIND_VERSION]), st.integers(0, 3), st.just(64), st.integers(1, 640)
 )
-
-
-def seal(frames: SealedFrames, index: int, plain: bytes) -> bytes:
-    out = bytearray(len(plain) + TAG_BYTES)
-    frames.seal_into(index, plain, memoryview(out))
-    return bytes(out)
 
 
 def opened(frames: SealedFrames, index: int, sealed: bytes, length: int) -> bytes | None:
@@ -40,7 +35,7 @@ def test_a_frame_opens_at_its_own_place_alone(key: bytes, binding: Binding, data
     frames = SealedFrames(key, binding)
     index = data.draw(st.integers(0, binding.frames_count - 1), "index")
     plain = data.draw(st.binary(min_size=16, max_size=64), "plain")
-    sealed = seal(frames, index, plain)
+    sealed = sealed_frame(frames, index, plain)
     assert opened(frames, index, sealed, len(plain)) == plain
 
     others = {*range(binding.frames_count + 1), FOOTER_INDEX} - {index}
@@ -60,7 +55,7 @@ def test_a_frame_opens_at_its_own_place_alone(key: bytes, binding: Binding, data
 def test_a_frame_opens_under_its_own_binding_alone(key: bytes, binding: Binding, other: Binding, index: int) -> None:
     """Tenant, instance, kind, codec, frame size and total length: each alone makes it another frame."""
     plain = bytes(range(48))
-    sealed = seal(SealedFrames(key, binding), index, plain)
+    sealed = sealed_frame(SealedFrames(key, binding), index, plain)
     for name in Binding.__slots__:
         fields = {field: getattr(binding, field) for field in Binding.__slots__} | {name: getattr(other, name)}
         changed = Binding(**fields)
@@ -75,11 +70,11 @@ def test_a_record_that_was_cut_does_not_end(key: bytes, frames_count: int) -> No
     plain = bytes(64)
     last_of_shorter = frames_count - 2
     # The bindings differ in length, which alone would do. But the nonces differ too: so does the key stream.
-    starts = {seal(SealedFrames(key, binding), last_of_shorter, plain)[:64] for binding in (whole, shorter)}
+    starts = {sealed_frame(SealedFrames(key, binding), last_of_shorter, plain)[:64] for binding in (whole, shorter)}
     assert len(starts) == 2
-    sealed = seal(SealedFrames(key, whole), last_of_shorter, plain)
+    sealed = sealed_frame(SealedFrames(key, whole), last_of_shorter, plain)
     assert opened(SealedFrames(key, shorter), last_of_shorter, sealed, 64) is None
-    sealed = seal(SealedFrames(key, shorter), last_of_shorter, plain)
+    sealed = sealed_frame(SealedFrames(key, shorter), last_of_shorter, plain)
     assert opened(SealedFrames(key, whole), last_of_shorter, sealed, 64) is None
 
 

@@ -16,6 +16,7 @@ from arstore.formats.catalog import Place
 from arstore.store.store import Store
 from tests.support.command import Ran, cli
 
+MASTER, STORE_ID = bytes([7]) * 32, bytes(range(16))
 PASSPHRASE = "correct horse battery staple"
 
 

@@ -181,6 +181,20 @@ def test_formats_knows_nothing_above_it() -> None:
     report(formats_imports_rooms, "formats/ imports nothing of arstore but formats/", "formats")
 
 
+# --- the reader that is written from FORMAT.md alone
+
+
+def spec_reader_imports_the_product(source: Source) -> Iterator[str]:
+    if source.parts[-1].startswith("spec_"):
+        for node, name in imports(source):
+            if within(name, "arstore") or (within(name, "tests") and not name.startswith("tests.support.spec_")):
+                yield source.at(node, f"imports {name}")
+
+
+def test_the_spec_reader_knows_nothing_of_the_product() -> None:
+    report(spec_reader_imports_the_product, "the reader of FORMAT.md imports nothing of arstore", "tests/support")
+
+
 # --- running the rules, and breaking them
 
 
@@ -212,10 +226,15 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (imports_upward, "store/keys/keyring.py", "from ..attic.box import Box"),
     (formats_imports_rooms, "formats/frames.py", "from ..store.errors import Corrupt"),
     (formats_imports_rooms, "formats/frames.py", "from arstore import Store"),
+    (spec_reader_imports_the_product, "tests/support/spec_keys.py", "from arstore.formats.record import Header"),
+    (spec_reader_imports_the_product, "tests/support/spec_keys.py", "def opened():\n    import arstore"),
+    (spec_reader_imports_the_product, "tests/support/spec_keys.py", "from tests.support.keyed import opens"),
 ]
 
 
 SOUND: list[tuple[Rule, str, str]] = [
+    (spec_reader_imports_the_product, "tests/support/spec_keys.py", "from tests.support.spec_records import need"),
+    (spec_reader_imports_the_product, "tests/support/keyed.py", "from arstore.store.store import Store"),
     (
         imports_upward,
         "cli/put.py",

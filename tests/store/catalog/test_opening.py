@@ -12,8 +12,7 @@ from arstore.store.disk import Disk
 from arstore.store.errors import Corrupt, StorageFailed
 from arstore.store.keys.keyring import Keyring, create_keyring
 from tests.support.catalog_rows import ALL_TABLES
-
-MASTER, STORE_ID = bytes([7]) * 32, bytes(range(16))
+from tests.support.keyed import MASTER, STORE_ID
 
 
 @pytest.fixture

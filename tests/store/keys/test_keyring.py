@@ -11,8 +11,8 @@ from arstore.formats.keypage import LEAF_SLOTS
 from arstore.store.disk import Disk
 from arstore.store.errors import BadInput, Conflict, Corrupt, Fenced, KeyRefused, StorageFailed
 from arstore.store.keys.keyring import Keyring, create_keyring
+from tests.support.keyed import MASTER, STORE_ID
 
-MASTER, STORE_ID = bytes([7]) * 32, bytes(range(16))
 Opening = Callable[[], AbstractContextManager[Keyring]]
 
 

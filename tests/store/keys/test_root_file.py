@@ -13,8 +13,7 @@ from arstore.formats.keypage import PAGE_BYTES, Root, open_root, seal_root
 from arstore.store.disk import Disk
 from arstore.store.errors import Corrupt, KeyRefused, StorageFailed
 from arstore.store.keys.root_file import RootFile, create_root
-
-MASTER, STORE_ID = bytes([7]) * 32, bytes(range(16))
+from tests.support.keyed import MASTER, STORE_ID
 
 
 class Booked(Disk):

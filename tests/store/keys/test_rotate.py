@@ -18,17 +18,11 @@ from arstore.store.disk import Disk
 from arstore.store.keys.unlock import Secrets, open_masters
 from tests.support.command import cli
 from tests.support.mortal_disk import Died, MortalDisk, deaths, killed
+from tests.support.rotating import key_file, root
+
+__all__ = ["root"]  # a fixture
 
 PASSPHRASE = b"correct horse battery"
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A store that opens with a key file and holds one artifact."""
-    (tmp_path / "file").write_text("content " * 1000)
-    assert cli("init").code == 0
-    assert cli("put", tmp_path / "file", "one").code == 0
-    return tmp_path / "store"
 
 
 def readable(root: Path, held: Secrets | None = None) -> bool:
@@ -42,12 +36,6 @@ def readable(root: Path, held: Secrets | None = None) -> bool:
 
 def segments(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (root / "segments").iterdir()}
-
-
-def key_file(root: Path) -> Path:
-    found = read_config(root).key_file
-    assert found
-    return found
 
 
 def masters_with_roots(root: Path, secrets: list[Secrets]) -> int:

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from arstore import KeyRefused, Store, open_store
-from arstore.store.config import read_config
 from arstore.store.disk import Disk
 from arstore.store.keys.unlock import Secrets
 from tests.support.command import arstore, cli, ended, start
+from tests.support.rotating import key_file, root
+
+__all__ = ["root"]  # a fixture
 
 CHANGE = """
 import sys
@@ -44,21 +46,6 @@ with Store(default_store(), disk=Pausing()) as store:
 """
 
 ROTATE, ADD_ONE, ADD_TWO = "", "the first passphrase", "the second passphrase"
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A store that opens with a key file and holds one artifact."""
-    (tmp_path / "file").write_text("content " * 1000)
-    assert cli("init").code == 0
-    assert cli("put", tmp_path / "file", "one").code == 0
-    return tmp_path / "store"
-
-
-def key_file(root: Path) -> Path:
-    found = read_config(root).key_file
-    assert found
-    return found
 
 
 def ways_in(root: Path) -> set[str]:

@@ -15,8 +15,7 @@ from arstore.store.errors import Corrupt
 from arstore.store.keys.keyring import Keyring, create_keyring
 from arstore.store.keys.tenant_keys import TenantKeys, every_tenant
 from tests.support.catalog_rows import place
-
-MASTER, STORE_ID = bytes([7]) * 32, bytes(range(16))
+from tests.support.keyed import MASTER, STORE_ID
 
 
 @pytest.fixture
