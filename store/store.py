@@ -128,7 +128,7 @@ class Store:
         return found, self._parts.names.manifest(found)
 
     def rm(self, name: str, *, all_versions: bool = False, dry_run: bool = False) -> list[Found]:
-        """Drop a version, or all versions of a name. Blobs that nothing else needs become garbage, which `gc` collects."""
+        """Drop a version, or all versions of a name. Blobs that nothing else needs become garbage for `gc`."""
         from .maintenance.shred import remove_for_good
 
         return remove_for_good(self._parts, name, all_versions=all_versions, dry_run=dry_run)
@@ -248,7 +248,7 @@ class Store:
         return self.tiers.prefetch(names, to, budget_bytes, StagingOptions(ttl_s, from_, wait, progress))
 
     def why_miss(self, identity: Mapping[str, object], kind: str = "kv") -> Miss:
-        """Return the fields in which an identity differs from the nearest stored one. Raises NotFound if none is stored."""
+        """Return the fields in which an identity differs from the nearest stored one; raise NotFound if there is none."""
         from .maintenance.why_miss import explain_miss
 
         return explain_miss(self._parts.names, kind, identity)
