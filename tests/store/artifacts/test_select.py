@@ -13,6 +13,7 @@ from arstore import BadInput, NotFound, Store, create_store, open_store
 from arstore.cli.main import run
 from arstore.store.artifacts.get import Written
 from arstore.store.artifacts.select import COLWISE, ROWWISE, Selection, Shard
+from tests.support.checkpoints import assert_equal_tensors
 from tests.support.selections import (
     FRAME_BYTES,
     ROW_BYTES,
@@ -27,13 +28,6 @@ from tests.support.selections import (
 )
 
 __all__ = ["reads", "small"]  # fixtures
-
-
-def assert_equal_tensors(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    assert got.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        assert got[name].dtype == tensor.dtype
-        assert torch.equal(got[name], tensor), name
 
 
 # ---- which tensors
