@@ -8,14 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from arstore.formats.errors import FormatError
-from arstore.formats.frames import (
-    FRAME_MAX_BYTES,
-    FRAMES_MAX_COUNT,
-    Binding,
-)
-from arstore.formats.record import (
-    PLAIN_MAX_BYTES,
-)
+from arstore.formats.frames import FRAME_MAX_BYTES, FRAMES_MAX_COUNT, Binding
+from arstore.formats.record import PLAIN_MAX_BYTES
 
 T = TypeVar("T")
 

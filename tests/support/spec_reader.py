@@ -15,17 +15,7 @@ import lmdb
 
 from tests.support.spec_identity import Named, Shape, block_ids, claimed, key_id, parse_identity
 from tests.support.spec_keys import Tenant, leaves, open_root, open_stanzas
-from tests.support.spec_records import (
-    Header,
-    Record,
-    Refused,
-    derive,
-    digest,
-    keyed,
-    need,
-    parse_header,
-    unseal,
-)
+from tests.support.spec_records import Header, Record, Refused, derive, digest, keyed, need, parse_header, unseal
 
 Rows = Mapping[str, Mapping[bytes, bytes]]
 Identities = tuple[dict[bytes, Named], dict[bytes, int]]

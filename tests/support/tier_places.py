@@ -18,11 +18,7 @@ from arstore.store.tiers.local import Local
 from arstore.store.tiers.shared import open_shared
 from tests.support.kv_made import IDENTITY, made
 from tests.support.tier_faults import Given
-from tests.support.tier_suite import (
-    CAPACITY_BYTES,
-    Place,
-    Stocked,
-)
+from tests.support.tier_suite import CAPACITY_BYTES, Place, Stocked
 
 STORE_ID, MINE, OTHERS = b"s" * 16, b"m" * 16, b"o" * 16
 ACCELERATOR = pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here")

@@ -23,14 +23,7 @@ from tests.support.mortal_disk import killed
 from tests.support.staging import KEY, OTHER, Meddling, fill, store
 from tests.support.tier_faults import Faulty, Met, given
 from tests.support.tier_places import ARENAS, left, open_arena, small_steps
-from tests.support.tier_suite import (
-    CAPACITY_BYTES,
-    THIRD,
-    A,
-    B,
-    refuses,
-    whole,
-)
+from tests.support.tier_suite import CAPACITY_BYTES, THIRD, A, B, refuses, whole
 
 __all__ = ["host", "memory", "small_steps", "store"]  # fixtures
 

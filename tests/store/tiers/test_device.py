@@ -19,15 +19,7 @@ from arstore.store.tiers.staged import StagedTensors
 from tests.support.command import arstore, cli
 from tests.support.tier_faults import given
 from tests.support.tier_places import small_steps
-from tests.support.tier_suite import (
-    CAPACITY_BYTES,
-    THIRD,
-    A,
-    B,
-    C,
-    D,
-    refuses,
-)
+from tests.support.tier_suite import CAPACITY_BYTES, THIRD, A, B, C, D, refuses
 
 __all__ = ["small_steps"]  # fixtures
 

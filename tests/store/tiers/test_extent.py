@@ -15,9 +15,7 @@ from tests.support.fresh_memory import host, memory
 from tests.support.staging import KEY, Meddling, extents, fill
 from tests.support.tier_faults import given
 from tests.support.tier_places import open_arena
-from tests.support.tier_suite import (
-    A,
-)
+from tests.support.tier_suite import A
 
 __all__ = ["host", "memory"]  # fixtures
 

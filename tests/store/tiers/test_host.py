@@ -15,10 +15,7 @@ from tests.support.fresh_memory import host
 from tests.support.staging import extents, left, put_file, store, weights
 from tests.support.tier_faults import given
 from tests.support.tier_places import MINE, SHARED, STORE_ID
-from tests.support.tier_suite import (
-    A,
-    whole,
-)
+from tests.support.tier_suite import A, whole
 
 __all__ = ["host", "store"]  # fixtures
 

@@ -9,11 +9,7 @@ from arstore import NotFound, Store
 from arstore.store.errors import Corrupt
 from tests.support.fresh_memory import memory
 from tests.support.tier_places import KV_NAMES, block_keys, local_of, put_all, stocked, store
-from tests.support.tier_suite import (
-    SOURCE_BEHAVIOURS,
-    Stocked,
-    whole,
-)
+from tests.support.tier_suite import SOURCE_BEHAVIOURS, Stocked, whole
 
 __all__ = ["memory", "stocked", "store"]  # fixtures
 

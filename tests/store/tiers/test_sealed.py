@@ -29,13 +29,7 @@ from tests.support.tier_places import (
     small_steps,
     store,
 )
-from tests.support.tier_suite import (
-    THIRD,
-    A,
-    B,
-    part,
-    whole,
-)
+from tests.support.tier_suite import THIRD, A, B, part, whole
 
 __all__ = ["memory", "small_steps", "store"]  # fixtures
 

@@ -15,9 +15,7 @@ from arstore.store.tiers.tier import Held
 from tests.support.fresh_memory import memory
 from tests.support.tier_faults import Between, Faulty, Met, Vanishing, given
 from tests.support.tier_places import OTHERS, SHARED, TIERS, a_place, open_arena, small_steps, store
-from tests.support.tier_suite import (
-    whole,
-)
+from tests.support.tier_suite import whole
 
 __all__ = ["memory", "small_steps", "store"]  # fixtures
 
