@@ -73,7 +73,7 @@ TESTED_IN = {
     "store/kv/prefix": "store/kv/test_kv",
     "store/kv/put": "store/kv/test_kv",
     "store/kv/tokens": "store/kv/test_kv",
-    "store/libc": "whole/test_durability",
+    "store/libc": "store/segments/test_cold_read",
     "store/maintenance/reclaim": "store/maintenance/test_collect",
     "store/maintenance/shred": "store/maintenance/test_erase",
     "store/maintenance/stats": "cli/test_cli",
