@@ -248,7 +248,7 @@ class Store:
         return self.tiers.prefetch(names, to, budget_bytes, StagingOptions(ttl_s, from_, wait, progress))
 
     def why_miss(self, identity: Mapping[str, object], kind: str = "kv") -> Miss:
-        """Return the fields in which an identity differs from the nearest stored one; raise NotFound if there is none."""
+        """Return the fields in which an identity differs from the nearest stored one; raise NotFound if none is."""
         from .maintenance.why_miss import explain_miss
 
         return explain_miss(self._parts.names, kind, identity)
