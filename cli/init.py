@@ -44,7 +44,8 @@ def init(
     """Make a store, encrypted with a fresh key file.
 
     The key file lies outside the store, in $XDG_CONFIG_HOME/arstore/keys. Back it up: without it nothing can be read.
-    With --root-file an erase holds even against old copies of the store. If a store with other settings is there, the
+    With --root-file an erase holds even against old copies of the store. Commands that write change that file. Back it
+    up together with the store: an older copy does not open a newer store. If a store with other settings is there, the
     exit code is 15.
     """
     session = session_of(context)
