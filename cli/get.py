@@ -16,7 +16,13 @@ from .session import session_of
 _PLAN_MAX_BYTES = 1 << 20
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="NAME means the newest version. Or NAME@VERSION, or an id.")]
-_Dest = Annotated[str, typer.Argument(metavar="DEST", help="The path to write. A slash at its end means a directory.")]
+_Dest = Annotated[
+    str,
+    typer.Argument(
+        metavar="DEST",
+        help="The path to write. A slash at its end means a directory. Other files in a directory stay.",
+    ),
+]
 _Tensor = Annotated[
     list[str] | None, typer.Option(metavar="GLOB", help="Select the tensors whose name matches. Repeatable.")
 ]

@@ -31,7 +31,7 @@ def verify(
     """Read back what is stored and check every byte.
 
     A bad blob is quarantined, so that no read returns it. A staged copy heals it where there is one. If a bad one is
-    left, the exit code is 13. Blobs that were checked longest ago come first.
+    left, the exit code is 13. Blobs that were checked longest ago come first. Other tenants are not checked.
     """
     session = session_of(context)
     if tier not in (None, "local"):
