@@ -46,10 +46,9 @@ def gc(
     """Collect garbage and give its space back.
 
     Garbage is what no version needs. Two runs must have seen it, and it must be as old as --grace says. Puts and gets
-    may run at the same time. Run again after a kill, gc finishes the work. The garbage of all tenants goes.
-
-    --keep-last, --keep-within and --max-bytes drop versions of the chosen tenant. A version stays if --keep-last or
-    --keep-within keeps it. Versions that are pinned or have a label (NAME@LABEL) always stay.
+    may run at the same time. Run again after a kill, gc finishes the work. The garbage of all tenants goes. Versions go
+    only from the chosen tenant. A version stays if --keep-last or --keep-within keeps it. Versions that are pinned or
+    have a label (NAME@LABEL) always stay.
     """
     session = session_of(context)
     margins = CAREFUL
