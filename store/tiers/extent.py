@@ -63,10 +63,11 @@ def remove_extent(path: Path, disk: Disk, *, expired_only: bool = False) -> bool
     """
     try:
         fd = disk.open(path)
-    except StorageFailed:
-        if path.exists():
-            raise
-        return True
+    except StorageFailed as error:
+        # Whether the path exists now says nothing: a stager may have published a new extent since.
+        if isinstance(error.__cause__, FileNotFoundError):
+            return True
+        raise
     try:
         if not try_lock(fd):
             return False

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from arstore.store.disk import Disk, try_lock
+from arstore.store.errors import StorageFailed
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.extent import attach_extent, remove_extent
 from tests.support.fresh_memory import host, memory
@@ -64,3 +65,27 @@ def test_wiping_overwrites_all_where_holes_are_not_known(memory: Path, monkeypat
         monkeypatch.setattr(os, "lseek", lseek)
         assert arena.remove(A)
         assert not any(os.pread(file.fileno(), 1 << 20, 0))
+
+
+class PublishesLate(Disk):
+    """Has a stager publish an extent just after a path was found to be missing."""
+
+    def open(self, path: Path, *, create: bool = False, direct: bool = False, mode: int = 0o600) -> int:
+        try:
+            return super().open(path, create=create, direct=direct, mode=mode)
+        except StorageFailed:
+            path.write_bytes(b"published since")
+            raise
+
+
+def test_removing_an_extent_that_is_published_just_then_leaves_it(tmp_path: Path) -> None:
+    path = tmp_path / "new.extent"
+    assert remove_extent(path, PublishesLate())
+    assert path.read_bytes() == b"published since"
+
+
+def test_removing_an_extent_that_can_not_be_opened_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "directory.extent"
+    path.mkdir()
+    with pytest.raises(StorageFailed, match="is a directory"):
+        remove_extent(path, Disk())
