@@ -9,7 +9,7 @@ from .render import size, table
 from .session import session_of
 
 if TYPE_CHECKING:
-    from ..store.artifacts.names import Found
+    from ..store.artifacts.names import StoredVersion
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +40,7 @@ def ls(
         session.say("nothing here yet" if glob is None and kind is None else "nothing matches")
 
 
-def summary_values(found: "Found") -> dict[str, object]:
+def summary_values(found: "StoredVersion") -> dict[str, object]:
     """Return what JSON says of one version."""
     one = found.summary
     return {
@@ -56,12 +56,12 @@ def summary_values(found: "Found") -> dict[str, object]:
     }
 
 
-def _marks(found: "Found") -> str:
+def _marks(found: "StoredVersion") -> str:
     marks = [f"@{found.summary.label}"] if found.summary.label else []
     return " ".join(marks + ["pinned"] * found.summary.pinned)
 
 
-def _table(found: "list[Found]") -> str:
+def _table(found: "list[StoredVersion]") -> str:
     rows = [
         (
             one.text,

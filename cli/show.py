@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..formats.manifest import Manifest
-from ..store.artifacts.names import Found
+from ..store.artifacts.names import StoredVersion
 from ..store.staging.unstage import StagedCopy
 from .ls import summary_values
 from .render import pairs, size, table
@@ -31,7 +31,7 @@ def show(
     session.emit(_values(found, manifest, staged), lambda: _text(found, manifest, staged))
 
 
-def _values(found: Found, manifest: Manifest, staged: Sequence[StagedCopy]) -> dict[str, object]:
+def _values(found: StoredVersion, manifest: Manifest, staged: Sequence[StagedCopy]) -> dict[str, object]:
     return {
         **summary_values(found),
         "identity": dict(manifest.identity),
@@ -65,7 +65,7 @@ def _kv_values(manifest: Manifest) -> dict[str, object] | None:
     return {"tokens": sum(claim.tokens for claim in blocks), "blocks": len(blocks), **manifest.shape.fields()}
 
 
-def _text(found: Found, manifest: Manifest, staged: Sequence[StagedCopy]) -> str:
+def _text(found: StoredVersion, manifest: Manifest, staged: Sequence[StagedCopy]) -> str:
     one = found.summary
     head = [
         ("name", f"{one.name}@{one.version}" + (f" ({one.label})" if one.label else "")),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .artifacts.artifact import Artifact
     from .artifacts.commit import PutResult
     from .artifacts.get import Written
-    from .artifacts.names import Found
+    from .artifacts.names import StoredVersion
     from .artifacts.select import Selection
     from .catalog.leases import HeldLease
     from .keys.rotate import Rekeying
@@ -119,25 +119,25 @@ class Store:
         artifact = self.get(name)
         return artifact, write_artifact(artifact, dest, selection, self._parts.disk, progress)
 
-    def ls(self, glob: str | None = None, kind: str | None = None) -> list[Found]:
+    def ls(self, glob: str | None = None, kind: str | None = None) -> list[StoredVersion]:
         return self._parts.names.listed(glob, kind)
 
-    def show(self, name: str) -> tuple[Found, Manifest]:
+    def show(self, name: str) -> tuple[StoredVersion, Manifest]:
         """Return a version and what it consists of."""
         found = self._parts.names.resolve(name)
         return found, self._parts.names.manifest(found)
 
-    def rm(self, name: str, *, all_versions: bool = False, dry_run: bool = False) -> list[Found]:
+    def rm(self, name: str, *, all_versions: bool = False, dry_run: bool = False) -> list[StoredVersion]:
         """Drop a version, or all versions of a name. Blobs that nothing else needs become garbage for `gc`."""
         from .maintenance.shred import remove_for_good
 
         return remove_for_good(self._parts, name, all_versions=all_versions, dry_run=dry_run)
 
-    def pin(self, name: str) -> Found:
+    def pin(self, name: str) -> StoredVersion:
         """Keep a version from collection."""
         return self._parts.names.set_pinned(name, pinned=True)
 
-    def unpin(self, name: str) -> Found:
+    def unpin(self, name: str) -> StoredVersion:
         return self._parts.names.set_pinned(name, pinned=False)
 
     def tag(self, name: str, new: str) -> PutResult:

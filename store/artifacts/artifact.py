@@ -9,7 +9,7 @@ from ...formats.tensor import TensorSpan
 from ..disk import Out, make_buffer
 from ..errors import BadInput, Corrupt, NotFound
 from ..segments.blobs import BlobReader, Piece, ReadParts
-from .names import Found, Names, Summary
+from .names import Names, StoredVersion, Summary
 from .select import tensor_names
 from .tensors import aligned, tensor_from
 
@@ -25,7 +25,7 @@ FileRange = tuple[int, int, int]
 class Artifact:
     """One stored version. Nothing is read until asked for; what is read was verified."""
 
-    def __init__(self, parts: ReadParts, found: Found, manifest: Manifest) -> None:
+    def __init__(self, parts: ReadParts, found: StoredVersion, manifest: Manifest) -> None:
         self.parts, self._found = parts, found
         self.manifest = manifest
         hint = f"put {self.summary.name} again from its source to heal it; 'arstore verify' lists what else is bad"

@@ -10,12 +10,12 @@ from ...formats.manifest import Needs
 from ..catalog.changes import Superseded
 from ..catalog.recount import has_quarantines, recount
 from ..errors import BadInput, Conflict, Corrupt, NotFound
-from .names import Found, Names
+from .names import Names, StoredVersion
 
 _ATTEMPTS = 100
 
 
-def remove(names: Names, text: str, *, all_versions: bool, dry_run: bool) -> list[Found]:
+def remove(names: Names, text: str, *, all_versions: bool, dry_run: bool) -> list[StoredVersion]:
     """Drop one version of a name, or all of them, durably; return what was (or would be) dropped.
 
     Blobs that nothing else needs stay until they are collected.
@@ -28,7 +28,7 @@ def remove(names: Names, text: str, *, all_versions: bool, dry_run: bool) -> lis
     return addressed
 
 
-def drop(names: Names, version: Found) -> None:
+def drop(names: Names, version: StoredVersion) -> None:
     """Drop a version, durably. If its record can't be read, what the other versions need is counted anew."""
     try:
         needs = names.needs(version)
@@ -65,7 +65,7 @@ def recount_needs(names: Names, without: Set[Place] = frozenset(), *, dry_run: b
     raise Conflict("repair", "versions kept being added and removed; try again")
 
 
-def released(names: Names, dropped: Iterable[Found]) -> list[BlobRow]:
+def released(names: Names, dropped: Iterable[StoredVersion]) -> list[BlobRow]:
     """Return the rows of blobs that nothing would need once these versions are dropped."""
     counts: Counter[Digest] = Counter()
     for version in dropped:

@@ -56,8 +56,8 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A version that a ref or id led to."""
+class StoredVersion:
+    """A version as the catalog has it: its summary, opened, and its row."""
 
     summary: Summary
     row: VersionRow
@@ -82,11 +82,11 @@ class Names:
     def __init__(self, catalog: Catalog, keys: TenantKeys, segments: SegmentReader) -> None:
         self.catalog, self._keys, self._segments = catalog, keys, segments
 
-    def all(self) -> Iterator[Found]:
+    def all(self) -> Iterator[StoredVersion]:
         """Yield every version of every name, in no particular order of names."""
         yield from self._opened(None)
 
-    def listed(self, glob: str | None = None, kind: str | None = None) -> list[Found]:
+    def listed(self, glob: str | None = None, kind: str | None = None) -> list[StoredVersion]:
         """Return the versions whose names match, by name and version."""
         found = [
             one for one in self.all()
@@ -94,7 +94,7 @@ class Names:
         ]  # fmt: skip
         return sorted(found, key=lambda one: (one.summary.name, one.summary.version))
 
-    def versions(self, name: str) -> list[Found]:
+    def versions(self, name: str) -> list[StoredVersion]:
         """Return the versions of one name that can be read, oldest first."""
         return list(self._opened(name))
 
@@ -108,7 +108,7 @@ class Names:
                 found.append(Unopened(version, row, error.why))
         return found
 
-    def resolve(self, text: str) -> Found:
+    def resolve(self, text: str) -> StoredVersion:
         """Return the version a ref or an id prefix names.
 
         Raises NotFound, BadInput if it is ambiguous, Corrupt if that very version can't be opened.
@@ -130,19 +130,19 @@ class Names:
             return self._by_id(text)
         raise NotFound(text, "no such name", hint="'arstore ls' lists the names there are")
 
-    def manifest(self, found: Found) -> "Manifest":
+    def manifest(self, found: StoredVersion) -> "Manifest":
         """Return what a version consists of; raise Corrupt if its record is bad, NotFound if it was removed since."""
         from ...formats.manifest import parse_manifest
 
         return self._read(found, parse_manifest)
 
-    def needs(self, found: Found) -> "Needs":
+    def needs(self, found: StoredVersion) -> "Needs":
         """Return what a version keeps from collection; raise as `manifest` does."""
         from ...formats.manifest import parse_needs
 
         return self._read(found, parse_needs)
 
-    def _read(self, found: Found, parse: Callable[[Any], T]) -> T:
+    def _read(self, found: StoredVersion, parse: Callable[[Any], T]) -> T:
         from ...formats.manifest import MANIFEST_MAX_BYTES
         from ..segments.records import OpenRecord, corrupt
 
@@ -160,19 +160,19 @@ class Names:
                 raise NotFound(found.text, "was removed while it was read") from None
             raise error if isinstance(error, Corrupt) else corrupt(place, None, error) from None
 
-    def note_use(self, found: Found, now_s: int) -> None:
+    def note_use(self, found: StoredVersion, now_s: int) -> None:
         """Note that a version was read, to the hour; where that can't be written it is left."""
         if now_s - found.row.used_s >= _USE_GRAIN_S:
             with contextlib.suppress(StoreError):
                 self.catalog.set_used(found.summary.name, found.summary.version, now_s)
 
-    def set_pinned(self, text: str, pinned: bool) -> Found:
+    def set_pinned(self, text: str, pinned: bool) -> StoredVersion:
         """Pin or unpin a version, durably."""
         found = self.resolve(text)
         self.catalog.set_pinned(found.summary.name, found.summary.version, pinned)
         return replace(found, summary=replace(found.summary, pinned=pinned))
 
-    def addressed(self, text: str, *, all_versions: bool) -> list[Found]:
+    def addressed(self, text: str, *, all_versions: bool) -> list[StoredVersion]:
         """Return what is to be removed by a ref or id: one version, or all of a bare name.
 
         A version that can't be opened is there too, blank but for its name and number. Raises NotFound.
@@ -186,7 +186,7 @@ class Names:
                 return [self._found_or_blank(ref.name, version, row)]
         return [self.resolve(text)]
 
-    def check_free(self, ref: Ref, manifest_id: "ManifestId") -> Found | None:
+    def check_free(self, ref: Ref, manifest_id: "ManifestId") -> StoredVersion | None:
         """Return the version that already has this label and content, None if the label is free; else Conflict."""
         for found in self.versions(ref.name) if ref.label else ():
             if found.summary.label == ref.label:
@@ -195,7 +195,7 @@ class Names:
                 raise Conflict(f"{ref.name}@{ref.label}", "the label is taken by other content")
         return None
 
-    def _by_id(self, prefix: str) -> Found:
+    def _by_id(self, prefix: str) -> StoredVersion:
         found = [one for one in self.all() if one.summary.id.startswith(prefix)]
         if not found:
             raise NotFound(prefix, "no such name or id")
@@ -203,7 +203,7 @@ class Names:
             raise BadInput(prefix, f"{len(found)} ids start like this; give more digits")
         return max(found, key=lambda one: one.summary.created)
 
-    def _open_unless_removed(self, version: int, row: VersionRow) -> Found | None:
+    def _open_unless_removed(self, version: int, row: VersionRow) -> StoredVersion | None:
         """Return a version, None if it was removed since its row was read; raise Corrupt if it can't be opened."""
         try:
             return self.opened(version, row)
@@ -212,21 +212,21 @@ class Names:
                 raise
             return None
 
-    def _opened(self, name: str | None) -> Iterator[Found]:
+    def _opened(self, name: str | None) -> Iterator[StoredVersion]:
         for version, row in self.catalog.versions(name):
             with contextlib.suppress(Corrupt):  # removed since, and its key with it; or see `unopened`
                 yield self.opened(version, row)
 
-    def _found_or_blank(self, name: str, version: int, row: VersionRow) -> Found:
+    def _found_or_blank(self, name: str, version: int, row: VersionRow) -> StoredVersion:
         try:
             return self.opened(version, row)
         except Corrupt:
-            return Found(Summary(name, version, None, "", "unknown", None, 0, "", row.pinned), row)
+            return StoredVersion(Summary(name, version, None, "", "unknown", None, 0, "", row.pinned), row)
 
     def _is_there(self, name: str | None, row: VersionRow) -> bool:
         return any(other.place == row.place for _, other in self.catalog.versions(name))
 
-    def opened(self, version: int, row: VersionRow) -> Found:
+    def opened(self, version: int, row: VersionRow) -> StoredVersion:
         """Return a version with its summary opened; raise Corrupt if that can't be done."""
         key = self._keys.key(row.place)
         try:
@@ -234,4 +234,4 @@ class Names:
             name, label, id_, kind, model, size, created = parse_json(packed)
         except (FormatError, ValueError, TypeError) as error:
             raise Corrupt("catalog", f"a version summary does not open ({error})") from None
-        return Found(Summary(name, version, label, id_, kind, model, size, created, row.pinned), row)
+        return StoredVersion(Summary(name, version, label, id_, kind, model, size, created, row.pinned), row)

@@ -15,7 +15,7 @@ from .cuts import FileCuts, digest_files
 from .identity import take_identity
 from .inputs import Inputs, take_inputs
 from .model_identity import add_weights, config_fields
-from .names import Found
+from .names import StoredVersion
 from .refs import Ref, parse_new_ref
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def without_conflict(result: PutResult) -> PutResult:
     raise Conflict(where, why, hint=hint)
 
 
-def tag(parts: PutParts, found: Found, new: str) -> PutResult:
+def tag(parts: PutParts, found: StoredVersion, new: str) -> PutResult:
     """Give a stored version a further name or label; durable on return, and no blob is stored.
 
     Nothing happens if the newest version of that name is the same artifact already.
@@ -103,7 +103,7 @@ def tag_manifest(parts: PutParts, manifest: Manifest, wish: Wish) -> PutResult:
     raise kept_being_collected(wish)
 
 
-def _newest_if_same(parts: PutParts, manifest: Manifest, ref: Ref) -> Found | None:
+def _newest_if_same(parts: PutParts, manifest: Manifest, ref: Ref) -> StoredVersion | None:
     newest = parts.names.versions(ref.name)[-1:]
     same = newest and not ref.label and newest[0].summary.id == manifest.id(parts.keys.tenant.digest_key).hex()
     return newest[0] if same else None

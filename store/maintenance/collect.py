@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ...formats.catalog import BlobRow
 from ..artifacts.drop import drop, released
-from ..artifacts.names import Found
+from ..artifacts.names import StoredVersion
 from ..errors import Conflict
 from ..parts import Parts
 from .reclaim import reclaim
@@ -78,14 +78,14 @@ def collect(
         return Collected(freed.freed_bytes, len(deleted), kept, len(waiting), freed.segments, dropped, keys)
 
 
-def _outdated(parts: Parts, retention: Retention, now_s: int) -> list[Found]:
+def _outdated(parts: Parts, retention: Retention, now_s: int) -> list[StoredVersion]:
     if retention == KEEP_ALL:  # no version has to be readable for this, so none is read
         return []
     return choose(list(parts.names.all()), retention, now_s, lambda version: parts.names.manifest(version).blobs)
 
 
 def _foretell(
-    parts: Parts, margins: Margins, outdated: Sequence[Found], dropped: tuple[str, ...], now_s: int
+    parts: Parts, margins: Margins, outdated: Sequence[StoredVersion], dropped: tuple[str, ...], now_s: int
 ) -> Collected:
     """Return what a collection would do."""
     survey = parts.garbage.survey()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ...formats.manifest import Needs
 from ..artifacts.drop import recount_needs, settle_claims
-from ..artifacts.names import Found, Names
+from ..artifacts.names import Names, StoredVersion
 from ..catalog.garbage import Survey
 from ..errors import BadInput, Corrupt
 from ..kv.key_bounds import bounds_name
@@ -58,7 +58,7 @@ def erase(parts: Parts, tiers: Tiers, name: str, *, dry_run: bool) -> Receipt:
     return _foretell(parts, doomed) if dry_run else _erase(parts, tiers, doomed)
 
 
-def _erase(parts: Parts, tiers: Tiers, doomed: Sequence[Found]) -> Receipt:
+def _erase(parts: Parts, tiers: Tiers, doomed: Sequence[StoredVersion]) -> Receipt:
     needs = _needs(parts.names, doomed)  # before any version is dropped
     if len(needs) < len(doomed):  # some records are bad: their blobs are those that no other version needs
         _count_without(parts, doomed, needs, dry_run=False)
@@ -82,7 +82,7 @@ def _erase(parts: Parts, tiers: Tiers, doomed: Sequence[Found]) -> Receipt:
     return Receipt(secrets.token_hex(8), texts, erased, shared, keys, parts.keyring.epoch, level, tuple(used))
 
 
-def _foretell(parts: Parts, doomed: Sequence[Found]) -> Receipt:
+def _foretell(parts: Parts, doomed: Sequence[StoredVersion]) -> Receipt:
     """Return the receipt that an erase would give, destroying nothing."""
     needs = _needs(parts.names, doomed)
     if len(needs) < len(doomed):
@@ -94,7 +94,7 @@ def _foretell(parts: Parts, doomed: Sequence[Found]) -> Receipt:
     return Receipt("dry-run", texts, erased, len(rows) - erased, 0, parts.keyring.epoch, "nothing was erased")
 
 
-def _count_without(parts: Parts, doomed: Sequence[Found], needs: Mapping[str, Needs], *, dry_run: bool) -> None:
+def _count_without(parts: Parts, doomed: Sequence[StoredVersion], needs: Mapping[str, Needs], *, dry_run: bool) -> None:
     """Count what all versions need, without the doomed ones that can't be read. Raises Corrupt if another is bad."""
     unread = {version.row.place for version in doomed if version.text not in needs}
     try:
@@ -104,7 +104,7 @@ def _count_without(parts: Parts, doomed: Sequence[Found], needs: Mapping[str, Ne
         raise Corrupt(error.where, error.why, hint=hint) from None
 
 
-def _needs(names: Names, doomed: Sequence[Found]) -> dict[str, Needs]:
+def _needs(names: Names, doomed: Sequence[StoredVersion]) -> dict[str, Needs]:
     """Return what each version needs, without versions whose record is bad."""
     needs = {}
     for version in doomed:

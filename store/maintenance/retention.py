@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ...formats.manifest import BlobName
-from ..artifacts.names import Found
+from ..artifacts.names import StoredVersion
 
 _COST_PER_BYTE = {"weights": 1.0, "file": 1.0, "kv": 4.0, "intermediate": 4.0}
 _HALF_LIFE_S = 7 * 24 * 3600
@@ -33,8 +33,11 @@ KEEP_ALL = Retention()
 
 
 def choose(
-    versions: Sequence[Found], wanted: Retention, now_s: int, blobs_of: Callable[[Found], Iterable[BlobName]]
-) -> list[Found]:
+    versions: Sequence[StoredVersion],
+    wanted: Retention,
+    now_s: int,
+    blobs_of: Callable[[StoredVersion], Iterable[BlobName]],
+) -> list[StoredVersion]:
     """Return the versions to drop: first by count and age, then the least valuable ones until the rest fits."""
     doomed = _outdated(versions, wanted, now_s)
     if wanted.max_bytes is None:
@@ -54,7 +57,7 @@ def choose(
     return doomed
 
 
-def _outdated(versions: Sequence[Found], wanted: Retention, now_s: int) -> list[Found]:
+def _outdated(versions: Sequence[StoredVersion], wanted: Retention, now_s: int) -> list[StoredVersion]:
     """Return the versions that no rule, pin or label keeps. If no rule is given, return none."""
     if wanted.keep_last is None and wanted.keep_within_s is None:
         return []
@@ -70,15 +73,15 @@ def _outdated(versions: Sequence[Found], wanted: Retention, now_s: int) -> list[
     return doomed
 
 
-def _is_kept(version: Found) -> bool:
+def _is_kept(version: StoredVersion) -> bool:
     return version.summary.pinned or version.summary.label is not None
 
 
-def _value(version: Found, now_s: int) -> float:
+def _value(version: StoredVersion, now_s: int) -> float:
     used_s = max(version.row.used_s, _created_s(version))
     chance: float = 0.5 ** (max(now_s - used_s, 0) / _HALF_LIFE_S)
     return _COST_PER_BYTE[version.summary.kind] * chance
 
 
-def _created_s(version: Found) -> int:
+def _created_s(version: StoredVersion) -> int:
     return int(datetime.fromisoformat(version.summary.created).timestamp())

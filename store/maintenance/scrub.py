@@ -13,7 +13,7 @@ from ...formats.catalog import BlobRow, Place
 from ...formats.digest import Digest
 from ...formats.errors import FormatError
 from ...formats.record import KIND_BLOB
-from ..artifacts.names import Found, Names
+from ..artifacts.names import Names, StoredVersion
 from ..errors import Corrupt, NotFound
 from ..progress import Progress
 from ..segments.blobs import ReadParts
@@ -56,7 +56,7 @@ class Scrubbed:
 
 
 def scrub(
-    parts: ReadParts, names: Names, wanted: Sequence[Found] | None, pace: Pace, now_s: int, progress: Progress
+    parts: ReadParts, names: Names, wanted: Sequence[StoredVersion] | None, pace: Pace, now_s: int, progress: Progress
 ) -> Scrubbed:
     """Check versions (None is all) from their records to their last blob; return what was found.
 
@@ -102,7 +102,7 @@ def scrub(
     return Scrubbed(checked + len(versions) + len(unopened), checked_bytes, len(rows) - checked, tuple(bad))
 
 
-def _needed(names: Names, versions: Sequence[Found]) -> tuple[list[Bad], dict[Digest, list[str]]]:
+def _needed(names: Names, versions: Sequence[StoredVersion]) -> tuple[list[Bad], dict[Digest, list[str]]]:
     """Return the versions whose own record is bad, and which versions need each blob."""
     bad: list[Bad] = []
     needed: dict[Digest, list[str]] = {}

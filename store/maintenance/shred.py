@@ -2,7 +2,7 @@
 
 from ...formats.row_keys import tenant_of
 from ..artifacts.drop import remove
-from ..artifacts.names import Found
+from ..artifacts.names import StoredVersion
 from ..catalog.garbage import Survey
 from ..disk import locked
 from ..parts import Parts
@@ -29,7 +29,7 @@ def shred(parts: Parts) -> int:
     return sum(map(len, doomed.values()))
 
 
-def remove_for_good(parts: Parts, name: str, *, all_versions: bool, dry_run: bool) -> list[Found]:
+def remove_for_good(parts: Parts, name: str, *, all_versions: bool, dry_run: bool) -> list[StoredVersion]:
     """Drop a version, or all versions of a name, and destroy the keys of their records. Durable on return.
 
     Without the keys, a rebuilt catalog does not have the names again. Blobs that nothing else needs become garbage.

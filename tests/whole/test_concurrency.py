@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from arstore import Conflict, NotFound, Store, open_store
 from arstore.formats.manifest import ManifestId
-from arstore.store.artifacts.names import Found, Names
+from arstore.store.artifacts.names import Names, StoredVersion
 from arstore.store.artifacts.refs import Ref
 from tests.support.command import Ran, arstore, cli, ended, start
 from tests.support.segment_scan import check_keys_are_used_once
@@ -132,7 +132,7 @@ def test_a_label_that_is_given_between_look_and_commit(
     sources = [write_checkpoint(tmp_path / f"{n}.safetensors", 64 * KIB, seed=n + 1) for n in range(2)]
     looked, others = Names.check_free, [sources[0]]
 
-    def overtaken(names: Names, ref: Ref, manifest_id: ManifestId) -> Found | None:
+    def overtaken(names: Names, ref: Ref, manifest_id: ManifestId) -> StoredVersion | None:
         found = looked(names, ref, manifest_id)
         if others:
             assert arstore("put", others.pop(), "model@stable", "--multi-writer").code == 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from arstore.formats.catalog import Place, VersionRow
 from arstore.formats.digest import Digest
 from arstore.formats.manifest import BlobName
-from arstore.store.artifacts.names import Found, Summary
+from arstore.store.artifacts.names import StoredVersion, Summary
 from arstore.store.maintenance.retention import KEEP_ALL, Retention, choose
 
 NOW_S = int(datetime(2030, 1, 1, tzinfo=UTC).timestamp())
@@ -28,18 +28,20 @@ def version(
     kind: str = "weights",
     pinned: bool = False,
     label: str | None = None,
-) -> Found:
+) -> StoredVersion:
     created = datetime.fromtimestamp(NOW_S - age_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     summary = Summary(name, number, label, f"{number:064x}", kind, None, 0, created, pinned)
-    return Found(summary, VersionRow(PLACE, pinned, b"", 0 if used_ago_s is None else NOW_S - used_ago_s))
+    return StoredVersion(summary, VersionRow(PLACE, pinned, b"", 0 if used_ago_s is None else NOW_S - used_ago_s))
 
 
 def blob(number: int, length: int = 100) -> BlobName:
     return BlobName(Digest(number.to_bytes(32, "big")), length)
 
 
-def chosen(versions: Iterable[Found], wanted: Retention, needs: dict[str, list[BlobName]] | None = None) -> list[str]:
-    def blobs_of(found: Found) -> list[BlobName]:
+def chosen(
+    versions: Iterable[StoredVersion], wanted: Retention, needs: dict[str, list[BlobName]] | None = None
+) -> list[str]:
+    def blobs_of(found: StoredVersion) -> list[BlobName]:
         return (needs or {}).get(found.text, [])
 
     return [found.text for found in choose(list(versions), wanted, NOW_S, blobs_of)]
@@ -132,7 +134,7 @@ def test_what_the_rules_drop_makes_room_first() -> None:
 
 @dataclass(frozen=True)
 class Case:
-    versions: list[Found]
+    versions: list[StoredVersion]
     needs: dict[str, list[BlobName]]
     wanted: Retention
 
@@ -195,22 +197,22 @@ def size(case: Case, texts: Iterable[str]) -> int:
     return sum(one.length for one in {need for text in texts for need in case.needs[text]})
 
 
-def created_s(found: Found) -> float:
+def created_s(found: StoredVersion) -> float:
     return datetime.fromisoformat(found.summary.created).timestamp()
 
 
-def value(found: Found) -> float:
+def value(found: StoredVersion) -> float:
     """The documented value of a byte: cost by kind, halved by every week since the last use."""
     cost = 4 if found.summary.kind in ("kv", "intermediate") else 1
     unused_s = min(NOW_S - created_s(found), NOW_S - found.row.used_s)
     return float(cost * 0.5 ** (max(unused_s, 0) / WEEK_S))
 
 
-def is_kept(found: Found) -> bool:
+def is_kept(found: StoredVersion) -> bool:
     return found.summary.pinned or bool(found.summary.label)
 
 
-def is_outdated(found: Found, case: Case) -> bool:
+def is_outdated(found: StoredVersion, case: Case) -> bool:
     last, within_s = case.wanted.keep_last, case.wanted.keep_within_s
     if (last is None and within_s is None) or is_kept(found):
         return False
