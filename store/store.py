@@ -124,8 +124,8 @@ class Store:
 
     def show(self, name: str) -> tuple[StoredVersion, Manifest]:
         """Return a version and what it consists of."""
-        found = self._parts.names.resolve(name)
-        return found, self._parts.names.manifest(found)
+        version = self._parts.names.resolve(name)
+        return version, self._parts.names.manifest(version)
 
     def rm(self, name: str, *, all_versions: bool = False, dry_run: bool = False) -> list[StoredVersion]:
         """Drop a version, or all versions of a name. Blobs that nothing else needs become garbage for `gc`."""

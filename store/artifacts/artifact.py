@@ -23,18 +23,18 @@ FileRange = tuple[int, int, int]
 
 
 class Artifact:
-    """One stored version. Nothing is read until asked for; what is read was verified."""
+    """One stored version. Bytes are read when a method asks for them, and every byte handed out was verified."""
 
-    def __init__(self, parts: ReadParts, found: StoredVersion, manifest: Manifest) -> None:
-        self.parts, self._found = parts, found
+    def __init__(self, parts: ReadParts, version: StoredVersion, manifest: Manifest) -> None:
+        self.parts, self._version = parts, version
         self.manifest = manifest
         hint = f"put {self.summary.name} again from its source to heal it; 'arstore verify' lists what else is bad"
-        self._reader = BlobReader(parts, found.text, self._is_gone, hint)
+        self._reader = BlobReader(parts, version.text, self._is_gone, hint)
         self.bytes_read = 0  # sealed bytes read through this object so far
 
     @property
     def summary(self) -> Summary:
-        return self._found.summary
+        return self._version.summary
 
     @property
     def tensor_bytes(self) -> int:
@@ -44,18 +44,18 @@ class Artifact:
     def tensors(
         self, names: Iterable[str] | None = None, *, into: "memoryview | bytearray | None" = None
     ) -> dict[str, "torch.Tensor"]:
-        """Return verified tensors in host memory by name; all of them, or those named.
+        """Return verified tensors in host memory by name: all tensors, or those in `names`.
 
-        They lie in one buffer of huge pages, freed with the last of them, or in `into`: at least `tensor_bytes`
-        writable bytes that the caller keeps while the tensors are used, and may use again after. Tensors that
-        share their bytes in the file share memory here. Block-quantised types come as raw bytes.
+        They lie in one buffer of huge pages, which is freed with the last tensor. With `into` they lie there instead:
+        at least `tensor_bytes` writable bytes, which the caller leaves alone while the tensors are in use. Tensors
+        that share their bytes in the file share memory here. Block-quantised types come as raw bytes.
         Raises NotFound for an unknown name, Corrupt if a blob is bad, BadInput if `into` does not fit.
         """
         known = tensor_names(self.manifest)
         try:
             chosen = known if names is None else {name: known[name] for name in names}
         except KeyError as error:
-            raise NotFound(f"{self._found.text}: {error.args[0]}", "no such tensor") from None
+            raise NotFound(f"{self._version.text}: {error.args[0]}", "no such tensor") from None
         starts, total = _layout(chosen.values())
         buffer = memoryview(make_buffer(total) if into is None else into).cast("B")
         if len(buffer) < total or buffer.readonly:
@@ -64,10 +64,10 @@ class Artifact:
         try:
             return {name: tensor_from(_slice(buffer, starts, tensor), tensor.span) for name, tensor in chosen.items()}
         except (RuntimeError, ValueError) as error:  # torch's, where shape and length in a manifest contradict
-            raise Corrupt(f"{self._found.text}: tensor table", str(error)) from None
+            raise Corrupt(f"{self._version.text}: tensor table", str(error)) from None
 
     def fill(self, ranges: Iterable[tuple[FileRange, Out]], *, cold: bool = False) -> None:
-        """Read ranges of files into their buffers, on every core (`cold`: see blobs.py); raise Corrupt if bad."""
+        """Read ranges of files into their buffers, on every core (`cold`: see blobs.py); raise Corrupt for a bad blob."""
         pieces: list[Piece] = []
         for (file, start, stop), out in ranges:
             at = 0
@@ -77,16 +77,17 @@ class Artifact:
         self.bytes_read += self._reader.read(pieces, cold=cold)
 
     def side_by_side(self) -> tuple[dict[FileRange, int], tuple[TensorSpan, ...]]:
-        """Return where in one buffer every tensor goes, then every file that holds none, named `FILE_PREFIX` + path.
+        """Return the layout of one buffer that holds every tensor, then every file without tensors.
 
-        The first says which bytes of files are wanted where, the second what lies there.
+        The first part gives the place in the buffer of each range of file bytes. The second gives the tensors by
+        place; a file counts as a tensor named `FILE_PREFIX` + path.
         """
-        named = tensor_names(self.manifest)
-        starts, total = _layout(named.values())
-        spans = [replace(one.span, name=name, start=starts[_range(one)]) for name, one in named.items()]
-        tabled = {tensor.file for tensor in self.manifest.tensors}
+        tensors = tensor_names(self.manifest)
+        starts, total = _layout(tensors.values())
+        spans = [replace(tensor.span, name=name, start=starts[_range(tensor)]) for name, tensor in tensors.items()]
+        with_tensors = {tensor.file for tensor in self.manifest.tensors}
         for number, file in enumerate(self.manifest.files):
-            if number not in tabled:
+            if number not in with_tensors:
                 starts[number, 0, file.size] = total
                 spans.append(TensorSpan(FILE_PREFIX + file.path, "U8", (file.size,), total, file.size))
                 total += aligned(file.size)
@@ -110,9 +111,9 @@ def open_artifact(parts: ReadParts, names: Names, name: str, now_s: int) -> Arti
 
     Raises NotFound, or Corrupt if its record is bad.
     """
-    found = names.resolve(name)
-    names.note_use(found, now_s)
-    return Artifact(parts, found, names.manifest(found))
+    version = names.resolve(name)
+    names.note_use(version, now_s)
+    return Artifact(parts, version, names.manifest(version))
 
 
 def _layout(tensors: Iterable[Tensor]) -> tuple[dict[FileRange, int], int]:

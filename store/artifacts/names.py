@@ -1,6 +1,6 @@
-"""Names: refs and ids to versions, and everything that only changes names: list, pin, tag, rm.
+"""Names: refs and ids to versions, lists of versions, pins and times of use.
 
-A version's summary is sealed under that version's own key, so that once the key is destroyed even the name is gone.
+A version's summary is sealed under that version's own key. So when the key is destroyed, the name is gone, too.
 """
 
 import contextlib
@@ -88,65 +88,67 @@ class Names:
 
     def listed(self, glob: str | None = None, kind: str | None = None) -> list[StoredVersion]:
         """Return the versions whose names match, by name and version."""
-        found = [
-            one for one in self.all()
-            if (glob is None or fnmatch.fnmatchcase(one.summary.name, glob)) and kind in (None, one.summary.kind)
-        ]  # fmt: skip
-        return sorted(found, key=lambda one: (one.summary.name, one.summary.version))
+        matching = [
+            version
+            for version in self.all()
+            if (glob is None or fnmatch.fnmatchcase(version.summary.name, glob))
+            and kind in (None, version.summary.kind)
+        ]
+        return sorted(matching, key=lambda version: (version.summary.name, version.summary.version))
 
     def versions(self, name: str) -> list[StoredVersion]:
         """Return the versions of one name that can be read, oldest first."""
         return list(self._opened(name))
 
     def unopened(self) -> list[Unopened]:
-        """Return the versions that are there and can't be opened: nobody can say of which name they are."""
-        found = []
-        for version, row in self.catalog.versions():
+        """Return the versions that have a row and can't be opened. Nobody can say which names they belong to."""
+        unopened = []
+        for number, row in self.catalog.versions():
             try:
-                self._open_unless_removed(version, row)
+                self._open_unless_removed(number, row)
             except Corrupt as error:
-                found.append(Unopened(version, row, error.why))
-        return found
+                unopened.append(Unopened(number, row, error.why))
+        return unopened
 
     def resolve(self, text: str) -> StoredVersion:
-        """Return the version a ref or an id prefix names.
+        """Return the version that a ref or the beginning of an id names.
 
         Raises NotFound, BadInput if it is ambiguous, Corrupt if that very version can't be opened.
         """
         ref = parse_ref(text)
         rows = self.catalog.versions(ref.name)
         numbered = [] if ref.label else [row for row in reversed(rows) if ref.version in (None, row[0])]
-        for version, row in numbered:
-            if found := self._open_unless_removed(version, row):
-                return found
+        for number, row in numbered:
+            if version := self._open_unless_removed(number, row):
+                return version
         versions = self.versions(ref.name)
-        for found in versions:
-            if ref.label is not None and found.summary.label == ref.label:
-                return found
+        for version in versions:
+            if ref.label is not None and version.summary.label == ref.label:
+                return version
         if rows:
-            known = ", ".join(found.summary.label or str(found.summary.version) for found in versions[-8:])
+            known = ", ".join(version.summary.label or str(version.summary.version) for version in versions[-8:])
             raise NotFound(text, "no such version", hint=f"{ref.name} has {known}")
         if re.fullmatch(rf"[0-9a-f]{{{ID_PREFIX_MIN},64}}", text):
             return self._by_id(text)
         raise NotFound(text, "no such name", hint="'arstore ls' lists the names there are")
 
-    def manifest(self, found: StoredVersion) -> "Manifest":
-        """Return what a version consists of; raise Corrupt if its record is bad, NotFound if it was removed since."""
+    def manifest(self, version: StoredVersion) -> "Manifest":
+        """Return what a version consists of; raise Corrupt if its record is bad, NotFound if it was removed."""
         from ...formats.manifest import parse_manifest
 
-        return self._read(found, parse_manifest)
+        return self._read(version, parse_manifest)
 
-    def needs(self, found: StoredVersion) -> "Needs":
+    def needs(self, version: StoredVersion) -> "Needs":
         """Return what a version keeps from collection; raise as `manifest` does."""
         from ...formats.manifest import parse_needs
 
-        return self._read(found, parse_needs)
+        return self._read(version, parse_needs)
 
-    def _read(self, found: StoredVersion, parse: Callable[[Any], T]) -> T:
+    def _read(self, version: StoredVersion, parse: Callable[[Any], T]) -> T:
         from ...formats.manifest import MANIFEST_MAX_BYTES
         from ..segments.records import OpenRecord, corrupt
 
-        place = found.row.place
+        place = version.row.place
         try:
             if place.plain_bytes > MANIFEST_MAX_BYTES:
                 raise FormatError(f"version record exceeds the limit of {MANIFEST_MAX_BYTES} bytes")
@@ -156,82 +158,86 @@ class Names:
             record.check_padding()
             return parse(parse_json(packed)["manifest"])
         except (Corrupt, FormatError, KeyError, TypeError) as error:
-            if not self._is_there(found.summary.name, found.row):
-                raise NotFound(found.text, "was removed while it was read") from None
+            if not self._has_row(version.summary.name, version.row):
+                raise NotFound(version.text, "was removed while it was read") from None
             raise error if isinstance(error, Corrupt) else corrupt(place, None, error) from None
 
-    def note_use(self, found: StoredVersion, now_s: int) -> None:
-        """Note that a version was read, to the hour; where that can't be written it is left."""
-        if now_s - found.row.used_s >= _USE_GRAIN_S:
+    def note_use(self, version: StoredVersion, now_s: int) -> None:
+        """Note that a version was read, to the hour. If that can't be written, nothing happens."""
+        if now_s - version.row.used_s >= _USE_GRAIN_S:
             with contextlib.suppress(StoreError):
-                self.catalog.set_used(found.summary.name, found.summary.version, now_s)
+                self.catalog.set_used(version.summary.name, version.summary.version, now_s)
 
     def set_pinned(self, text: str, pinned: bool) -> StoredVersion:
         """Pin or unpin a version, durably."""
-        found = self.resolve(text)
-        self.catalog.set_pinned(found.summary.name, found.summary.version, pinned)
-        return replace(found, summary=replace(found.summary, pinned=pinned))
+        version = self.resolve(text)
+        self.catalog.set_pinned(version.summary.name, version.summary.version, pinned)
+        return replace(version, summary=replace(version.summary, pinned=pinned))
 
     def addressed(self, text: str, *, all_versions: bool) -> list[StoredVersion]:
-        """Return what is to be removed by a ref or id: one version, or all of a bare name.
+        """Return the versions that a removal by ref or id means: one version, or all of a bare name.
 
-        A version that can't be opened is there too, blank but for its name and number. Raises NotFound.
+        A version that can't be opened is among them, with its name and number and nothing else. Raises NotFound.
         """
         ref = parse_ref(text)
         rows = self.catalog.versions(ref.name)
         if all_versions and "@" not in text and rows:
-            return [self._found_or_blank(ref.name, version, row) for version, row in rows]
-        for version, row in rows:
-            if ref.version == version:
-                return [self._found_or_blank(ref.name, version, row)]
+            return [self._opened_or_blank(ref.name, number, row) for number, row in rows]
+        for number, row in rows:
+            if ref.version == number:
+                return [self._opened_or_blank(ref.name, number, row)]
         return [self.resolve(text)]
 
     def check_free(self, ref: Ref, manifest_id: "ManifestId") -> StoredVersion | None:
-        """Return the version that already has this label and content, None if the label is free; else Conflict."""
-        for found in self.versions(ref.name) if ref.label else ():
-            if found.summary.label == ref.label:
-                if found.summary.id == manifest_id.hex():
-                    return found
+        """Return the version that already has this label and content, or None if no version has the label.
+
+        Raises Conflict if the label is taken by other content.
+        """
+        for version in self.versions(ref.name) if ref.label else ():
+            if version.summary.label == ref.label:
+                if version.summary.id == manifest_id.hex():
+                    return version
                 raise Conflict(f"{ref.name}@{ref.label}", "the label is taken by other content")
         return None
 
     def _by_id(self, prefix: str) -> StoredVersion:
-        found = [one for one in self.all() if one.summary.id.startswith(prefix)]
-        if not found:
+        versions = [version for version in self.all() if version.summary.id.startswith(prefix)]
+        if not versions:
             raise NotFound(prefix, "no such name or id")
-        if len({one.summary.id for one in found}) > 1:
-            raise BadInput(prefix, f"{len(found)} ids start like this; give more digits")
-        return max(found, key=lambda one: one.summary.created)
+        if len({version.summary.id for version in versions}) > 1:
+            raise BadInput(prefix, f"{len(versions)} ids start like this; give more digits")
+        return max(versions, key=lambda version: version.summary.created)
 
-    def _open_unless_removed(self, version: int, row: VersionRow) -> StoredVersion | None:
-        """Return a version, None if it was removed since its row was read; raise Corrupt if it can't be opened."""
+    def _open_unless_removed(self, number: int, row: VersionRow) -> StoredVersion | None:
+        """Return a version, or None if it was removed after its row was read; raise Corrupt if it can't be opened."""
         try:
-            return self.opened(version, row)
+            return self.opened(number, row)
         except Corrupt:
-            if self._is_there(None, row):
+            if self._has_row(None, row):
                 raise
             return None
 
     def _opened(self, name: str | None) -> Iterator[StoredVersion]:
-        for version, row in self.catalog.versions(name):
-            with contextlib.suppress(Corrupt):  # removed since, and its key with it; or see `unopened`
-                yield self.opened(version, row)
+        for number, row in self.catalog.versions(name):
+            # A version may have been removed after its row was read, its key with it. `unopened` lists the bad ones.
+            with contextlib.suppress(Corrupt):
+                yield self.opened(number, row)
 
-    def _found_or_blank(self, name: str, version: int, row: VersionRow) -> StoredVersion:
+    def _opened_or_blank(self, name: str, number: int, row: VersionRow) -> StoredVersion:
         try:
-            return self.opened(version, row)
+            return self.opened(number, row)
         except Corrupt:
-            return StoredVersion(Summary(name, version, None, "", "unknown", None, 0, "", row.pinned), row)
+            return StoredVersion(Summary(name, number, None, "", "unknown", None, 0, "", row.pinned), row)
 
-    def _is_there(self, name: str | None, row: VersionRow) -> bool:
+    def _has_row(self, name: str | None, row: VersionRow) -> bool:
         return any(other.place == row.place for _, other in self.catalog.versions(name))
 
-    def opened(self, version: int, row: VersionRow) -> StoredVersion:
-        """Return a version with its summary opened; raise Corrupt if that can't be done."""
+    def opened(self, number: int, row: VersionRow) -> StoredVersion:
+        """Return a version with its summary opened; raise Corrupt if the summary does not open."""
         key = self._keys.key(row.place)
         try:
             packed = row.summary if key is None else unseal(key, _SUMMARY, row.summary)
             name, label, id_, kind, model, size, created = parse_json(packed)
         except (FormatError, ValueError, TypeError) as error:
             raise Corrupt("catalog", f"a version summary does not open ({error})") from None
-        return StoredVersion(Summary(name, version, label, id_, kind, model, size, created, row.pinned), row)
+        return StoredVersion(Summary(name, number, label, id_, kind, model, size, created, row.pinned), row)

@@ -81,13 +81,13 @@ def without_conflict(result: PutResult) -> PutResult:
     raise Conflict(where, why, hint=hint)
 
 
-def tag(parts: PutParts, found: StoredVersion, new: str) -> PutResult:
+def tag(parts: PutParts, version: StoredVersion, new: str) -> PutResult:
     """Give a stored version a further name or label; durable on return, and no blob is stored.
 
     Nothing happens if the newest version of that name is the same artifact already.
     """
-    manifest = parts.names.manifest(found)
-    return tag_manifest(parts, manifest, Wish(parse_new_ref(new), found.summary.kind, manifest.identity))
+    manifest = parts.names.manifest(version)
+    return tag_manifest(parts, manifest, Wish(parse_new_ref(new), version.summary.kind, manifest.identity))
 
 
 def tag_manifest(parts: PutParts, manifest: Manifest, wish: Wish) -> PutResult:
