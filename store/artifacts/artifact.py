@@ -67,7 +67,7 @@ class Artifact:
             raise Corrupt(f"{self._version.text}: tensor table", str(error)) from None
 
     def fill(self, ranges: Iterable[tuple[FileRange, Out]], *, cold: bool = False) -> None:
-        """Read ranges of files into their buffers, on every core (`cold`: see blobs.py); raise Corrupt for a bad blob."""
+        """Read ranges of files into their buffers, on every core (`cold`: see blobs.py); raise Corrupt if bad."""
         pieces: list[Piece] = []
         for (file, start, stop), out in ranges:
             at = 0
