@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..formats.identity import FIELDS, PROVENANCE
-from ..store.errors import BadInput
+from ..store.errors import BadInput, reason
 from ..store.store import Store
 
 _IDENTITY_MAX_BYTES = 1 << 20
@@ -129,7 +129,7 @@ def _read(path: Path) -> dict[str, object]:
         with path.open("rb") as file:
             fields = json.loads(file.read(_IDENTITY_MAX_BYTES))
     except OSError as error:
-        raise BadInput(str(path), (error.strerror or str(error)).lower()) from None
+        raise BadInput(str(path), reason(error)) from None
     except (ValueError, RecursionError) as error:
         raise BadInput(str(path), f"not valid JSON: {error}") from None
     if not isinstance(fields, dict):

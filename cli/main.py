@@ -24,6 +24,7 @@ from ..store.errors import (
     NotFound,
     StorageFailed,
     StoreError,
+    reason,
 )
 from .commands import Commands
 from .session import Reported, Session, tell
@@ -113,7 +114,7 @@ def run(arguments: list[str]) -> int:
         return done.exit_code
     except OSError as error:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        return _fail(words, "storage-failed", f"{where}{(error.strerror or str(error)).lower()}", None, _INTERNAL)
+        return _fail(words, "storage-failed", f"{where}{reason(error)}", None, _INTERNAL)
     except Exception as error:
         # Typer's own usage errors; their base class moves between modules from release to release.
         if hasattr(error, "format_message"):

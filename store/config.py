@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .disk import Disk
-from .errors import BadInput, NoStore, StorageFailed
+from .errors import BadInput, NoStore, StorageFailed, reason
 
 FORMAT = 1
 CONFIG_NAME = "config.toml"
@@ -93,7 +93,7 @@ def read_config(root: Path) -> Config:
             str(root), "no store here", hint="make one with 'arstore init', or name one with --store"
         ) from None
     except OSError as error:
-        raise StorageFailed(str(path), (error.strerror or str(error)).lower()) from None
+        raise StorageFailed(str(path), reason(error)) from None
     except ValueError as error:
         raise StorageFailed(str(path), f"not a valid config: {error}") from None
     try:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import NoRoom, StorageFailed
+from .errors import NoRoom, StorageFailed, reason
 from .progress import BytesTold, ignore_bytes
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
@@ -28,7 +28,7 @@ def disk_errors(where: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
+        why = reason(error)
         if error.errno in _NO_ROOM:
             raise NoRoom(str(where), why, hint="free some space, or run 'arstore gc'") from error
         raise StorageFailed(str(where), why) from error

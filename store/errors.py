@@ -64,6 +64,11 @@ class StorageFailed(StoreError):
     kind = "storage-failed"
 
 
+def reason(error: OSError | ValueError) -> str:
+    """Return why a call of the system failed, in lower case, without the number and the path."""
+    return str(getattr(error, "strerror", None) or error).lower()
+
+
 def without_frames(error: StoreError) -> StoreError:
     """Return an error, to be kept, without the calls that it came through: what they met would stay in use."""
     error.__cause__ = error.__context__ = None

@@ -15,7 +15,7 @@ from ...formats.errors import FormatError
 from ...formats.manifest import check_path
 from ...formats.readers.sniff import read_table
 from ...formats.tensor import DTYPE_BITS, TensorSpan
-from ..errors import BadInput, NotFound, StorageFailed
+from ..errors import BadInput, NotFound, StorageFailed, reason
 from .fingerprint import fingerprint, stat_at_rest
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def _walk(top: Path) -> list[tuple[Path, list[str]]]:
     found: list[tuple[Path, list[str]]] = []
 
     def failed(error: OSError) -> None:
-        raise StorageFailed(str(error.filename), (error.strerror or str(error)).lower())
+        raise StorageFailed(str(error.filename), reason(error))
 
     for folder, subfolders, names in os.walk(top, onerror=failed):
         subfolders.sort()
@@ -294,6 +294,6 @@ class _input_errors:
         if isinstance(error, FileNotFoundError):
             raise NotFound(str(self._path), "no such file or directory") from None
         if isinstance(error, OSError) and error.errno in _NO_FILE:
-            raise BadInput(str(self._path), (error.strerror or str(error)).lower()) from None
+            raise BadInput(str(self._path), reason(error)) from None
         if isinstance(error, OSError):
-            raise StorageFailed(str(self._path), (error.strerror or str(error)).lower()) from None
+            raise StorageFailed(str(self._path), reason(error)) from None

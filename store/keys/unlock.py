@@ -20,7 +20,7 @@ from ...formats.errors import FormatError
 from ...formats.frames import KEY_BYTES, seal, unseal
 from ..config import setting
 from ..disk import Disk
-from ..errors import BadInput, Corrupt, KeyRefused, StoreError
+from ..errors import BadInput, Corrupt, KeyRefused, StoreError, reason
 
 STANZAS_NAME = "stanzas.json"
 _FORMAT = 1
@@ -204,7 +204,7 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(_SECRET_MAX_BYTES + 1)
     except OSError as error:
-        raise KeyRefused(str(path), (error.strerror or str(error)).lower()) from None
+        raise KeyRefused(str(path), reason(error)) from None
     if len(content) > _SECRET_MAX_BYTES:
         raise KeyRefused(str(path), f"larger than {_SECRET_MAX_BYTES} bytes: not a key or passphrase file")
     secret = content.rstrip(b"\r\n")

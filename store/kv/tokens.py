@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInput, StorageFailed
+from ..errors import BadInput, StorageFailed, reason
 
 TOKEN_MAX = (1 << 32) - 1
 TOKENS_MAX_COUNT = 1 << 24
@@ -79,7 +79,7 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         raise BadInput(f"tokens {path}", "no such file, and not numbers parted by commas") from None
     except OSError as error:
-        raise StorageFailed(str(path), (error.strerror or str(error)).lower()) from None
+        raise StorageFailed(str(path), reason(error)) from None
     if len(content) > _FILE_MAX_BYTES:
         raise BadInput(str(path), f"exceeds {_FILE_MAX_BYTES} bytes")
     return content

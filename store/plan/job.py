@@ -15,7 +15,7 @@ from ...formats.errors import FormatError
 from ...formats.strict_json import parse_json
 from ..artifacts.identity import take_identity
 from ..artifacts.refs import parse_ref
-from ..errors import BadInput, NotFound, StorageFailed
+from ..errors import BadInput, NotFound, StorageFailed, reason
 from ..quantities import parse_size
 from .fields import WHOLE_MAX, Fields
 from .model import BLOCK, Job, Object, PlannedTier, Request, RequestId
@@ -245,4 +245,4 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         raise NotFound(str(path), "no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-        raise StorageFailed(str(path), str(getattr(error, "strerror", None) or error).lower()) from None
+        raise StorageFailed(str(path), reason(error)) from None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..disk import Disk
-from ..errors import NotFound, StorageFailed, fresh
+from ..errors import NotFound, StorageFailed, fresh, reason
 from ..plan.model import BLOCK
 from ..tiers.device import DeviceTier, parse_device
 from ..tiers.filling import take_lock
@@ -138,7 +138,7 @@ class Janitor:
                 start_new_session=True,
             )
         except OSError as error:
-            raise StorageFailed("janitor", f"can't be started: {(error.strerror or str(error)).lower()}") from None
+            raise StorageFailed("janitor", f"can't be started: {reason(error)}") from None
 
     def wipe_after_run(self, keys: Iterable[str]) -> None:
         """Have these objects wiped after the run. Call it before they are staged, so that a kill leaves nothing."""
@@ -185,7 +185,7 @@ def _run(command: Sequence[str], session: RunSession, disk: Disk) -> int:
         try:
             process = subprocess.Popen(command, env={**os.environ, "ARSTORE_STAGED": str(session.path)})
         except OSError as error:
-            raise NotFound(command[0], f"can't be run: {(error.strerror or str(error)).lower()}") from None
+            raise NotFound(command[0], f"can't be run: {reason(error)}") from None
         for number in early:
             process.send_signal(number)
         code = process.wait()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import Corrupt, NotFound, StorageFailed
+from ..errors import Corrupt, NotFound, StorageFailed, reason
 from ..tiers.extent import KEY
 from ..tiers.ipc import Handle
 
@@ -57,6 +57,6 @@ def read_session(path: Path) -> RunSession:
     except FileNotFoundError:
         raise NotFound(str(path), "what was staged is released") from None
     except OSError as error:
-        raise StorageFailed(str(path), (error.strerror or str(error)).lower()) from None
+        raise StorageFailed(str(path), reason(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise Corrupt(str(path), f"is no session ({error})") from None

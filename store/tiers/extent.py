@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ...formats.tensor import TensorSpan
 from ..disk import Disk, Out, disk_errors, try_lock, wait_lock
-from ..errors import Corrupt, NotFound, StorageFailed
+from ..errors import Corrupt, NotFound, StorageFailed, reason
 from .head import PAGE_BYTES, Head, parse_head
 
 KEY = re.compile(r"[0-9a-f]{64}")
@@ -143,7 +143,7 @@ def open_held(path: Path) -> int:
     except FileNotFoundError:
         raise NotFound(path.name[:16], "is not staged (any more)", hint="stage it with 'arstore prefetch'") from None
     except OSError as error:
-        raise StorageFailed(str(path), (error.strerror or str(error)).lower()) from None
+        raise StorageFailed(str(path), reason(error)) from None
     try:
         with disk_errors(path):
             wait_lock(fd, shared=True)  # a short wait: others hold it alone only to check its use or to wipe it
