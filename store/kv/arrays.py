@@ -22,21 +22,22 @@ from ..workers import ThreadBuffers
 if TYPE_CHECKING:
     from ...formats.kv_layout import Array
 
-# What is readable alone: smaller frames lose a third of the speed, larger ones read what nobody asked for.
+# Frames are about so long. Shorter frames cost a third of the speed; longer ones read bytes that nobody asked for.
 GRAIN_BYTES = 256 << 10
 _FRAME_MAX_BYTES = 4 << 20
 _PART_BYTES = 32 << 20
-_of_alike = lru_cache(maxsize=256)  # a sequence has thousands of blocks, of one shape and at most two lengths
+# A sequence has thousands of blocks, but they have one shape and at most two lengths.
+_of_alike = lru_cache(maxsize=256)
 
 
 @dataclass(frozen=True, slots=True)
 class KvArrays:
-    """The KV of one sequence: dense arrays by layer and side, in a layout, and what they say of the model."""
+    """The KV of one sequence: dense arrays by layer and side, their layout, and the shape that follows from them."""
 
     arrays: "Mapping[Slot, Array]"
     shape: KvShape
     layout: str
-    source: FileSource | None = None  # that must not change while it is stored
+    source: FileSource | None = None  # the file they lie in, which must not change while it is stored
 
     @property
     def page(self) -> int | None:
@@ -46,7 +47,7 @@ class KvArrays:
 
 @dataclass(frozen=True, slots=True)
 class BlockPart:
-    """Some layers of one block: what becomes one blob."""
+    """Some layers of one block, which become one blob."""
 
     first_token: int
     tokens: int
@@ -58,7 +59,10 @@ class BlockPart:
 
 
 def arrays_from_path(path: Path, layout: str, tokens_count: int) -> KvArrays:
-    """Return the KV in a safetensors file, mapped; raise BadInput if it is none, or not of so many tokens."""
+    """Return the KV in a safetensors file, mapped.
+
+    Raises BadInput if the file holds no KV, or not the KV of so many tokens.
+    """
     import numpy as np
 
     source = FileSource(path)
@@ -81,7 +85,10 @@ def arrays_from_path(path: Path, layout: str, tokens_count: int) -> KvArrays:
 
 
 def arrays_from_tensors(tensors: Mapping[str, Any], layout: str, tokens_count: int) -> KvArrays:
-    """Return KV in memory, torch tensors or numpy arrays by name; raise BadInput if it is none, or not dense."""
+    """Return KV in memory, from torch tensors or numpy arrays by name.
+
+    Raises BadInput if they are no KV, not dense, or not of so many tokens.
+    """
     import numpy as np
 
     from ..artifacts.tensors import dtype_name
@@ -117,7 +124,7 @@ def arrays_from_tensors(tensors: Mapping[str, Any], layout: str, tokens_count: i
 
 @_of_alike
 def parts_of(shape: KvShape, first_token: int, tokens: int) -> tuple[BlockPart, ...]:
-    """Return a block as runs of whole layers of about 32 MiB; raise BadInput if a layer of it exceeds a blob."""
+    """Return a block as runs of whole layers of about 32 MiB; raise BadInput if one layer is too long for a blob."""
     parts: list[BlockPart] = []
     waiting: list[int] = []
     size = 0
@@ -136,12 +143,11 @@ def parts_of(shape: KvShape, first_token: int, tokens: int) -> tuple[BlockPart, 
 
 @_of_alike
 def cut_of(part: BlockPart) -> Cut:
-    """Return the blob that a part becomes: a frame is as many whole heads, sides or layers as reach the grain."""
-    layer = part.shape.layers[0][1]
+    """Return how a part is cut into frames: each has the fewest whole heads or layers that reach GRAIN_BYTES."""
+    number, layer = part.shape.layers[0]
     head_bytes = layer.key_dim * part.tokens * part.shape.element_bytes
-    side_bytes, layer_bytes = layer.key_heads * head_bytes, part.shape.narrow(
-        layers=[part.shape.layers[0][0]]
-    ).block_bytes(part.tokens)  # fmt: skip
+    side_bytes = layer.key_heads * head_bytes
+    layer_bytes = part.shape.narrow(layers=[number]).block_bytes(part.tokens)
     if side_bytes >= GRAIN_BYTES:
         heads = next(
             n for n in range(1, layer.key_heads + 1) if not layer.key_heads % n and n * head_bytes >= GRAIN_BYTES
@@ -153,7 +159,7 @@ def cut_of(part: BlockPart) -> Cut:
 
 
 class KvSource:
-    """Parts of blocks one after the other, as one file that is made as it is read."""
+    """Parts of blocks one after the other, read like a file. The bytes of a part are gathered when it is read."""
 
     def __init__(self, kv: KvArrays, parts: list[BlockPart]) -> None:
         self._kv, self._parts = kv, parts
@@ -167,7 +173,7 @@ class KvSource:
         return bytes(out)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Gather whole parts into `out`; `offset` is where one begins."""
+        """Gather whole parts into `out`. A part must begin at `offset`."""
         number = bisect_right(self._ends, offset)
         while out:
             part = self._parts[number]
@@ -188,16 +194,15 @@ class KvSource:
 
 
 def word_of(bits: int) -> str:
-    """Return numpy's name of an element that is moved but not understood."""
+    """Return numpy's name of an element of so many bits, as bytes or an unsigned number: it is only copied."""
     if bits % 8:
         raise FormatError("holds elements that do not fill whole bytes")
     return f"u{bits // 8}" if bits <= 64 else f"V{bits // 8}"
 
 
 def _numpy_name(array: "Array") -> str:
-    names = {"f2": "F16", "f4": "F32", "f8": "F64", "i1": "I8", "u1": "U8", "i2": "I16", "u2": "U16", "i4": "I32",
-             "u4": "U32", "i8": "I64", "u8": "U64"}  # fmt: skip
-    found = names.get(array.dtype.str.lstrip("<|"))
-    if found is None:
+    """Return safetensors' name of an array's dtype; raise FormatError for one that it doesn't have."""
+    word = array.dtype.str.lstrip("<|")
+    if word not in ("f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"):
         raise FormatError(f"dtype {array.dtype} is not known, wanted one that safetensors has")
-    return found
+    return f"{word[0].upper()}{8 * int(word[1])}"

@@ -1,4 +1,4 @@
-"""Export: a stored version on disk. The KV of a prefix, or of some layers and positions, is one safetensors file."""
+"""Export: a stored version is written to disk. KV, or some layers and positions of it, is one safetensors file."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,10 +18,11 @@ from .prefix import Prefix, prefix_of
 
 def write_artifact(
     artifact: Artifact, dest: str | Path, selection: Selection | None, disk: Disk, progress: Progress
-) -> Written:  # fmt: skip
-    """Write a stored version to `dest`, or into it where it ends in a slash: its files, or one of what is selected.
+) -> Written:
+    """Write the files of a stored version to `dest`, or what is selected of it as one file.
 
-    KV becomes one safetensors file. Raises Corrupt, with nothing new at `dest`, if a blob is bad.
+    If `dest` ends in a slash, it is a directory to write into. KV becomes one safetensors file. Raises Corrupt, with
+    nothing new at `dest`, if a blob is bad.
     """
     into, dest = str(dest).endswith("/"), Path(dest).absolute()
     if into:
@@ -43,9 +44,13 @@ def _write_kv(artifact: Artifact, dest: Path, selection: Selection | None, disk:
 
 
 def write_prefix(
-    prefix: Prefix, dest: str | Path, layers: Sequence[int] | None, positions: tuple[int, int] | None, disk: Disk,
+    prefix: Prefix,
+    dest: str | Path,
+    layers: Sequence[int] | None,
+    positions: tuple[int, int] | None,
+    disk: Disk,
     progress: Progress,
-) -> Written:  # fmt: skip
+) -> Written:
     """Write the KV of some layers and token positions of a prefix as one safetensors file, a layer at a time."""
     first, end = positions or (0, prefix.tokens_count)
     if prefix.shape is None or not 0 <= first < end <= prefix.tokens_count:

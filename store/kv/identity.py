@@ -1,4 +1,4 @@
-"""Identities that a caller gives: checked, and for KV complete."""
+"""The identity of KV: the fields that a caller gives are checked, and the number of tokens of a block is added."""
 
 from collections.abc import Mapping
 
@@ -27,9 +27,9 @@ def make_kv_identity(fields: Mapping[str, object]) -> Identity:
 
 
 def complete(identity: Identity) -> Identity:
-    """Return an identity that says how many tokens a block has.
+    """Return an identity with `block_tokens`: what it says already, or BLOCK_TOKENS.
 
-    Raises BadInput for a layout that is not known, or that has pages and does not say how long they are.
+    Raises BadInput for a layout that is not known, or one with pages in an identity without `page_tokens`.
     """
     fields = {"block_tokens": str(BLOCK_TOKENS), **dict(identity)}
     if not 0 < int(fields["block_tokens"]) <= BLOCK_TOKENS_MAX:

@@ -1,7 +1,7 @@
 """Key bounds: minimum and maximum of the keys of every page of tokens, by layer, head and dimension.
 
 A query's inner product with any key of a page is at most the sum over dimensions of max(q x min, q x max) (Quest: Tang
-et al., ICML 2024), so that a reader can choose pages before any KV is read and take only those with `Prefix.select`.
+et al., ICML 2024). So a reader can choose pages before it reads any KV, and read only those with `Prefix.select`.
 """
 
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ def bounds_name(name: str) -> str:
 
 
 def check_bounds(shape: KvShape, page_tokens: int) -> None:
-    """Raise BadInput for pages or dtypes that keys can't be bounded by."""
+    """Raise BadInput unless the pages have an allowed length and the keys a dtype that can be compared."""
     if not 0 < page_tokens <= PAGE_TOKENS_MAX:
         raise BadInput(f"key bounds: pages of {page_tokens} tokens", f"wanted 1 to {PAGE_TOKENS_MAX}")
     if shape.dtype not in _DTYPES:
@@ -37,9 +37,9 @@ def bound_keys(prefix: Prefix, page_tokens: int) -> "dict[str, torch.Tensor]":
     """
     import torch
 
-    found: dict[str, torch.Tensor] = {}
+    bounds: dict[str, torch.Tensor] = {}
     for number, tensors in prefix.stream(layout="NHD"):
         pages = torch.split(tensors[f"layers.{number}.key"], page_tokens)
-        found[f"layers.{number}.key_min"] = torch.stack([page.amin(0) for page in pages])
-        found[f"layers.{number}.key_max"] = torch.stack([page.amax(0) for page in pages])
-    return found
+        bounds[f"layers.{number}.key_min"] = torch.stack([page.amin(0) for page in pages])
+        bounds[f"layers.{number}.key_max"] = torch.stack([page.amax(0) for page in pages])
+    return bounds

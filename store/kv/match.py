@@ -1,4 +1,4 @@
-"""Prefixes: the longest stored prefix of a sequence, and what its blocks are."""
+"""Match: which blocks of a sequence are stored, from the first on, and what their ids stand for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ..errors import Corrupt
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A sequence as its prefix blocks: the id of its identity, then of every block, the last perhaps a short one."""
+    """A sequence as its prefix blocks: the id of its identity, then that of each block. The last block may be short."""
 
     root: KeyId
     blocks: tuple[KeyId, ...]
@@ -44,7 +44,8 @@ def chain_of(digest_key: bytes, identity: Identity, tokens: memoryview, block_to
 def count_stored(catalog: Catalog, chain: Chain) -> int:
     """Return how many blocks of a chain, from the first on, are stored and not known to be bad.
 
-    A few look-ups, however long it is: full blocks are found by galloping and bisection, a short last one by itself.
+    This takes a few look-ups for any length: full blocks are found by doubling the step and then bisecting, and a short
+    last block by one look-up. It relies on this: the blocks before a stored block are stored.
     """
     full = chain.blocks[: chain.full_count]
     with catalog.tables.reading() as rows:
@@ -58,23 +59,24 @@ def count_stored(catalog: Catalog, chain: Chain) -> int:
 
 
 def find_blocks(catalog: Catalog, ids: Sequence[KeyId], *, whole: bool = False) -> list[Named | None]:
-    """Return what each id stands for, None where nothing is stored (any more); or, with `whole`, nothing good."""
+    """Return what each id stands for, None where nothing is stored. With `whole`, also None where a blob is bad."""
     with catalog.tables.reading() as rows:
         return [_read_block(rows, catalog, id_, whole=whole) for id_ in ids]
 
 
 def find_shape(catalog: Catalog, root: KeyId) -> KvShape | None:
     """Return what the model of an identity keeps of a token, None where nothing of it is stored."""
-    [named] = find_blocks(catalog, [root])
-    if named is None:
+    [model] = find_blocks(catalog, [root])
+    if model is None:
         return None
     try:
-        return parse_shape(parse_json(named.about))
+        return parse_shape(parse_json(model.about))
     except FormatError as error:
         raise Corrupt("catalog", str(error), hint="run 'arstore repair'") from None
 
 
 def _count_leading(rows: Rows, catalog: Catalog, ids: Sequence[KeyId]) -> int:
+    """Return how many ids have a row, from the first on, if none has one after the first that has none."""
     low, high = 0, 1
     while high <= len(ids) and _is_known(rows, catalog, ids[high - 1]):
         low, high = high, 2 * high

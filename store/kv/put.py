@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from ...formats.identity import Identity, make_identity
 from ...formats.kv_shape import KvShape
@@ -9,33 +11,82 @@ from ...formats.manifest import BlobName, Claim, Manifest, StoredFile
 from ..artifacts.commit import ATTEMPTS_COUNT, PutParts, PutResult, Wish, commit, kept_being_collected, owning, storing
 from ..artifacts.cuts import Cut, group_cuts
 from ..artifacts.ingest import Ingest
-from ..artifacts.put import without_conflict
+from ..artifacts.inputs import inputs_from_tensors
+from ..artifacts.put import put_inputs, without_conflict
+from ..artifacts.refs import parse_new_ref
 from ..catalog.catalog import Catalog
 from ..errors import BadInput
-from ..progress import Progress
-from .arrays import BlockPart, KvArrays, KvSource, cut_of, parts_of
+from ..progress import Progress, ignore_progress
+from ..segments.blobs import ReadParts
+from .arrays import BlockPart, KvArrays, KvSource, arrays_from_path, arrays_from_tensors, cut_of, parts_of
+from .find import chain_under, find_chain
+from .key_bounds import bound_keys, bounds_name, check_bounds
 from .match import Chain, find_blocks, find_shape
+from .prefix import Prefix
+from .tokens import pack_tokens
+
+
+def put_kv(
+    parts: PutParts,
+    read: ReadParts,
+    kv: Path | str | Mapping[str, Any],
+    tokens: Any,
+    wish: Wish,
+    key_bounds: int,
+    progress: Progress,
+) -> PutResult:
+    """Store the KV of a sequence, and the bounds of its keys by pages of `key_bounds` tokens, if that isn't 0.
+
+    `Kv.put` says the rest.
+    """
+    fields = dict(wish.identity)
+    chain = chain_under(read, pack_tokens(tokens), wish.identity)
+    layout = fields.get("layout", "NHD")
+    if isinstance(kv, Mapping):
+        given = arrays_from_tensors(kv, layout, chain.tokens_count)
+    else:
+        given = arrays_from_path(Path(kv), layout, chain.tokens_count)
+    check_shape(given, fields)
+    if key_bounds:
+        check_bounds(given.shape, key_bounds)
+        parse_new_ref(bounds_name(wish.ref.name))
+    # KV of another shape can't be joined: it is kept beside what is stored, and a conflict.
+    join = wish.join and find_shape(read.catalog, chain.root) in (None, given.shape)
+    parts.recover()
+
+    result = put_blocks(parts, given, chain, replace(wish, join=join), progress)
+    if key_bounds:
+        _put_bounds(parts, wish, find_chain(read, chain, wish.identity), key_bounds)
+    return result
+
+
+def _put_bounds(parts: PutParts, wish: Wish, prefix: Prefix, page_tokens: int) -> None:
+    own = {"sequence": prefix.id, "positions": f"0:{prefix.tokens_count}", "page_tokens": page_tokens}
+    identity = make_identity({**dict(wish.identity), **own, "module": "key bounds"})
+    ref = replace(wish.ref, name=bounds_name(wish.ref.name))
+    wanted = replace(wish, ref=ref, kind="intermediate", identity=identity, join=False)
+    put_inputs(parts, inputs_from_tensors(bound_keys(prefix, page_tokens)), wanted, ignore_progress)
 
 
 def check_shape(given: KvArrays, fields: Mapping[str, str]) -> None:
     """Refuse KV that is not what its identity says, or that lacks a layer."""
     shape, (_, layer) = given.shape, given.shape.layers[0]
     numbers = [number for number, _ in shape.layers]
-    said = str(dict(make_identity({"layers": numbers}))["layers"])
-    if fields.get("layers", said) != said:
-        raise BadInput("kv", f"holds layers {said}, the identity says {fields['layers']}")
+    layers = str(dict(make_identity({"layers": numbers}))["layers"])
+    if fields.get("layers", layers) != layers:
+        raise BadInput("kv", f"holds layers {layers}, the identity says {fields['layers']}")
     if "layers" not in fields and numbers != list(range(len(numbers))):
         missing = next(n for n, number in enumerate([*numbers, -1]) if n != number)
         raise BadInput("kv", f"layer {missing} is missing", hint="if it is meant to be, say so with the field layers")
-    for name, found in (("kv_heads", layer.key_heads), ("head_dim", layer.key_dim), ("page_tokens", given.page)):
-        if found is not None and fields.get(name, str(found)) != str(found):
-            raise BadInput("kv", f"has {name} {found}, the identity says {fields[name]}")
+    for name, value in (("kv_heads", layer.key_heads), ("head_dim", layer.key_dim), ("page_tokens", given.page)):
+        if value is not None and fields.get(name, str(value)) != str(value):
+            raise BadInput("kv", f"has {name} {value}, the identity says {fields[name]}")
 
 
 def put_blocks(parts: PutParts, given: KvArrays, chain: Chain, wish: Wish, progress: Progress) -> PutResult:
-    """Store the blocks of a sequence that are not there, and commit the version that claims them. Durable on return.
+    """Store the blocks of a sequence that are missing, and commit the version that claims them. Durable on return.
 
-    Raises Conflict if a block is stored with other bytes: then both are kept.
+    Raises Conflict if a block is stored with other bytes. Then both are kept.
     """
     with owning(parts, wish) as lease:
         for _ in range(ATTEMPTS_COUNT):
@@ -61,7 +112,7 @@ def _manifest(
     source = KvSource(given, parts)
     digests = [digest for group in ingest.run(list(group_cuts(source, cuts))) for digest in group]
     source.check_unchanged()
-    fresh = iter([BlobName(digest, one.length) for digest, one in zip(digests, cuts, strict=True)])
+    fresh = iter([BlobName(digest, cut.length) for digest, cut in zip(digests, cuts, strict=True)])
     made = {number: tuple(next(fresh) for _ in parts_of(given.shape, 0, chain.tokens_of(number))) for number in missing}
     blocks = [made[number] if number in made else stored[number] for number in range(len(chain.blocks))]
     numbers: dict[BlobName, int] = {}
@@ -74,13 +125,13 @@ def _manifest(
 
 
 def _joined(catalog: Catalog, chain: Chain, shape: KvShape) -> dict[int, tuple[BlobName, ...]]:
-    """Return the blobs of the blocks that are stored already and good, by number."""
+    """Return the blobs of the blocks that are stored already and not known to be bad, by number of the block."""
     if find_shape(catalog, chain.root) != shape:
         return {}
-    found: dict[int, tuple[BlobName, ...]] = {}
-    for number, named in enumerate(find_blocks(catalog, chain.blocks, whole=True)):
-        if named is not None:
+    stored: dict[int, tuple[BlobName, ...]] = {}
+    for number, block in enumerate(find_blocks(catalog, chain.blocks, whole=True)):
+        if block is not None:
             parts = parts_of(shape, 0, chain.tokens_of(number))
-            lengths = (part.length for part in parts)
-            found[number] = tuple(BlobName(*one) for one in zip(named.blobs, lengths, strict=True))
-    return found
+            blobs = zip(block.blobs, parts, strict=True)
+            stored[number] = tuple(BlobName(digest, part.length) for digest, part in blobs)
+    return stored

@@ -1,4 +1,4 @@
-"""Tokens: the ids of a sequence, however a user has them, as u32 LE."""
+"""Tokens: the ids of a sequence, taken in each form that users have, and packed as u32 LE."""
 
 import io
 import json
@@ -16,9 +16,9 @@ _FILE_MAX_BYTES = 1 << 28
 
 
 def pack_tokens(tokens: Any) -> memoryview:
-    """Return token ids (a sequence of whole numbers, a numpy array or a torch tensor of one axis) as u32 LE.
+    """Return token ids as u32 LE: of a sequence of whole numbers, a numpy array or a torch tensor of one axis.
 
-    What is packed already, as a memoryview, is returned as it is. Raises BadInput that names the position of the first
+    A memoryview is packed already and returned as it is. Raises BadInput, which names the position of the first value
     that is no token id.
     """
     import numpy as np
@@ -27,14 +27,14 @@ def pack_tokens(tokens: Any) -> memoryview:
         if not tokens.nbytes or tokens.nbytes % 4 or tokens.format != "B" or not tokens.c_contiguous:
             raise BadInput("tokens", f"are {tokens.nbytes} bytes in a memoryview, wanted u32 LE, one after the other")
         return tokens
-    if hasattr(tokens, "detach"):  # a torch tensor, on whatever device
+    if hasattr(tokens, "detach"):  # a torch tensor, perhaps on a device
         tokens = tokens.detach().cpu().numpy()
     if not isinstance(tokens, np.ndarray | np.generic):
         if isinstance(tokens, str | bytes | bytearray) or not isinstance(tokens, Iterable):
             raise BadInput("tokens", f"are {type(tokens).__name__}, wanted a sequence of whole numbers")
         tokens = list(tokens)
-        if not set(map(type, tokens)) <= {int}:  # numpy would turn True into 1 and 1.0 into 1
-            tokens = [int(one) if isinstance(one, np.integer) else one for one in tokens]
+        if not set(map(type, tokens)) <= {int}:  # because numpy would turn True and 1.0 into 1
+            tokens = [int(token) if isinstance(token, np.integer) else token for token in tokens]
         _check_each(tokens)
         tokens = np.array(tokens, np.int64)
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
@@ -50,7 +50,7 @@ def pack_tokens(tokens: Any) -> memoryview:
 def read_tokens(text: str) -> memoryview:
     """Return the token ids that a command line names: a JSON or `.npy` file, or numbers parted by commas."""
     path = Path(text)
-    # Not Path.exists: a list may be longer than a path can be.
+    # Path.exists would raise for a list that is longer than a path can be.
     if re.fullmatch(r"[0-9]+", text) or ("," in text and not os.path.exists(text)):
         parts = [part.strip() for part in text.rstrip(", ").split(",")]
         return pack_tokens([int(part) if re.fullmatch(r"[0-9]{1,10}", part) else part for part in parts])

@@ -11,7 +11,8 @@ from ..artifacts.artifact import Artifact
 from ..artifacts.tensors import aligned
 from ..disk import FileSpan, Out
 from ..errors import NotFound
-from ..kv.prefix import Prefix, TokenRun, prefix_of
+from ..kv.prefix import Prefix, prefix_of
+from ..kv.prefix_part import PrefixPart, TokenRun
 
 _Read = Callable[[int, Out], None]
 _ZERO_BYTES = 1 << 20
@@ -126,7 +127,7 @@ def stored_prefix(prefix: Prefix, name: str) -> StoredObject:
             return
         if at == 0 and len(out) >= data_bytes(spans):
             _zero(gaps, at, out)
-            prefix.load([TokenRun(0, count, 0)], None, range, None, None, into=out)
+            prefix.load(PrefixPart([TokenRun(0, count, 0)]), into=out)
             return
         _zero(gaps, at, out)
         for span in spans:
@@ -139,7 +140,7 @@ def stored_prefix(prefix: Prefix, name: str) -> StoredObject:
         """Return the arrays of a layer, which is the least that can be converted to its layout."""
         if (arrays := kept.get(number)) is None:
             kept.clear()
-            loaded = prefix.load([TokenRun(0, count, 0)], [number], range, None, None)
+            loaded = prefix.load(PrefixPart([TokenRun(0, count, 0)], [number]))
             kept[number] = arrays = {span.name: loaded.buffer[span.place] for span in loaded.spans}
         return arrays
 

@@ -37,7 +37,7 @@ def find(alone: arstore.Store, among: arstore.Store, task: dict[str, Any]) -> Ti
     """
     import numpy as np
 
-    from arstore.store.kv.kv import complete, make_kv_identity
+    from arstore.store.kv.identity import complete, make_kv_identity
     from arstore.store.kv.match import Chain, chain_of
     from arstore.store.kv.tokens import pack_tokens
 
