@@ -1,7 +1,7 @@
 """Identity: what an artifact is, said in named fields before any byte of it exists, and the chain of prefix blocks.
 
-A field that is not given is `unspecified`, which matches only itself; a field that is not known is refused by name,
-because a key that ignores what it does not understand serves one thing for another. Every value has one text.
+A field that is not given is `unspecified`, which matches only itself. A field that is not known is refused by name: if
+it were ignored, two different artifacts could have one key. Every value has one text.
 
 KV is named by its inputs. Its key is the root of a hash chain: block n of a sequence is named by block n - 1 and its
 own tokens, so that one id stands for the identity and every token from the start.
@@ -58,7 +58,7 @@ def _number(value: object) -> str:
 
 
 def _json(value: object) -> str:
-    """Return canonical JSON of any small value; text that is JSON already is taken as what it spells."""
+    """Return canonical JSON of any small value; text is parsed as JSON."""
     try:
         parsed = json.loads(value) if isinstance(value, str) else value
         return json.dumps(parsed, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -76,15 +76,15 @@ def _names(value: object) -> str:
 
 def _layers(value: object) -> str:
     """Return a set of layer numbers as its runs: 0-15,20."""
-    parts = [str(one) for one in value] if isinstance(value, list) else _text(value).split(",")
+    parts = [str(layer) for layer in value] if isinstance(value, list) else _text(value).split(",")
     if len(parts) > LAYERS_MAX:
         raise FormatError(f"holds {len(parts)} layers or runs of them, wanted at most {LAYERS_MAX}")
     numbers: set[int] = set()
     for part in parts:
-        found = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part)
-        if not found or int(found[1]) > int(found[2] or found[1]) or int(found[2] or found[1]) >= LAYERS_MAX:
+        run = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part)
+        if not run or int(run[1]) > int(run[2] or run[1]) or int(run[2] or run[1]) >= LAYERS_MAX:
             raise FormatError(f"holds {part[:40]!r}, wanted layers as 0-15,20 below {LAYERS_MAX}")
-        numbers.update(range(int(found[1]), int(found[2] or found[1]) + 1))
+        numbers.update(range(int(run[1]), int(run[2] or run[1]) + 1))
     starts = sorted(n for n in numbers if n - 1 not in numbers)
     ends = sorted(n for n in numbers if n + 1 not in numbers)
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
@@ -95,13 +95,13 @@ def _contents(value: object) -> str:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list) or len(parts) > LIST_MAX:
         raise FormatError(f"holds something else than a list of at most {LIST_MAX} digest@position")
-    found = []
+    contents = []
     for part in parts:
-        one = re.fullmatch(r"([0-9a-f]{32,128})@([0-9]{1,10})", str(part))
-        if not one:
+        content = re.fullmatch(r"([0-9a-f]{32,128})@([0-9]{1,10})", str(part))
+        if not content:
             raise FormatError(f"holds {str(part)[:80]!r}, wanted digest@position, 32 or more hex digits")
-        found.append((int(one[2]), one[1]))
-    return ",".join(f"{digest}@{position}" for position, digest in sorted(found))
+        contents.append((int(content[2]), content[1]))
+    return ",".join(f"{digest}@{position}" for position, digest in sorted(contents))
 
 
 def _positions(value: object) -> str:
@@ -120,7 +120,7 @@ def _yes(value: object) -> str:
     return "yes"
 
 
-# In the order in which `why-miss` names them: what differs most often, and matters most, first.
+# `why-miss` names them in this order. First are those that differ most often and matter most.
 FIELDS: dict[str, Callable[[object], str]] = {
     "model": _text, "revision": _text, "weights": _text, "precision": _text, "adapter": _text,
     "adapter_scale": _number, "adapter_targets": _names, "quantisation": _text, "scales": _text,
@@ -136,10 +136,8 @@ FIELDS: dict[str, Callable[[object], str]] = {
     "hardware": _text, "framework": _text,
 }  # fmt: skip
 
-# Who computed it and how: recorded, and part of what it is only where the field strict says so.
-PROVENANCE = frozenset(
-    ("engine", "engine_version", "attention_backend", "chunk_schedule", "hardware", "framework")
-)  # fmt: skip
+# Who computed it and how. These fields are recorded, but they tell identities apart only if the field strict is `yes`.
+PROVENANCE = frozenset(("engine", "engine_version", "attention_backend", "chunk_schedule", "hardware", "framework"))
 
 
 def make_identity(fields: Mapping[str, object]) -> Identity:
@@ -159,11 +157,11 @@ def make_identity(fields: Mapping[str, object]) -> Identity:
             length = len(text.encode())
         except FormatError as error:
             raise FormatError(f"identity field {name!r} {error}") from None
-        except ValueError:  # a number of thousands of digits, a lone surrogate
+        except ValueError:  # raised for a number of thousands of digits, and for a lone surrogate
             raise FormatError(f"identity field {name!r} holds no text that UTF-8 can write") from None
         if not text or "\0" in text or length > VALUE_MAX_BYTES:
             raise FormatError(f"identity field {name!r} is empty, holds a NUL or exceeds {VALUE_MAX_BYTES} bytes")
-        if text != UNSPECIFIED:  # as a list of one name comes to be
+        if text != UNSPECIFIED:  # a list of this one name becomes that text
             given[name] = text
     return tuple(sorted(given.items()))
 
@@ -182,16 +180,16 @@ def key_id(key: bytes, kind: str, identity: Identity) -> KeyId:
 
 def chain_blocks(key: bytes, root: KeyId, tokens: memoryview, block_tokens: int) -> Iterator[KeyId]:
     """Yield the id of every prefix block of a sequence: `tokens` are u32 LE, the last block may be shorter."""
-    parent, step = root, 4 * block_tokens
-    for at in range(0, len(tokens), step):
+    parent, block_bytes = root, 4 * block_tokens
+    for at in range(0, len(tokens), block_bytes):
         hasher = blake3(parent, key=key, max_threads=1)
-        hasher.update(tokens[at : at + step])
+        hasher.update(tokens[at : at + block_bytes])
         parent = KeyId(hasher.digest())
         yield parent
 
 
 def differing(wanted: Identity, stored: Identity) -> list[str]:
-    """Return the names of the fields that tell two identities apart, the most telling first."""
-    one, other = dict(wanted), dict(stored)
-    ignored = frozenset[str]() if "strict" in {**one, **other} else PROVENANCE
-    return [name for name in FIELDS if name not in ignored and one.get(name) != other.get(name)]
+    """Return the names of the fields that tell two identities apart, in the order of FIELDS."""
+    fields, other = dict(wanted), dict(stored)
+    ignored = frozenset[str]() if "strict" in {**fields, **other} else PROVENANCE
+    return [name for name in FIELDS if name not in ignored and fields.get(name) != other.get(name)]

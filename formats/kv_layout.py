@@ -1,6 +1,6 @@
 """KV layouts: the arrays that engines keep, and exact conversions to and from the blocks of the store (kv_shape.py).
 
-Invariant: elements move as rows of bytes and are never read as numbers, so every bit pattern survives both ways.
+Invariant: elements are copied as rows of bytes and never read as numbers, so every bit pattern survives both ways.
 
 Layouts, axes from the outside in; arrays are dense:
     NHD                 key, value  [tokens, heads, dim]            SGLang's pools, FlashInfer's ragged tensors
@@ -12,7 +12,8 @@ Layouts, axes from the outside in; arrays are dense:
     paged-packed-HND    kv          [pages, 2, heads, page, dim]
     packed-paged-NHD    kv          [2, pages, page, heads, dim]    vLLM's FlashAttention before pages came first
     packed-paged-HND    kv          [2, pages, heads, page, dim]
-`page` is tokens a page. Pages stand in token order; what the last one has left is padding, neither read nor written.
+`page` is tokens a page. Pages stand in token order. Room that is left in the last page is padding: neither read nor
+written.
 Where 2 is key and value, both have the same heads and dim. MLA's one latent is a key of 1 head, with no value.
 """
 
@@ -199,13 +200,13 @@ def _cut_at_pages(rows: "Array", grid: "Array", first_token: int) -> "Iterator[t
     while done < tokens:
         number, skipped = divmod(first_token + done, page)
         whole = 0 if skipped else (tokens - done) // page
-        step = whole * page or min(page - skipped, tokens - done)
-        part = rows[:, done : done + step]
-        if whole:  # to split an axis needs no copy, so what is written reaches the block
+        count = whole * page or min(page - skipped, tokens - done)
+        part = rows[:, done : done + count]
+        if whole:  # splitting an axis makes a view, so what is written reaches the block
             yield part.reshape(heads, whole, page, row_bytes), grid[:, number : number + whole]
         else:
-            yield part, grid[:, number, skipped : skipped + step]
-        done += step
+            yield part, grid[:, number, skipped : skipped + count]
+        done += count
 
 
 def _axes_of(layout: str) -> str:

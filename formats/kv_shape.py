@@ -68,7 +68,7 @@ class KvShape:
         return elements * self.element_bytes
 
     def block_bytes(self, tokens: int) -> int:
-        """Return the bytes of a block; raise FormatError for one without tokens or larger than may be."""
+        """Return the bytes of a block; raise FormatError if it has no tokens or exceeds BLOCK_MAX_BYTES."""
         token_bytes = self.token_bytes
         if not 1 <= tokens <= BLOCK_MAX_BYTES // token_bytes:
             raise FormatError(f"kv block of {tokens} tokens of {token_bytes} bytes is empty or over {BLOCK_MAX_BYTES}")
@@ -87,8 +87,8 @@ class KvShape:
 
     def extent(self, layer: int, side: str, tokens: int, heads: range | None = None) -> tuple[int, int]:
         """Return where one side of one layer, or these heads of it, lies in a block: start and stop in bytes."""
-        for number, found, count, dim, at in self.places(tokens):
-            if (number, found) == (layer, side):
+        for number, its_side, count, dim, at in self.places(tokens):
+            if (number, its_side) == (layer, side):
                 head_bytes = dim * tokens * self.element_bytes
                 chosen = range(count) if heads is None else _check_heads(heads, count)
                 return at + chosen.start * head_bytes, at + chosen.stop * head_bytes
@@ -99,15 +99,15 @@ class KvShape:
     ) -> list[tuple[int, int]]:
         """Return start and stop of the runs of bytes that hold these layers and heads of a block, neighbours joined."""
         wanted = self._check_layers(layers)
-        found: list[tuple[int, int]] = []
+        extents: list[tuple[int, int]] = []
         for number, _, count, dim, at in self.places(tokens):
             if number in wanted:
                 chosen, head_bytes = _check_heads(heads(count), count), dim * tokens * self.element_bytes
                 start, stop = at + chosen.start * head_bytes, at + chosen.stop * head_bytes
-                if found and found[-1][1] == start:
-                    start = found.pop()[0]
-                found.append((start, stop))
-        return found
+                if extents and extents[-1][1] == start:
+                    start = extents.pop()[0]
+                extents.append((start, stop))
+        return extents
 
     def narrow(self, *, layers: Collection[int] | None = None, heads: Heads = range) -> "KvShape":
         """Return the shape of these layers and heads alone: what a pipeline stage or a tensor-parallel rank holds."""
@@ -151,7 +151,7 @@ def parse_shape(fields: object) -> KvShape:
         if not isinstance(run, list) or len(run) != 6 or any(type(number) is not int for number in run):
             raise FormatError("kv shape has layers that are not lists of 6 whole numbers")
         first, count = run[:2]
-        # No more layers than LAYERS_MAX, however many runs, before any of them is made.
+        # This bounds the layers before they are made: LAYERS_MAX in all runs together.
         if count < 1 or not len(layers) <= first <= LAYERS_MAX - count:
             raise FormatError(f"kv shape has {count} layers from {first} on, wanted them below {LAYERS_MAX}, ascending")
         layer = LayerShape(run[2], run[3], run[4], run[5])
@@ -163,9 +163,9 @@ def parse_shape(fields: object) -> KvShape:
 
 
 def heads_of(rank: int, world: int, kv_heads: int) -> range:
-    """Return the heads that one rank of tensor parallelism holds; of more ranks than heads, neighbours hold the same.
+    """Return the heads that one rank of tensor parallelism holds. If ranks outnumber heads, neighbours hold the same.
 
-    Raises FormatError where neither divides the other, as engines refuse that too.
+    Raises FormatError if neither number divides the other. Engines refuse that too.
     """
     if not 0 <= rank < world:
         raise FormatError(f"rank {rank} is not one of {world}")

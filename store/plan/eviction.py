@@ -1,9 +1,11 @@
 """Which objects leave a tier so that others can come: Belady's choice, with a window of steps that it may not touch.
 
-Belady alone evicts what is needed last, and that is often what the running request uses: its space comes free late, and
-the next moves wait. So what the last `window` steps used stays out of the choice while anything else is left; then
-moves can run that many steps ahead. A window of 0 is Belady: of equal sizes, nothing fetches less. A window as wide as
-the order never looks into the future: it evicts what was used longest ago, which is LRU.
+Belady alone evicts the object whose next use is furthest away. Often the running request uses that object. Then its
+space comes free late, and the next moves wait. So objects that the last `window` steps used are evicted only if no
+other can be, and moves can run that many steps ahead.
+
+A window of 0 is Belady: if all objects have one size, no other choice fetches less. A window as wide as the order never
+looks into the future: it evicts the object that was used longest ago, which is LRU.
 
 Invariant: a victim's last user is at most the `after` of the move that evicts it, and not the step that move is for.
 """
@@ -33,17 +35,17 @@ class Uses:
 def fill(
     uses: Uses, sizes: Sequence[int], capacity: int | None, *, window: int, found: Sequence[int], held: frozenset[int]
 ) -> list[Move]:
-    """Return the moves that bring every step's objects into a tier, where `found` lie at first and `held` never leave.
+    """Return the moves that bring every step's objects into a tier. `found` are in it at first, `held` never leave.
 
-    Each step alone must fit. Of objects never used again, those unused for longest go first.
+    Each step alone must fit. Of objects that are never used again, the one that was used longest ago is evicted first.
     """
     limit = _END if capacity is None else capacity
     upcoming = list(uses.first)
-    last = [_END] * len(sizes)  # the last step that used an object; _END: it is not there
+    last = [_END] * len(sizes)  # the last step that used an object; _END: it is not in the tier
     for number in found:
         last[number] = NEVER
     used = sum(sizes[number] for number in found)
-    # (-next use, last use, object), the first to go on top; stale once the last use moved on
+    # (-next use, last use, object); the next to evict is on top. A row is stale once its object was used again.
     ready = [(-upcoming[number], NEVER, number) for number in found if number not in held]
     heapify(ready)
     moves = []

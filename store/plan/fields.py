@@ -1,7 +1,7 @@
-"""Values from outside, taken field by field: each is what was wanted, or BadInput names the place and the field.
+"""Values from outside, taken field by field: each is as wanted, or BadInput names the place and the field.
 
-Invariant: nothing leaves with another type than asked for (true is no number), not finite, out of its range, or as
-text without UTF-8; a field that nobody knows is refused by name.
+Invariant: a value has the type that was asked for (true is no number), is finite and in its range, and text is
+printable. A field that isn't known is refused by name.
 """
 
 from collections.abc import Collection
@@ -16,7 +16,7 @@ _SHOWN = 40
 
 
 class Fields:
-    """The fields of one JSON object or TOML table; `where` begins every refusal."""
+    """The fields of one JSON object or TOML table. `where` begins every refusal, `known` lists all allowed names."""
 
     def __init__(self, value: Any, where: str, known: Collection[str]) -> None:
         if not isinstance(value, dict):
@@ -89,7 +89,7 @@ class Fields:
     def _text(self, name: str, value: Any) -> str:
         if not isinstance(value, str) or not value or len(value.encode(errors="replace")) > TEXT_MAX_BYTES:
             self.refuse(name, value, f"text of 1 to {TEXT_MAX_BYTES} bytes")
-        if not value.isprintable():  # nor is a lone surrogate, which has no UTF-8
+        if not value.isprintable():  # this refuses lone surrogates too, which UTF-8 can't write
             self.refuse(name, value, "printable text")
         return value
 

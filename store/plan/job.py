@@ -1,7 +1,7 @@
-"""JOB files: what a user writes about a run, a TOML file and the requests as JSON lines beside it.
+"""JOB files: what a user writes about a run, as a TOML file, with the requests as JSON lines in a file beside it.
 
-Invariant: what leaves here is complete and in range; whatever is not is refused in one line with file, line and field.
-Nothing but the two files is read, and no store is asked: `compose` gets the objects of a request from its caller.
+Invariant: a JobFile is complete and in range. Everything else is refused in one line, which names file, line and field.
+Only these two files are read, and no store is asked: `compose` gets the objects of a request from its caller.
 """
 
 import tomllib
@@ -32,7 +32,7 @@ BUDGETS = ("device", "host", "shared")
 _TABLES = ("job", "budget", "recompute", "identity")
 _JOB = ("to", "weights", "requests", "block_bytes", "block_tokens")
 _NEEDS = ("tokens", "hash_ids", "artifacts")
-# Published traces carry the last three, which say nothing that a plan could use.
+# Published traces have the last three. They are allowed, and ignored.
 _LINE = ("id", *_NEEDS, "after", "compute_seconds", "timestamp", "input_length", "output_length")
 _WEIGHTS_ALONE = "weights"
 
@@ -51,7 +51,7 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True)
 class JobFile:
-    """What a JOB says. `budget` is bytes by tier; `block_bytes` is there where requests have hash ids."""
+    """What a JOB says. `budget` is bytes by tier. `block_bytes` is not None if a request has hash ids."""
 
     path: Path
     to: str
@@ -72,18 +72,10 @@ def read_job(path: Path) -> JobFile:
 
     Raises NotFound if one of the two isn't there, StorageFailed if it can't be read, BadInput for anything wrong in it.
     """
-    text = read_bounded(path, JOB_MAX_BYTES)
-    try:
-        value = tomllib.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        hint = "a PLAN goes to 'arstore prefetch'" if holds_plan(text) else ""
-        raise BadInput(str(path), f"not valid TOML ({str(error).lower()})", hint=hint) from None
-    tables = Fields(value, str(path), _TABLES)
+    tables = _read_tables(path)
     job = Fields(tables.get("job"), f"{path}: [job]", _JOB)
-    budget = Fields(tables.get("budget") if "budget" in tables else {}, f"{path}: [budget]", BUDGETS)
-    rate = Fields(
-        tables.get("recompute") if "recompute" in tables else {}, f"{path}: [recompute]", ("tokens_per_second",)
-    )
+    budget = _optional_table(tables, path, "budget", BUDGETS)
+    recompute = _optional_table(tables, path, "recompute", ("tokens_per_second",))
     to = job.text("to") if "to" in job else "host"
     if to not in TARGETS:
         job.refuse("to", to, " or ".join(TARGETS))
@@ -92,9 +84,9 @@ def read_job(path: Path) -> JobFile:
         _check_ref(name, f"{path}: [job]: weights")
     if "requests" not in job and not weights:
         raise BadInput(f"{path}: [job]", "neither weights nor requests: nothing to stage")
-    tokens_per_s = rate.real("tokens_per_second") if "tokens_per_second" in rate else None
+    tokens_per_s = recompute.real("tokens_per_second") if "tokens_per_second" in recompute else None
     if tokens_per_s == 0:
-        rate.refuse("tokens_per_second", 0, "more than 0")
+        recompute.refuse("tokens_per_second", 0, "more than 0")
     read = JobFile(
         path=path,
         to=to,
@@ -108,6 +100,21 @@ def read_job(path: Path) -> JobFile:
     return _with_requests(read, path.parent / job.text("requests")) if "requests" in job else read
 
 
+def _read_tables(path: Path) -> Fields:
+    text = read_bounded(path, JOB_MAX_BYTES)
+    try:
+        value = tomllib.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        hint = "a PLAN goes to 'arstore prefetch'" if holds_plan(text) else ""
+        raise BadInput(str(path), f"not valid TOML ({str(error).lower()})", hint=hint) from None
+    return Fields(value, str(path), _TABLES)
+
+
+def _optional_table(tables: Fields, path: Path, name: str, known: Sequence[str]) -> Fields:
+    """Return the fields of a table; none if there is no such table."""
+    return Fields(tables.get(name) if name in tables else {}, f"{path}: [{name}]", known)
+
+
 def read_bounded(path: Path, most_bytes: int = PLAN_MAX_BYTES) -> bytes:
     """Return what a file holds; raise BadInput if it is too long."""
     with _opened(path) as file:
@@ -118,25 +125,25 @@ def read_bounded(path: Path, most_bytes: int = PLAN_MAX_BYTES) -> bytes:
 
 
 def holds_plan(text: bytes) -> bool:
-    """Say whether a file's text is that of a plan, good or bad; else it may be a JOB's."""
+    """Say whether the text of a file is a plan, good or bad. If not, it may be a JOB."""
     return text.lstrip().startswith(b"{")
 
 
 def compose(
     job: JobFile, tiers: Sequence[PlannedTier], *, source: str, held: Sequence[Object], objects_of: ObjectsOf
 ) -> Job:
-    """Return what can be planned: the objects of every request and of the weights, each object once, in order of use.
+    """Return the job to plan, with the objects of all requests and the weights (`held`), each once, in order of use.
 
-    A job of weights alone becomes one request that needs just them.
+    A JOB that has weights and no requests becomes one request, which needs only the weights.
     """
     numbers: dict[str, int] = {}
     objects: list[Object] = []
 
     def numbered(wanted: Sequence[Object]) -> tuple[int, ...]:
-        for one in wanted:
-            if numbers.setdefault(one.id, len(objects)) == len(objects):
-                objects.append(one)
-        return tuple(dict.fromkeys(numbers[one.id] for one in wanted))
+        for staged in wanted:
+            if numbers.setdefault(staged.id, len(objects)) == len(objects):
+                objects.append(staged)
+        return tuple(dict.fromkeys(numbers[staged.id] for staged in wanted))
 
     always = numbered(held)
     lines = job.requests or (JobRequest(_WEIGHTS_ALONE),)
@@ -145,7 +152,7 @@ def compose(
 
 
 def hashed_objects(job: JobFile) -> ObjectsOf:
-    """Return how hash ids become objects: blocks of the size the job states, whether or not a store holds them."""
+    """Return how hash ids become objects: blocks of the size that the JOB states, whether or not they are stored."""
 
     def blocks(request: JobRequest) -> list[Object]:
         return [Object(f"{BLOCK}{name}", job.block_bytes or 0, job.block_tokens) for name in request.hash_ids]
@@ -179,7 +186,7 @@ def _with_requests(job: JobFile, path: Path) -> JobFile:
 
 
 def _request(text: bytes, where: str, line: int) -> JobRequest:
-    """Return the request of one line; one without an id has the number of its line for one."""
+    """Return the request of one line. If it has no id, the number of the line is its id."""
     try:
         value = parse_json(text)
     except FormatError as error:
@@ -202,7 +209,7 @@ def _request(text: bytes, where: str, line: int) -> JobRequest:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield every line that isn't blank, with its number from 1."""
+    """Yield each line that isn't blank, with its number, counted from 1."""
     with _opened(path) as file:
         number = 0
         while text := file.readline(LINE_MAX_BYTES + 1):

@@ -1,13 +1,14 @@
 """What is planned, and what a plan is made of: objects, requests and tiers; moves in lanes; the rules both must keep.
 
-A lane is every move into one tier, in the order in which they are made. A step is what a lane works for: the lane of
-the target tier fills it for requests, in their order; the lane of each tier below fills that for the moves of the lane
-above, one step a move. So everything goes up one tier at a time, and a lane waits for two things only: what it moves
-must have come up, and the last user of what it evicts must be over, which the number `after` says.
+A lane is all moves into one tier, in the order in which they are made. A step is one use that a lane works for. The
+target's lane works for the requests, in their order. Each lower lane works for the moves of the lane above it, one step
+a move. So an object goes up one tier at a time, and a move waits for two things only. Its object must have come into
+the tier below. The last user of each object that it evicts must be over; the number `after` says which step that is.
 
-Invariant, checked by `replay`: taking the moves of a lane in order, each evicting before it fills, a tier never holds
-more than its capacity; all a step needs is there when the lane has worked through that step; and nothing is evicted
-before its last user so far is over. Room is given out in lane order, so this holds at every moment of every timing.
+Invariant, checked by `replay`. The moves of a lane are taken in order, and each evicts before it fills. Then a tier
+never holds more than its capacity. When the lane has made the moves of a step, the tier holds all that the step needs.
+No object is evicted before its last user so far is over. Room is given out in lane order, so all of this holds at every
+moment, whatever the timing.
 """
 
 from collections.abc import Sequence
@@ -19,15 +20,15 @@ from ..errors import BadInput, NoRoom
 RequestId = str | int
 
 NEVER = -1
-BLOCK = "block "  # begins the id of an object that is a prefix block; the block's id in hex follows
+BLOCK = "block "  # the id of an object that is a prefix block begins so; the block's id in hex follows
 
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """What moves as one. Its `tokens` can be computed anew instead, unless there are none.
+    """What is staged as a whole. If it has `tokens`, computing them anew makes it too.
 
-    `stored`: it lies in the source tier; else it exists once it was computed, and again each time after it was evicted.
-    `found` names the tiers between source and target where it lies already.
+    `stored` says that it is in the source tier. If not, it must be computed before its first use, and again after each
+    eviction. `found` names the tiers, of target and those between, that hold it already.
     """
 
     id: str
@@ -39,9 +40,9 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What needs its objects, all at once, in the target tier; numbers into the job's objects, each once.
+    """What needs its objects in the target tier, all at once. `objects` are numbers of the job's objects, each once.
 
-    `compute_s` is the work that remains when all of them are there. It runs when the requests in `after` are over.
+    `compute_s` is its work when all of them have come. It runs when the requests in `after` are over.
     """
 
     id: RequestId
@@ -54,8 +55,8 @@ class Request:
 class PlannedTier:
     """A tier that is filled from the one below it: at most `capacity_bytes` (None: no limit), at a measured speed.
 
-    `alone_bytes_per_s`: that of a move with no other beside it, where it is slower. `evict_bytes_per_s`: how fast what
-    is evicted goes, where that takes time.
+    `alone_bytes_per_s` is the speed of a move with no other beside it, if that is slower. `evict_bytes_per_s` is the
+    speed at which evicted objects are wiped, if that takes time.
     """
 
     name: str
@@ -70,11 +71,11 @@ class PlannedTier:
         return self.latency_s + length_bytes / self.bytes_per_s
 
     def evict_s(self, length_bytes: int) -> float:
-        """Return how long it takes until so many bytes are gone."""
+        """Return how long it takes to evict so many bytes."""
         return length_bytes / self.evict_bytes_per_s if self.evict_bytes_per_s else 0.0
 
     def lead_s(self, length_bytes: int) -> float:
-        """Return how much longer it takes with no other beside it."""
+        """Return how much longer a move takes if it has no other beside it."""
         alone = self.alone_bytes_per_s or self.bytes_per_s
         return max(length_bytes / alone - length_bytes / self.bytes_per_s, 0.0)
 
@@ -84,8 +85,8 @@ class Job:
     """All that a plan depends on. `tiers` go from the target down; below the last of them is the source.
 
     `held` are objects that stay in the target tier from the first request to the last, as weights do.
-    Without `tokens_per_s` nothing can be computed anew. `identity` is that of the KV whose blocks objects are; planning
-    does not look at it.
+    Without `tokens_per_s` nothing can be computed anew. `identity` is that of the KV whose blocks the objects are.
+    Planning does not read it.
     """
 
     objects: tuple[Object, ...]
@@ -97,19 +98,20 @@ class Job:
     identity: tuple[tuple[str, object], ...] = ()
 
     def found(self, place: int) -> list[int]:
-        """Return the objects that lie in a tier already."""
-        return [number for number, one in enumerate(self.objects) if self.tiers[place].name in one.found]
+        """Return the numbers of the objects that a tier holds before the first move."""
+        tier = self.tiers[place].name
+        return [number for number, staged in enumerate(self.objects) if tier in staged.found]
 
     def found_bytes(self, place: int) -> int:
         return sum(self.objects[number].length_bytes for number in self.found(place))
 
     def recompute_s(self, number: int) -> float:
-        """Return how long computing one object anew takes; infinite where that can't be done."""
+        """Return how long computing one object anew takes; infinity if that can't be done."""
         tokens = self.objects[number].tokens
         return tokens / self.tokens_per_s if tokens and self.tokens_per_s else inf
 
     def needs(self, order: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return what must be in the target tier for each request in this order; what is held counts to the first."""
+        """Return the objects that each request in this order needs in the target tier. The first needs `held` too."""
         steps = [self.requests[number].objects for number in order]
         if steps and self.held:
             steps[0] = tuple(dict.fromkeys(self.held + steps[0]))
@@ -123,9 +125,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One object into a tier: for which step, after which step is over (NEVER: at once), evicting what before.
+    """One object comes into a tier for step `step`; before that, the objects in `evict` leave.
 
-    `made`: it isn't moved but computed, in the target tier, by the request that needs it.
+    It waits until step `after` is over; NEVER means that it waits for none. `made` says that the object is not moved
+    but computed in the target tier, by the request that needs it.
     """
 
     object: int
@@ -152,19 +155,19 @@ def check_job(job: Job) -> None:
         for rate in (tier.alone_bytes_per_s, tier.evict_bytes_per_s):
             if rate is not None and not 0 < rate < inf:
                 raise BadInput(f"tier {tier.name}", "wanted bytes a second above 0 alone and evicting, or none")
-    for number, one in enumerate(job.objects):
-        if one.length_bytes < 0 or one.tokens < 0:
-            raise BadInput(f"object {one.id}", "a size below 0")
-        if not one.stored and job.recompute_s(number) == inf:
+    for number, staged in enumerate(job.objects):
+        if staged.length_bytes < 0 or staged.tokens < 0:
+            raise BadInput(f"object {staged.id}", "a size below 0")
+        if not staged.stored and job.recompute_s(number) == inf:
             why = f"is not in {job.source} and can't be computed"
-            raise BadInput(f"object {one.id}", why, hint="give tokens_per_second under [recompute]")
+            raise BadInput(f"object {staged.id}", why, hint="give tokens_per_second under [recompute]")
     for request in job.requests:
         _check_needs(job, f"request {request.id}", request.objects)
         if not 0 <= request.compute_s < inf:
             raise BadInput(f"request {request.id}", f"compute_seconds is {request.compute_s}, wanted 0 or more")
     _check_needs(job, "what is held", job.held)
     _check_names("tier", [*(tier.name for tier in job.tiers), job.source])
-    _check_names("object", [one.id for one in job.objects])
+    _check_names("object", [staged.id for staged in job.objects])
     _check_names("request", [request.id for request in job.requests])
     _check_room(job)
 
@@ -176,16 +179,16 @@ def _check_needs(job: Job, who: str, numbers: Sequence[int]) -> None:
         raise BadInput(who, "needs an object twice")
 
 
-def _check_names(what: str, names: Sequence[RequestId]) -> None:
+def _check_names(noun: str, names: Sequence[RequestId]) -> None:
     seen: set[RequestId] = set()
     for name in names:
         if name in seen:
-            raise BadInput(f"{what} {name}", "is there twice")
+            raise BadInput(f"{noun} {name}", "is there twice")
         seen.add(name)
 
 
 def _check_room(job: Job) -> None:
-    """Raise NoRoom where one request, one object on its way up, or what lies there already is more than a budget."""
+    """Raise NoRoom if a request, an object on its way up, or what a tier holds already is more than its budget."""
     target = job.tiers[0].name
     held, beside = set(job.held), " with what is held" if job.held else ""
     for place, tier in enumerate(job.tiers):
@@ -197,15 +200,15 @@ def _check_room(job: Job) -> None:
                 length = sum(job.objects[number].length_bytes for number in held.union(request.objects))
                 loads.append((f"request {request.id}", beside, length))
         else:
-            loads += [(f"object {one.id}", "", one.length_bytes) for one in job.objects if one.stored]
-        for what, more, length in loads:
+            loads += [(f"object {staged.id}", "", staged.length_bytes) for staged in job.objects if staged.stored]
+        for load, more, length in loads:
             if length > tier.capacity_bytes:
                 why = f"needs {length} bytes{more}, the budget of {tier.name} is {tier.capacity_bytes}"
-                raise NoRoom(what, why, hint=f"raise the budget of {tier.name}, or stage less to {target}")
+                raise NoRoom(load, why, hint=f"raise the budget of {tier.name}, or stage less to {target}")
 
 
 def replay(job: Job, order: Sequence[int], lanes: Lanes) -> list[int]:
-    """Take every lane move by move; return the most bytes each tier holds.
+    """Make the moves of every lane one by one, on paper; return the most bytes that each tier holds.
 
     Raises BadInput for the first move that breaks the invariant.
     """
@@ -219,15 +222,15 @@ def replay(job: Job, order: Sequence[int], lanes: Lanes) -> list[int]:
 
 
 def steps_below(lane: Sequence[Move]) -> list[tuple[int, ...]]:
-    """Return what the tier below a lane must hold for each of its moves: its object, or nothing if it is computed."""
+    """Return what the tier below a lane must hold for each of its moves: its object; none if it is computed."""
     return [() if move.made else (move.object,) for move in lane]
 
 
 def _replay_lane(
     job: Job, tier: PlannedTier, steps: Sequence[tuple[int, ...]], lane: Sequence[Move], held: frozenset[int]
 ) -> int:
-    sizes = [one.length_bytes for one in job.objects]
-    last = {number: NEVER for number, one in enumerate(job.objects) if tier.name in one.found}
+    sizes = [staged.length_bytes for staged in job.objects]
+    last = {number: NEVER for number, staged in enumerate(job.objects) if tier.name in staged.found}
     used = peak = sum(sizes[number] for number in last)
     at = 0
     for step, needed in enumerate(steps):

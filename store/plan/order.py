@@ -12,7 +12,7 @@ from .model import Job, RequestId
 
 
 def given_order(job: Job) -> list[int]:
-    """Return the requests as given, one that comes too early moved to where its `after` allows it.
+    """Return the requests as given. One that comes before a request it waits for is put where `after` allows it.
 
     Raises BadInput for an `after` that names no request, or requests that wait for each other.
     """
@@ -22,9 +22,10 @@ def given_order(job: Job) -> list[int]:
 def prefix_order(job: Job) -> list[int]:
     """Return an order in which requests that begin with the same objects run together.
 
-    Sorted by their lists of objects, requests walk the tree of their prefixes depth first, so that each object's uses
-    lie side by side and no order needs less. Where `after` forbids that, requests that come free are taken on the
-    way (onward, then around again) or at once (turning back), or as given: whichever order needs least.
+    Sorted by their lists of objects, requests walk the tree of their prefixes depth first. Then each object's uses
+    lie side by side, and no order needs less room. If a request has an `after`, three orders are tried and the one that
+    needs the least room is taken: a request that comes free is taken when the walk comes to it again, or at once, or
+    all run as given.
     """
     by_prefix = sorted(range(len(job.requests)), key=lambda number: (job.requests[number].objects, number))
     rank = [0] * len(by_prefix)
@@ -37,9 +38,9 @@ def prefix_order(job: Job) -> list[int]:
 
 
 def live_peak_bytes(job: Job, order: Sequence[int]) -> int:
-    """Return the most bytes any moment of an order needs resident so that nothing is ever fetched twice.
+    """Return the bytes that must be resident at the fullest moment of an order so that no object is fetched twice.
 
-    At a request that is: all it needs, what is held, and what earlier requests used that later ones use again.
+    At each request these are its own objects, what is held, and what earlier requests used and later ones use again.
     """
     held = set(job.held)
     first: dict[int, int] = {}
@@ -57,7 +58,10 @@ def live_peak_bytes(job: Job, order: Sequence[int]) -> int:
 
 
 def _schedule(job: Job, rank: Sequence[int], *, onward: bool) -> list[int]:
-    """Return the requests by rank, each after those it waits for; `onward`: one that comes free behind waits a lap."""
+    """Return the requests by rank, each after those it waits for.
+
+    With `onward`, a request that comes free when its rank has passed waits until all free requests of this lap ran.
+    """
     numbers = {request.id: number for number, request in enumerate(job.requests)}
     followers: list[list[int]] = [[] for _ in job.requests]
     waits = [0] * len(job.requests)

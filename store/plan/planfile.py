@@ -1,10 +1,10 @@
 """A plan as a value, and as the JSON in which it is kept, shown and handed to `prefetch`.
 
-`refetches` counts every move into a tier, and every recomputation, of an object which that tier had held before in this
-plan and evicted, summed over the tiers: 0 means that nothing came up any step twice. What a tier below still held
-makes a refetch cheaper, and counts all the same.
+A refetch brings an object into a tier that held it earlier in the plan and evicted it, by a move or by computing it.
+`refetches` counts them in all tiers. It is 0 if no object comes into any tier twice. A refetch from a tier just below
+is cheaper than one from the source, but counts as much.
 
-Invariant: a plan read back keeps every rule of model.py, and its sums and its seconds follow from its moves.
+Invariant: a plan read back keeps every rule of `model`, and its sums and its seconds follow from its moves.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,8 @@ _FORMAT = 1
 _JOB = ("format", "source", "tiers", "tokens_per_second", "identity", "objects", "held", "requests")
 _MOVES = ("order", "moves")
 _SUMS = ("peak_bytes", "live_peak_bytes", "refetches", "predicted_seconds")
-_TIER = (
-    "name", "capacity_bytes", "bytes_per_second", "latency_seconds", "alone_bytes_per_second", "evict_bytes_per_second"
-)  # fmt: skip
+_RATES = ("alone_bytes_per_second", "evict_bytes_per_second")
+_TIER = ("name", "capacity_bytes", "bytes_per_second", "latency_seconds", *_RATES)
 _OBJECT = ("id", "bytes", "tokens", "stored", "found")
 _REQUEST = ("id", "objects", "after", "compute_seconds")
 _MOVE = ("to", "object", "step", "after", "evict", "recompute")
@@ -35,9 +34,9 @@ _MOVE = ("to", "object", "step", "after", "evict", "recompute")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A job, the order of its requests as numbers, the moves into each of its tiers, and what comes of them.
+    """A job, the order of its requests as numbers, the moves into each of its tiers, and what follows from them.
 
-    `peak_bytes` is the most each tier holds; `live_peak_bytes` see order.py.
+    `peak_bytes` is the most that each tier holds. For `live_peak_bytes` see `order`.
     """
 
     job: Job
@@ -51,9 +50,9 @@ class Plan:
     def fields(self) -> dict[str, Any]:
         """Return the plan as JSON has it. `parse_plan` takes nothing else.
 
-        Objects stand by their place in `objects` in requests, and by id in moves; `step` and `after` see model.py.
+        A request names its objects by their number in `objects`, a move by id. For `step` and `after` see `model`.
         """
-        job, names = self.job, [one.id for one in self.job.objects]
+        job, names = self.job, [staged.id for staged in self.job.objects]
         stated = _row(
             _JOB,
             _FORMAT,
@@ -86,16 +85,16 @@ class Plan:
         return _row(_SUMS, peaks, self.live_peak_bytes, self.refetches, self.predicted_s)
 
 
-def settle_plan(job: Job, order: Sequence[int], lanes: Lanes) -> Plan:
-    """Return a plan with all that follows from its moves; raise BadInput if they break a rule of model.py."""
-    peaks = tuple(replay(job, order, lanes))  # first: only moves that keep the rules can be simulated
+def plan_of_lanes(job: Job, order: Sequence[int], lanes: Lanes) -> Plan:
+    """Return the plan that consists of these moves; raise BadInput if they break a rule of `model`."""
+    peaks = tuple(replay(job, order, lanes))  # this comes first: only moves that keep the rules can be simulated
     frozen = tuple(tuple(lane) for lane in lanes)
     live, again = live_peak_bytes(job, order), count_refetches(job, lanes)
     return Plan(job, tuple(order), frozen, peaks, live, again, simulate(job, order, lanes).seconds)
 
 
 def count_refetches(job: Job, lanes: Lanes) -> int:
-    """Return the moves into a tier of what it had held before."""
+    """Return how many moves bring an object into a tier that held it before."""
     return sum(len(lane) - len({m.object for m in lane}.difference(job.found(n))) for n, lane in enumerate(lanes))
 
 
@@ -122,13 +121,13 @@ def parse_plan(value: Any, where: str) -> Plan:
         order = [requests.get(name, len(requests)) for name in top.ids("order")]
         check_order(job, order)
         lanes = _parse_lanes(job, top.rows("moves"))
-        plan = settle_plan(job, order, lanes)
+        plan = plan_of_lanes(job, order, lanes)
     except BadInput as error:
         raise BadInput(where, str(error), hint=error.hint) from None
-    told = plan.sums()
+    sums = plan.sums()
     for name in _SUMS:
-        if top.get(name) != told[name]:
-            raise BadInput(where, f"{name} is not what follows from the moves, which is {told[name]}")
+        if top.get(name) != sums[name]:
+            raise BadInput(where, f"{name} is not what follows from the moves, which is {sums[name]}")
     return plan
 
 
@@ -137,7 +136,7 @@ def _row(names: Sequence[str], *values: Any) -> dict[str, Any]:
 
 
 def _parse_lanes(job: Job, rows: list[Any]) -> Lanes:
-    objects = {one.id: number for number, one in enumerate(job.objects)}
+    objects = {staged.id: number for number, staged in enumerate(job.objects)}
     lanes: dict[str, list[Move]] = {tier.name: [] for tier in job.tiers}
     for number, row in enumerate(rows):
         fields = Fields(row, f"moves[{number}]", _MOVE)
@@ -165,7 +164,7 @@ def _request(row: Any, where: str) -> Request:
 def _tier(row: Any, where: str) -> PlannedTier:
     fields = Fields(row, where, _TIER)
     capacity = None if fields.get("capacity_bytes") is None else fields.whole("capacity_bytes")
-    alone, evict = (None if fields.get(name) is None else fields.real(name) for name in _TIER[-2:])
+    alone, evict = (None if fields.get(name) is None else fields.real(name) for name in _RATES)
     speed = fields.real("bytes_per_second"), fields.real("latency_seconds")
     return PlannedTier(fields.text("name"), capacity, *speed, alone, evict)
 
@@ -176,7 +175,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def unpack_plan(text: bytes, where: str) -> Plan:
-    """Return the plan in a file's text, as `read_plan` does."""
+    """Return the plan in the text of a file; `where` names the file. Raises BadInput as `read_plan` does."""
     try:
         return parse_plan(parse_json(text), where)
     except FormatError as error:

@@ -1,10 +1,10 @@
-"""Fetch, recompute or split: which of the objects that requests miss are computed anew instead of moved.
+"""Fetch, recompute or split: which of the objects that requests miss are computed anew instead of fetched.
 
 A request's objects come in order, and an accelerator that computes one needs only those before it. So a request
-computes none, all, or some of them from the front while the rest arrives, whatever lets it end soonest by what is known
-of the load on both; at a tie it computes fewer.
+computes none, all, or the first few of them while the others arrive. The count is the one that lets the request end
+soonest, by the known load of lane and accelerator. Of equal counts the lowest is taken.
 
-Invariant: what isn't stored is computed, and what has no tokens is not.
+Invariant: an object that isn't stored is computed, and one without tokens is not.
 """
 
 from bisect import bisect_left
@@ -16,7 +16,7 @@ from .model import Job, Lanes, Move
 
 
 def fetch_seconds(job: Job, lanes: Lanes) -> list[float]:
-    """Return for each move into the target how long the slowest part of its way takes, from where it is found then."""
+    """Return for each move into the target the seconds of the slowest move on its way up, in this plan."""
     costs = [0.0] * len(lanes[-1])
     for place in range(len(lanes) - 1, -1, -1):
         tier = job.tiers[place]
@@ -30,8 +30,8 @@ def fetch_seconds(job: Job, lanes: Lanes) -> list[float]:
 
 
 def split_requests(job: Job, order: Sequence[int], top: Sequence[Move], costs: Sequence[float]) -> list[Move]:
-    """Return the target's moves, those marked as made that are better computed than fetched."""
-    stored = [one.stored for one in job.objects]
+    """Return the target's moves; those that are better computed than fetched are marked as made."""
+    stored = [staged.stored for staged in job.objects]
     split: list[Move] = []
     ends: list[float] = []  # of each request so far
     arrived = 0.0
@@ -46,8 +46,8 @@ def split_requests(job: Job, order: Sequence[int], top: Sequence[Move], costs: S
         tail = _rests(0.0 if stored[move.object] else cost for move, cost in zip(moves, anew, strict=True))
         loaded = [max(arrived, room) + rest if rest else arrived for rest in fetch]
         ended, count = min(
-            (max(there, idle + computed) + last, count)
-            for count, (there, computed, last) in enumerate(zip(loaded, front, tail, strict=True))
+            (max(fetched, idle + computed) + last, count)
+            for count, (fetched, computed, last) in enumerate(zip(loaded, front, tail, strict=True))
         )
         arrived = loaded[count]
         ends.append(ended + job.requests[number].compute_s)
@@ -57,5 +57,5 @@ def split_requests(job: Job, order: Sequence[int], top: Sequence[Move], costs: S
 
 
 def _rests(values: Iterable[float]) -> list[float]:
-    """Return the sums of what is left after none, one, two of the values, down to 0."""
+    """Return the sums of all values, of all but the first, of all but the first two, and so on down to 0."""
     return [*accumulate(reversed([*values]), initial=0.0)][::-1]

@@ -1,12 +1,16 @@
 """When everything in a plan happens: a pipeline of one worker a lane and one accelerator.
 
-A worker makes its moves one after the other. A move starts when the worker is free, what it moves has arrived in the
-tier below, and the step it waits for is over: that request has been computed, or that move of the lane above was made.
-The worker stands for several, who are faster than one: what a move takes longer alone lies in the time of the one
-before it, unless it has to wait for that very one, as it does where room is short.
-What is computed gets its room in the same turn: no later move takes what an earlier one has yet to evict.
-A request is computed in order, when the accelerator is free: first what it recomputes at its front, while the rest
-still arrives; then, with all of it there, its other work. A move takes latency + bytes / bandwidth, alone on its way.
+Moves. The worker of a lane makes its moves one after the other. A move starts when three things are so: the worker is
+free, the object has arrived in the tier below, and the step that the move waits for is over. A move takes latency +
+bytes / bandwidth.
+
+Moves alone. The one worker stands for several, which together are faster than one. A move with no other beside it takes
+longer. The difference lies in the time of the move before it. If it waits for that very move, as where room is short,
+the difference comes on top.
+
+Requests. A request is computed in its order, when the accelerator is free. First it recomputes the objects at its
+front, while the others arrive. When all have arrived it does its other work. An object that is computed gets its room
+in the turn of its move, so no later move takes room that an earlier one has yet to make.
 
 Invariant: pure, and each time follows from earlier ones, so that equal plans give equal times to the last bit.
 """
@@ -34,15 +38,15 @@ class Times:
 def simulate(job: Job, order: Sequence[int], lanes: Lanes, *, ahead: int | None = None, roomy: bool = False) -> Times:
     """Return when each move and request starts and ends.
 
-    `ahead`: how many requests the moves may run ahead of the one being computed; 0: on demand, None: without limit.
-    `roomy`: as if there were room for all, so that no move waits for what it evicts: what these moves can't go below.
+    `ahead` is how many requests the moves may run ahead of the one being computed. 0 is on demand, None is no limit.
+    With `roomy` no move waits for what it evicts, as if there were room for all. No timing of these moves is shorter.
     """
     spans: list[list[Span]] = [[] for _ in lanes]
     clocks, turns = [0.0] * len(lanes), [0.0] * len(lanes)  # when a lane's last move ended, and began
     requests: list[Span] = []
 
     def serve(place: int, step: int, start: float) -> float:
-        """Make the moves of a lane that serve one step; return when the last ends, or `start` if there is none."""
+        """Time the moves of a lane that serve one step; return when the last ends, or `start` if there is none."""
         lane, tier, lane_spans = lanes[place], job.tiers[place], spans[place]
         users = spans[place - 1] if place else requests
         ready = start
@@ -50,7 +54,7 @@ def simulate(job: Job, order: Sequence[int], lanes: Lanes, *, ahead: int | None 
             move = lane[len(lane_spans)]
             may = max(turns[place], start, users[move.after][1] if move.after >= 0 and not roomy else 0.0)
             evicting = tier.evict_s(sum(job.objects[number].length_bytes for number in move.evict))
-            if move.made:  # the accelerator's: its times are known when the request has been computed
+            if move.made:  # the accelerator makes it: its times are set below, when its request is computed
                 clocks[place] = turns[place] = max(clocks[place], may) + evicting
                 lane_spans.append((start, start))
                 continue

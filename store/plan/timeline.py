@@ -1,10 +1,11 @@
 """When things happen, as planned or as measured: events, what each tier holds meanwhile, and the file that keeps both.
 
-The file is a trace in Chrome's event format, which chrome://tracing and ui.perfetto.dev open: requests, moves into each
-tier and what is computed there as bars, in further rows where they overlap; evictions as marks; bytes as curves.
+The file is a trace in Chrome's event format, which chrome://tracing and ui.perfetto.dev open. Requests, moves and what
+is computed are bars; bars that overlap stand in several rows. Evictions are marks. The bytes of a tier are a curve.
 
-Invariant: events stand in the order in which they start, those that start at once in the order in which they happen.
-A file read back is exactly what `trace` writes of what it says; times are whole microseconds in it.
+Invariant: events stand in the order in which they start. Events that start at the same time stand in the order in which
+they happen. A file is taken only if `trace` would write exactly the same of its events. Its times are whole
+microseconds.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ _PROCESS = 1
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to the object, or request, `name`, in seconds since the beginning.
+    """What happened to the object or request `name`. Times are seconds since the beginning.
 
     move: it came into `tier` from `source`; it takes room from the start on. compute: it was computed in `tier`.
     reserve: `tier` keeps room for it until it is computed. evict: it left `tier`. These two take no time.
@@ -46,7 +47,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """Events, sorted here by their start, and the bytes that each tier held before the first of them.
+    """Events, which it sorts by their start, and the bytes that each tier held before the first of them.
 
     Tiers go from the target down.
     """
@@ -63,7 +64,7 @@ class Timed:
 
 
 def planned(plan: Plan) -> Timed:
-    """Return what `simulate` says of a plan. What a move evicts leaves when the move starts."""
+    """Return the events of a plan, as `simulate` times them. What a move evicts leaves when the move starts."""
     job, times = plan.job, simulate(plan.job, plan.order, plan.lanes)
     requests = [job.requests[number] for number in plan.order]
     events = [
@@ -82,33 +83,33 @@ def _lane(plan: Plan, place: int, spans: tuple[tuple[float, float], ...], ends: 
     job = plan.job
     tier = job.tiers[place].name
     below = job.tiers[place + 1].name if place + 1 < len(job.tiers) else job.source
-    clock = 0.0  # of the lane's worker, which gives out room in turn, also to what is computed later
+    clock = 0.0  # when the lane's worker is free; it gives out room in turn, also to objects that are computed later
     for move, (start, end) in zip(plan.lanes[place], spans, strict=True):
-        one = job.objects[move.object]
+        staged = job.objects[move.object]
         turn = max(clock, ends[move.after] if move.after >= 0 else 0.0) if move.made else start
         clock = turn if move.made else end
         for number in move.evict:
             yield Event("evict", tier, job.objects[number].id, turn, turn, job.objects[number].length_bytes)
         if move.made:
-            yield Event("reserve", tier, one.id, turn, turn, one.length_bytes)
-            yield Event("compute", tier, one.id, start, end, one.length_bytes)
+            yield Event("reserve", tier, staged.id, turn, turn, staged.length_bytes)
+            yield Event("compute", tier, staged.id, start, end, staged.length_bytes)
         else:
-            yield Event("move", tier, one.id, start, end, one.length_bytes, below)
+            yield Event("move", tier, staged.id, start, end, staged.length_bytes, below)
 
 
 def occupancy(timed: Timed) -> dict[str, list[tuple[float, int]]]:
-    """Return for each tier the bytes held from each moment on, room that is taken included; the first at second 0."""
+    """Return for each tier the bytes it holds from each moment on, reserved room included. The first is at second 0."""
     curves = {tier: [(0.0, length)] for tier, length in timed.found.items()}
     held: dict[tuple[str, str], int] = {}
     for event in timed.events:
         if event.kind == "request":
             continue
-        here = (event.tier, event.name)
+        resident = (event.tier, event.name)
         if event.kind == "evict":
-            change = -held.pop(here, event.length_bytes)
-        else:  # room that was reserved is not taken again
-            change = event.length_bytes - held.get(here, 0)
-            held[here] = event.length_bytes
+            change = -held.pop(resident, event.length_bytes)
+        else:  # a computed object uses the room that was reserved for it
+            change = event.length_bytes - held.get(resident, 0)
+            held[resident] = event.length_bytes
         curve = curves.setdefault(event.tier, [(0.0, 0)])
         if change:
             curve.append((event.start_s, curve[-1][1] + change))
@@ -122,7 +123,7 @@ def trace(timed: Timed) -> dict[str, Any]:
     rows += [_named("thread_name", thread, label) for thread, label in enumerate(labels, 1)]
     rows += [_row(event, thread) for event, thread in zip(timed.events, threads, strict=True)]
     for tier, curve in occupancy(timed).items():
-        last = {_micros(moment): length for moment, length in curve}  # of one microsecond only what it ends with
+        last = {_micros(moment): length for moment, length in curve}  # the last of each microsecond
         rows += [
             {"name": f"bytes in {tier}", "ph": "C", "pid": _PROCESS, "ts": moment, "args": {"bytes": length}}
             for moment, length in last.items()
@@ -150,9 +151,9 @@ def parse_trace(value: Any, where: str) -> Timed:
         ),
         found,
     )
-    told = trace(timed)
-    if value != told:
-        pairs = enumerate(zip(rows, told["traceEvents"], strict=False))
+    again = trace(timed)
+    if value != again:
+        pairs = enumerate(zip(rows, again["traceEvents"], strict=False))
         wrong = next((number for number, (row, wanted) in pairs if row != wanted), None)
         place = "it" if wrong is None else f"traceEvents[{wrong}]"
         raise BadInput(where, f"{place} is not what follows from its events")
@@ -183,8 +184,8 @@ def _row(event: Event, thread: int) -> dict[str, Any]:
     return {"name": event.name, "cat": event.kind, **shape, **place, "args": args}
 
 
-def _named(what: str, thread: int, name: str) -> dict[str, Any]:
-    return {"name": what, "ph": "M", "pid": _PROCESS, "tid": thread, "args": {"name": name}}
+def _named(kind: str, thread: int, name: str) -> dict[str, Any]:
+    return {"name": kind, "ph": "M", "pid": _PROCESS, "tid": thread, "args": {"name": name}}
 
 
 def _micros(seconds: float) -> int:
@@ -192,7 +193,7 @@ def _micros(seconds: float) -> int:
 
 
 def _threads(timed: Timed) -> tuple[list[str], list[int]]:
-    """Return the labels of the trace's threads, and each event's thread, from 1: bars that overlap never share one."""
+    """Return the labels of the trace's threads, and each event's thread, from 1. Bars that overlap never share one."""
     tracks: dict[str, tuple[list[tuple[int, int]], list[int]]] = {"requests": ([], [])}
     tracks |= {tier: ([], []) for tier in timed.found}
     seats: list[tuple[str, int]] = []
@@ -208,6 +209,6 @@ def _threads(timed: Timed) -> tuple[list[str], list[int]]:
             heappush(busy, (_micros(event.end_s), seat))
         seats.append((track, seat))
     rank = {track: number for number, track in enumerate(tracks)}
-    used = sorted(set(seats), key=lambda one: (rank[one[0]], one[1]))
-    thread = {one: number for number, one in enumerate(used, 1)}
-    return [track if seat == 1 else f"{track} {seat}" for track, seat in used], [thread[one] for one in seats]
+    used = sorted(set(seats), key=lambda place: (rank[place[0]], place[1]))
+    thread = {place: number for number, place in enumerate(used, 1)}
+    return [track if seat == 1 else f"{track} {seat}" for track, seat in used], [thread[place] for place in seats]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from arstore import BadInput, Store
-from arstore.store.plan.planfile import settle_plan
+from arstore.store.plan.planfile import plan_of_lanes
 from tests.support.command import arstore, cli
 from tests.support.runs import WORK, store, tight, worked
 
@@ -44,7 +44,7 @@ def test_objects_of_a_plan_file_that_are_no_longer_staged_are_staged_again(store
 def test_a_plan_of_other_sizes_is_refused(store: Store, tmp_path: Path) -> None:
     plan = store.tiers.plan(tight(tmp_path))
     smaller = replace(plan.job, objects=tuple(replace(one, length_bytes=8) for one in plan.job.objects))
-    (tmp_path / "PLAN").write_text(json.dumps(settle_plan(smaller, plan.order, plan.lanes).fields()))
+    (tmp_path / "PLAN").write_text(json.dumps(plan_of_lanes(smaller, plan.order, plan.lanes).fields()))
     for command in ([], ["--", "true"]):
         ran = arstore("prefetch", tmp_path / "PLAN", *command)
         assert ran.code == 2
