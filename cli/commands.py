@@ -1,4 +1,4 @@
-"""The commands by name: the module of one is imported when it runs, so that none waits for the imports of the others.
+"""Commands: each by its name. The module of a command is imported when it runs, so that others do not delay it.
 
 Invariant: the line of each in COMMANDS is the first sentence of its help.
 """
@@ -14,7 +14,7 @@ _FOREIGN = "arstore.foreign"
 
 
 class Listed(NamedTuple):
-    """Where a command is, and what the list of commands says of it."""
+    """The module of a command, and its line in the list of commands."""
 
     module: str
     line: str
@@ -51,7 +51,7 @@ COMMANDS = {
 
 
 class Commands(TyperGroup):
-    """The group of all commands. What it holds has names and lines; the command that is asked for replaces its own."""
+    """The group of all commands. It holds names and lines; the command that runs is loaded in place of its line."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -64,7 +64,7 @@ class Commands(TyperGroup):
 
 
 class RunsAnother(TyperCommand):
-    """A command that may end in `-- CMD …`. The words from there on are kept as they are; click would read them."""
+    """A command that may end in `-- CMD …`. It keeps the words from there on, which click would parse as its own."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         at = args.index("--") if "--" in args else len(args)
@@ -73,7 +73,7 @@ class RunsAnother(TyperCommand):
 
 
 def foreign_words(context: typer.Context) -> list[str] | None:
-    """Return what follows `--`; None where that was not given."""
+    """Return the words that follow `--`, or None if there is no `--`."""
     words: list[str] | None = context.meta[_FOREIGN]
     return words
 

@@ -33,7 +33,7 @@ _HELP = {
     "block_tokens": "The tokens of a prefix block; 256 if not given.",
     "strict": "Engine, kernels and hardware are part of the identity, too.",
 }
-_RARE_HELP = {  # of flags that --help leaves out, because adapters for engines give them
+_RARE_HELP = {  # --help leaves these flags out, because only adapters for engines use them
     "adapter_scale": "The scale of the adapter.",
     "adapter_targets": "The modules that the adapter changes, parted by commas.",
     "scales": "The digest of the quantisation scales.",
@@ -79,7 +79,7 @@ class IdentityFlags:
     given: dict[str, object]
 
     def fields(self, store: Store) -> dict[str, object]:
-        """Return the fields: those of the file or model directory, and before them the flags."""
+        """Return the fields of the file or model directory. A flag replaces the field that the file gives."""
         if self.path is None:
             return dict(self.given)
         said: dict[str, object] = dict(store.identify(self.path)) if self.path.is_dir() else _read(self.path)

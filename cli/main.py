@@ -71,13 +71,15 @@ def _globals(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # closed: its number must not become a file of the store
+    while (
+        spare := os.open(os.devnull, os.O_RDWR)
+    ) <= 2:  # 0, 1 or 2 is closed, and no file of the store may get its number
         pass
     os.close(spare)
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
-    # A reader that has gone (`arstore ls | head`) ends us quietly, as it ends any other program in a pipe.
+    # If the reader of a pipe has gone (`arstore ls | head`), the program ends quietly, as others do.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    # A name that the terminal's encoding lacks is shown escaped; it must not end a command that has done its work.
+    # A name that the terminal's encoding lacks is printed escaped, because the command has done its work already.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     if "_ARSTORE_COMPLETE" in os.environ:
@@ -87,9 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
     code = run(sys.argv[1:] if arguments is None else arguments)
     try:
         sys.stdout.flush()
-    except OSError:  # which was said; the interpreter must not try it again
+    except OSError:  # the error is printed already, and the interpreter must not flush once more
         sys.stdout, code = io.StringIO(), code or _INTERNAL
-    gc.freeze()  # the memory goes with the process: the interpreter need not search it for cycles first
+    gc.freeze()  # saves the interpreter a search for cycles in memory that ends with the process
     sys.exit(code)
 
 
@@ -97,11 +99,11 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; every error becomes one line here."""
     words = read_words(arguments)
     try:
-        if words.holds_empty_word:  # as a path it would mean the current directory, as a tenant the default one
+        if words.holds_empty_word:  # an empty path would be the current directory, an empty tenant the default one
             raise BadInput("arguments", "one of them is empty", hint="is a variable unset?")
         code: int = app(words.all, standalone_mode=False, prog_name="arstore") or 0
         if code == _INTERRUPTED:
-            raise KeyboardInterrupt  # which typer had turned into that code
+            raise KeyboardInterrupt  # typer turns it into this code
         return code
     except StoreError as error:
         return _fail(words, error.kind, str(error), error.hint, EXIT_CODES[type(error)])
@@ -147,7 +149,7 @@ def _fail(
         traceback.print_exc()
     if words.json:
         error = {"kind": kind, "message": line, "hint": hint, "exit_code": code}
-        with contextlib.suppress(OSError):  # which may be what the error is about
+        with contextlib.suppress(OSError):  # stdout itself may have caused the error
             print(json.dumps({**(values or {}), "error": error}), flush=True)
     return code
 

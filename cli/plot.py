@@ -1,7 +1,7 @@
-"""A picture of a plan: what each tier holds over time, and when requests run, as planned and, beside it, as measured.
+"""Plot: a picture of a plan. It shows what each tier holds over time and when requests run, planned and measured.
 
-Invariant: the file appears whole or not at all, and equal timelines give equal bytes. What needs no more than a pixel
-is not drawn in more: a picture of ten thousand requests takes seconds, and little room.
+Invariant: the file appears whole or not at all, and equal timelines give equal bytes. Curves are thinned to what a
+pixel can show, so a picture of ten thousand requests takes seconds and little space.
 """
 
 import warnings
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 Curve = Sequence[tuple[float, int]]
 
 SUFFIXES = (".svg", ".png")
-_COLUMNS = 1600  # more moments than these are seen by nobody
-_BARS_MAX = 400  # above, requests are drawn as pixels in an SVG too
+_COLUMNS = 1600  # a curve has at most so many columns, because nobody sees more
+_BARS_MAX = 400  # with more requests, an SVG has them as pixels too
 _NAMED_MAX = 24
 _NAME_MAX = 16
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -41,7 +41,7 @@ _LOOKS: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
-    "text.parse_math": False,  # names are names
+    "text.parse_math": False,  # a name with a dollar sign is text, not mathematics
 }
 
 
@@ -78,8 +78,8 @@ def draw(planned: Timed, measured: Timed | None, capacities: Mapping[str, int | 
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that the font lacks
-        matplotlib.rcdefaults()  # not what this user likes elsewhere
+        warnings.simplefilter("ignore")  # matplotlib warns of letters that the font lacks
+        matplotlib.rcdefaults()  # ignores the user's own settings of matplotlib
         matplotlib.rcParams.update(_LOOKS)
         count = len(planned.found) + 1
         figure = Figure(figsize=(9, 0.7 + 1.9 * count), dpi=150, layout="constrained")
@@ -102,7 +102,9 @@ def _draw_tier(panel: "Axes", tier: str, planned: Timed, measured: Timed | None,
     top = max(*peaks, capacity or 0) if near else max(peaks)
     power = next((power for power in range(4, 0, -1) if top >= 1024**power), 0)
     for number, (curve, last) in enumerate(curves):
-        settled = [*dict([*curve, (last, curve[-1][1])]).items()]  # what leaves as something comes makes no dip
+        settled = [
+            *dict([*curve, (last, curve[-1][1])]).items()
+        ]  # an object that leaves when another comes makes no dip
         moments, lengths = zip(*_seen(settled, end), strict=True)
         heights = [length / 1024**power for length in lengths]
         if number == 0:
@@ -119,7 +121,7 @@ def _draw_tier(panel: "Axes", tier: str, planned: Timed, measured: Timed | None,
 
 
 def _seen(curve: Curve, end_s: float) -> Curve:
-    """Return a curve thinned to what can be seen: of each column the first, the least, the most and the last."""
+    """Return a thinned curve: of each column of pixels the first, least, greatest and last value."""
     if len(curve) <= 4 * _COLUMNS or not end_s:
         return curve
     columns: dict[int, list[tuple[float, int]]] = {}
@@ -138,14 +140,14 @@ def _spans(timed: Timed) -> dict[str, tuple[float, float]]:
 
 
 def _draw_requests(panel: "Axes", planned: Timed, measured: Timed | None) -> None:
-    """Draw a bar a request, each above the last in the planned order, so that many of them make a curve."""
+    """Draw a bar for each request, one above the other in the planned order."""
     from matplotlib.collections import PolyCollection
 
     places = {name: place for place, name in enumerate(_spans(planned))}
     height = 0.8 if len(places) <= _NAMED_MAX else 1.0
     share = height / 2 if measured else height
     timelines = [planned, measured] if measured else [planned]
-    # What is seen of a request that takes no time, or of one among thousands.
+    # A request that takes no time, or one of thousands, still gets a line this wide.
     least_s, least_height = max(one.seconds for one in timelines) / 800, len(places) / 90
     for number, one in enumerate(timelines):
         bars = []

@@ -84,14 +84,14 @@ def prefetch(
     )  # fmt: skip
     code = _carry_out(asked)
     if command:
-        raise SystemExit(code)  # a typer.Exit of 130 would be our own interruption
+        raise SystemExit(code)  # typer would take an Exit of 130 for an interruption of arstore itself
     if code:
         raise typer.Exit(code)
 
 
 def _carry_out(asked: Asked) -> int:
     """Stage what is asked for, with the command if there is one; return the exit code."""
-    if asked.command:  # a process of it that dies must not end this one, at the next word to it
+    if asked.command:  # if a process of the command dies, the next write to it must not end this one
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     if asked.timeline is not None:
         Disk().check_output(asked.timeline)
@@ -123,7 +123,7 @@ def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:
         from ..store.staging.command import run_prefetched
 
         directory = tiers.arenas.host().directory
-        store.close()  # the command may run for long, and needs nothing of it
+        store.close()  # the plan is not needed while the command runs
         return run_prefetched(prefetched, directory, command, to, tiers.arenas.disk, budget_bytes=asked.budget_bytes)
 
 

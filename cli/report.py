@@ -20,7 +20,7 @@ _DIGITS = 12
 
 
 def report(session: Session, staging: StagingReport, predicted_s: float | None, *, to_stderr: bool) -> None:
-    """Print what is staged. It goes to stderr where a command has stdout."""
+    """Print what is staged. If a command runs, stdout is the command's, so this goes to stderr."""
     values: dict[str, object] = {
         "staged": [_values(one) for one in staging.staged],
         "failed": [{"name": name, "why": str(error)} for name, error in staging.failed],
@@ -67,7 +67,7 @@ def _lines(staging: StagingReport) -> Iterator[str]:
 
 
 def _short(id_: str) -> str:
-    """Return an object's id as people read it: of a prefix block's digest as much as tells it from others."""
+    """Return an object's id for people. The digest of a prefix block is cut short."""
     return id_[: len(BLOCK) + _DIGITS] if id_.startswith(BLOCK) else id_
 
 

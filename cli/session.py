@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..store.errors import StoreError
-from ..store.progress import Progress, TierProgress, ignore_tiers
+from ..store.progress import Progress, TierProgress, ignore_progress, ignore_tiers
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..store.store import Store
 
-PARTIAL = 4  # the exit code where some of several could not be done
+PARTIAL = 4  # the exit code if some of several objects failed
 
 
 class Reported(Exception):
@@ -65,7 +65,7 @@ class Session:
         if self.json:
             print(json.dumps(values), flush=True)
         elif not self.quiet and (shown := text()):
-            print(shown, flush=True)  # before what is said on stderr after it
+            print(shown, flush=True)  # so that it comes before what stderr says later
 
     def say(self, line: str) -> None:
         """Talk to the person, on stderr."""
@@ -73,12 +73,12 @@ class Session:
             tell(f"arstore: {line}")
 
     def warn_degraded(self, degraded: Mapping[str, StoreError]) -> None:
-        """Say which tiers were not there."""
+        """Warn of tiers that were not there."""
         for tier, error in degraded.items():
             self.say(f"warning: without tier {tier}: {error}")
 
     def warn_staged(self, still_staged: Iterable[str]) -> None:
-        """Say what was staged while it was erased, and could not be wiped."""
+        """Warn of copies that were staged during an erase and could not be wiped."""
         for one in still_staged:
             self.say(f"warning: {one}: staged meanwhile, and not wiped: it goes with the process that uses it")
 
@@ -103,7 +103,7 @@ class Session:
         """Show bytes, rate and time left while work runs, if a person is watching."""
         with self._bars() as bars:
             if bars is None:
-                yield lambda advance_bytes, total_bytes: None
+                yield ignore_progress
                 return
             task = bars.add_task(what, total=None)
             yield lambda advance_bytes, total_bytes: bars.update(task, advance=advance_bytes, total=total_bytes)

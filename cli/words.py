@@ -1,4 +1,4 @@
-"""The words of one run, read once: global flags wherever they stand, the command, and what follows `--`."""
+"""Words: the command line of one run, split once into global flags, the command, and what follows `--`."""
 
 from typing import NamedTuple
 
@@ -60,7 +60,9 @@ def read_words(words: list[str]) -> Words:
         name = word.partition("=")[0]
         width = 2 if GLOBAL_FLAGS.get(name) and "=" not in word else 1
         if at + width > len(words):
-            return Words([*flags, word], [], [])  # its value is missing, and the command must not be taken for it
+            return Words(
+                [*flags, word], [], []
+            )  # the value of a flag is missing; the command must not become the value
         (flags if name in GLOBAL_FLAGS else own).extend(words[at : at + width])
         at += width
     return Words(flags, own, [])

@@ -1,7 +1,7 @@
 """Model config: what the config.json of a Hugging Face model says of its identity, and the digest of its weights.
 
-Invariant: a value of the config that may change what the model computes is in a field of its own or counted by the
-field `config`; those that can't are named in `_BESIDE`, so that a value nobody thought of makes two models differ.
+Invariant: a value that may change what the model computes has a field of its own or is counted by the field `config`.
+Values that can't are listed in `_BESIDE`. So a value that is not known here makes two models differ.
 """
 
 import json
@@ -52,14 +52,15 @@ def parse_config(raw: bytes) -> dict[str, Any]:
 
 
 def fields_of_config(config: Mapping[str, Any]) -> dict[str, object]:
-    """Return the identity fields that a model's config fills; what it does not say is not guessed.
+    """Return the identity fields that a model's config fills. Nothing is guessed.
 
-    None where it says no model_type: then it is another kind of file. Raises FormatError for values that no model has.
+    Without a model_type the file is of another kind, and there are no fields. Raises FormatError for values that no
+    model has.
     """
     if "model_type" not in config:
         return {}
     left = {**config, **_mapping(config, "text_config")}
-    latent = bool(left.get("kv_lora_rank"))  # MLA: what is cached a token is no matter of kv_heads and head_dim
+    latent = bool(left.get("kv_lora_rank"))  # MLA: what it caches for a token does not depend on kv_heads and head_dim
     layers = left.pop("num_hidden_layers", None)
     if type(layers) is not int or layers < 1:
         left["num_hidden_layers"], layers = layers, None
@@ -87,9 +88,7 @@ def fields_of_config(config: Mapping[str, Any]) -> dict[str, object]:
     }
     counted = {name: value for name, value in left.items() if name not in _BESIDE and value is not None}
     for name, value in fields.items():
-        if not _fits(
-            name, value
-        ):  # other models mean other things by the same words: counted, as all that is not known
+        if not _fits(name, value):  # other models use the same words for other things, so they are counted in `config`
             counted[f"field {name}"], fields[name] = value, None
     if latent:
         counted |= {"num_key_value_heads": kv_heads, "head_dim": head_dim}
@@ -120,8 +119,8 @@ def precision_of(dtype: str) -> str:
 def digest_weights(digest_key: bytes, tensors: Iterable[tuple[TensorSpan, Sequence[Digest]]]) -> str:
     """Return the digest of a model's weights as hex, given each tensor and the digests of the blobs it is cut into.
 
-    It depends on names, dtypes, shapes and bytes alone: not on files, their order, or a tensor that stands in two.
-    Under a tenant's key, as the blobs' own: it says nothing across tenants.
+    It depends only on names, dtypes, shapes and bytes, not on files or their order. It is made under the tenant's key,
+    as the digests of blobs are, so it can't be compared between tenants.
     """
     rows = {
         (span.name, span.dtype, str(list(span.shape)), str(list(span.stride or ())), b"".join(digests))
@@ -149,7 +148,7 @@ def _rope(left: dict[str, Any]) -> dict[str, object]:
     whole = {**{name: value for name, value in flat.items() if value is not None}, **older, **newer}
     if not whole:
         return {}
-    if not any(isinstance(value, dict) for value in whole.values()):  # else one set of values a kind of layer
+    if not any(isinstance(value, dict) for value in whole.values()):  # one set of values for each kind of layer
         kind = whole.pop("type", "default")
         whole.setdefault("rope_type", kind)
     return {

@@ -19,7 +19,7 @@ from ..tensor import NAME_MAX_BYTES, RANK_MAX, Source, TensorSpan, dense_bytes
 from .zip_members import Member, looks_zipped, read_members
 
 ARRAY_NAME = "array"
-HEADER_MAX_BYTES = 10_000  # numpy's own limit: a longer literal can exhaust the parser's stack
+HEADER_MAX_BYTES = 10_000  # the limit of numpy itself, because a longer literal can exhaust the stack of the parser
 
 _MAGIC = b"\x93NUMPY"
 _EXTENT_MAX = 1 << 63

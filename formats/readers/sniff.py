@@ -1,7 +1,7 @@
-"""Which reader a file gets, by the end of its name and its first bytes.
+"""Sniff: chooses the reader of a file by the end of its name and its first bytes.
 
-Invariant: a file of no tensor format is "bytes" with an empty table, never an error; a file that says it is
-of one and breaks its rules is refused. Pickles that are not checkpoints are never looked into.
+Invariant: a file of no tensor format is "bytes" with an empty table, and never an error. A file that claims a tensor
+format and breaks its rules is refused. Pickles that are not checkpoints are not parsed.
 """
 
 from ..tensor import Source, TensorSpan
@@ -18,7 +18,12 @@ def read_table(path_name: str, source: Source) -> tuple[str, tuple[TensorSpan, .
     Raises FormatError if the file is of a tensor format and malformed, or a torch file that weights-only
     loading would not take.
     """
-    from . import gguf, numpy_file, safetensors, zip_members  # only puts need them, and every command waits for imports
+    from . import (
+        gguf,
+        numpy_file,
+        safetensors,
+        zip_members,
+    )  # imported here, because only puts need them and imports delay every command
 
     name = path_name.lower()
     if name.endswith(".safetensors"):

@@ -1,4 +1,4 @@
-"""What the names in a torch checkpoint's pickle stand for: storages, tensors, dicts, or nothing to us.
+"""Torch values: what the names in a checkpoint's pickle stand for, that is storages, tensors, dicts or nothing.
 
 Invariant: only the names that torch's own weights-only loading allows have a stand-in, and making one never
 imports, calls or computes anything but what is in this module. Values of no interest are None.
