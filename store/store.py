@@ -114,10 +114,12 @@ class Store:
         self, name: str, dest: str | Path, selection: Selection | None = None, progress: Progress = ignore_progress
     ) -> tuple[Artifact, Written]:
         """Write a version's files, or one file of the selected tensors, to `dest`, or into it if it ends in a slash."""
-        from .kv.export import write_artifact
-
         artifact = self.get(name)
-        return artifact, write_artifact(artifact, dest, selection, self._parts.disk, progress)
+        if artifact.manifest.shape:
+            from .kv.export import write_kv as write
+        else:
+            from .artifacts.get import write_artifact as write
+        return artifact, write(artifact, dest, selection, self._parts.disk, progress)
 
     def ls(self, glob: str | None = None, kind: str | None = None) -> list[StoredVersion]:
         return self._parts.names.listed(glob, kind)

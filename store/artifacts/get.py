@@ -36,6 +36,32 @@ class Written:
     bytes_read: int
 
 
+def write_artifact(
+    artifact: Artifact, dest: str | Path, selection: Selection | None, disk: Disk, progress: Progress
+) -> Written:
+    """Write the files of a version, or one safetensors file of the selected tensors, to `dest`; see `place_dest`.
+
+    Raises Corrupt, with nothing new at `dest`, if a blob is bad.
+    """
+    dest = place_dest(dest, disk)
+    if selection:
+        return write_selected(artifact, dest, selection, disk, progress)
+    return write_files(artifact, dest, disk, progress)
+
+
+def place_dest(dest: str | Path, disk: Disk) -> Path:
+    """Return where a get writes, as an absolute path. A `dest` that ends in a slash is made a directory."""
+    place = Path(dest).absolute()
+    if str(dest).endswith("/"):
+        disk.make_dirs(place, 0o777)
+    return place
+
+
+def tensors_file(dest: Path, name: str) -> Path:
+    """Return the safetensors file that a get of a name writes: `dest`, or a file in it if `dest` is a directory."""
+    return dest / f"{name.rpartition('/')[2]}.safetensors" if dest.is_dir() else dest
+
+
 def write_files(artifact: Artifact, dest: Path, disk: Disk, progress: Progress) -> Written:
     """Write the artifact's files, byte-identical, modes included, to `dest`.
 
@@ -80,8 +106,7 @@ def write_selected(artifact: Artifact, dest: Path, wanted: Selection, disk: Disk
         header = write_header([(part.name, part.tensor.span.dtype, part.shape) for part in chosen])
     except FormatError as error:
         raise BadInput("selection", str(error)) from None
-    if dest.is_dir():
-        dest = dest / f"{artifact.summary.name.rpartition('/')[2]}.safetensors"
+    dest = tensors_file(dest, artifact.summary.name)
     total = len(header) + sum(dense_bytes(part.tensor.span.dtype, part.shape) for part in chosen)
     written = write_whole(dest, _with_first(memoryview(header), _blocks(artifact, chosen)), total, disk, progress)
     return Written(1, written, artifact.bytes_read)

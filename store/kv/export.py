@@ -1,4 +1,4 @@
-"""Export: a stored version is written to disk. KV, or some layers and positions of it, is one safetensors file."""
+"""Export: the KV of a prefix, or of some of its layers and positions, as one safetensors file on disk."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from ...formats.kv_layout import array_shapes, slot_name
 from ...formats.readers.safetensors import write_header
 from ...formats.tensor import dense_bytes
 from ..artifacts.artifact import Artifact
-from ..artifacts.get import Written, write_files, write_selected, write_whole
+from ..artifacts.get import Written, place_dest, tensors_file, write_whole
 from ..artifacts.select import Selection
 from ..disk import Disk
 from ..errors import BadInput
@@ -16,31 +16,18 @@ from ..progress import Progress
 from .prefix import Prefix, prefix_of
 
 
-def write_artifact(
+def write_kv(
     artifact: Artifact, dest: str | Path, selection: Selection | None, disk: Disk, progress: Progress
 ) -> Written:
-    """Write the files of a stored version to `dest`, or what is selected of it as one file.
+    """Write the KV of a version, or of the selected layers, as one safetensors file to `dest`; see `place_dest`.
 
-    If `dest` ends in a slash, it is a directory to write into. KV becomes one safetensors file. Raises Corrupt, with
-    nothing new at `dest`, if a blob is bad.
+    Raises BadInput if anything but layers is selected. Raises Corrupt, with nothing new at `dest`, if a blob is bad.
     """
-    into, dest = str(dest).endswith("/"), Path(dest).absolute()
-    if into:
-        disk.make_dirs(dest, 0o777)
-    if artifact.manifest.shape:
-        return _write_kv(artifact, dest, selection, disk, progress)
-    if selection:
-        return write_selected(artifact, dest, selection, disk, progress)
-    return write_files(artifact, dest, disk, progress)
-
-
-def _write_kv(artifact: Artifact, dest: Path, selection: Selection | None, disk: Disk, progress: Progress) -> Written:
-    name = artifact.summary.name
+    dest, name = place_dest(dest, disk), artifact.summary.name
     layers = selection.layers if selection else ()
     if selection and selection != Selection(layers=layers):
         raise BadInput(name, "is kv: of it layers can be selected", hint="see 'arstore kv get'")
-    dest = dest / f"{name.rpartition('/')[2]}.safetensors" if dest.is_dir() else dest
-    return write_prefix(prefix_of(artifact), dest, layers or None, None, disk, progress)
+    return write_prefix(prefix_of(artifact), tensors_file(dest, name), layers or None, None, disk, progress)
 
 
 def write_prefix(
