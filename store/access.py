@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config import Config, default_store, default_tenant
-from .disk import Disk, locked
+from .disk import Disk
 from .keys.unlock import Ask, Secrets
+from .locks import locked
 from .progress import Progress, ignore_progress
 from .store import Store
 

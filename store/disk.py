@@ -6,11 +6,9 @@ the pages it could not write and will report success the next time.
 
 import contextlib
 import errno
-import fcntl
 import mmap
 import os
 import shutil
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,57 +190,6 @@ def _target_of(path: Path) -> Path:
 
 def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
-
-
-def try_lock(fd: int, *, shared: bool = False) -> bool:
-    """Take the lock of an open file without waiting, alone or `shared`; the kernel drops it when its process dies."""
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def wait_lock(fd: int, *, shared: bool = False) -> None:
-    """Take the lock of an open file, alone or `shared`, waiting for it."""
-    fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-
-
-_FLOCK = struct.Struct("hhqqi4x")  # fcntl(2), struct flock
-
-
-def lock_byte(fd: int, offset: int) -> None:
-    """Take one byte of a file alone; the kernel drops it when the last process with this opening of the file is gone.
-
-    Open file description locks: they see across containers where process ids don't, and tell two openings of one
-    process apart.
-    """
-    with disk_errors("lock"):
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
-
-
-def unlock_byte(fd: int, offset: int) -> None:
-    with disk_errors("lock"):
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0))
-
-
-def is_byte_locked(fd: int, offset: int) -> bool:
-    """Say whether another opening of the file holds one byte of it."""
-    with disk_errors("lock"):
-        asked = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
-    return bool(_FLOCK.unpack(asked)[0] != fcntl.F_UNLCK)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock of a file or directory that exists."""
-    with disk_errors(path):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        wait_lock(fd)
-        yield
-    finally:
-        os.close(fd)
 
 
 def make_buffer(length: int) -> mmap.mmap:

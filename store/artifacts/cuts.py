@@ -10,7 +10,8 @@ from itertools import accumulate, chain, islice, pairwise
 from ...formats.digest import Digest
 from ...formats.frames import WEIGHT_FRAME_BYTES
 from ...formats.tensor import TensorSpan, cut_span
-from .inputs import InputFile, Source
+from .inputs import InputFile
+from .sources import Source
 
 GROUP_BYTES = 16 << 20
 

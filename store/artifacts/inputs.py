@@ -1,44 +1,24 @@
-"""What a user hands to `put`: files on disk or tensors in memory, as sources of bytes and tables of tensors."""
+"""Inputs: what a user hands to `put`, files on disk or tensors in memory, with the tensors that are in each file."""
 
-import contextlib
-import errno
 import fnmatch
-import mmap
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ...formats.errors import FormatError
 from ...formats.manifest import check_path
 from ...formats.readers.sniff import read_table
 from ...formats.tensor import DTYPE_BITS, TensorSpan
 from ..errors import BadInput, NotFound, StorageFailed, reason
-from .fingerprint import fingerprint, stat_at_rest
+from .sources import FileSource, MemorySource, Source
 
 if TYPE_CHECKING:
     import torch
 
 FILES_MAX_COUNT = 1_000_000
-# What opening a socket, a device without a driver, a loop of links or an overlong name says.
-_NO_FILE = (errno.ENXIO, errno.ENODEV, errno.ELOOP, errno.ENAMETOOLONG)
-
-
-class Source(Protocol):
-    """The bytes of one file, wherever they are."""
-
-    @property
-    def size(self) -> int: ...
-
-    def read(self, offset: int, length: int) -> bytes: ...
-
-    def read_into(self, offset: int, out: memoryview) -> None: ...
-
-    def mapped(self, offset: int, length: int) -> contextlib.AbstractContextManager[memoryview]: ...
-
-    def check_unchanged(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,123 +47,6 @@ class Inputs:
         """
         for file in self.files:
             file.source.check_unchanged()
-
-
-class FileSource:
-    """A regular file, opened for each read and held to be the same file, unchanged, every time.
-
-    `fingerprint` says which changes can go unseen.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with _input_errors(path):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            found = stat_at_rest(fd)
-        finally:
-            os.close(fd)
-        if not found:
-            raise _changed(path)
-        if not stat.S_ISREG(found.st_mode):
-            raise BadInput(str(path), "not a regular file or directory")
-        self.mode = stat.S_IMODE(found.st_mode) & 0o777
-        self._seen = fingerprint(found)
-
-    @property
-    def size(self) -> int:
-        return self._seen[0]
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return exactly `length` bytes from `offset`; raise FormatError if the file is shorter."""
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise FormatError(f"ends at byte {self.size}, wanted {length} bytes from {offset}")
-        out = bytearray(length)
-        self.read_into(offset, memoryview(out))
-        return bytes(out)
-
-    def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill `out` from `offset`; raise StorageFailed if the file is not the one that was seen first."""
-        with _input_errors(self._path):
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                while out:
-                    got = os.preadv(fd, [out], offset)
-                    if not got:
-                        break
-                    out, offset = out[got:], offset + got
-                self._check(os.fstat(fd))
-            finally:
-                os.close(fd)
-        if out:
-            raise _changed(self._path)
-
-    @contextlib.contextmanager
-    def mapped(self, offset: int, length: int) -> Iterator[memoryview]:
-        """Give bytes of the file in place, uncopied; raise StorageFailed if it is not the one that was seen first.
-
-        What is read may change under the reader: good for looking, not for storing. The length is checked just before;
-        a file that is cut short within the milliseconds of the look ends the process.
-        """
-        with _input_errors(self._path):
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self._check(os.fstat(fd))
-            start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-            with (
-                mmap.mmap(fd, offset + length - start, prot=mmap.PROT_READ, offset=start) as whole,
-                memoryview(whole) as view,
-                view[offset - start :] as part,
-            ):
-                yield part
-            self._check(os.fstat(fd))
-        finally:
-            os.close(fd)
-
-    def check_unchanged(self) -> None:
-        """Raise StorageFailed if the file is not the one that was seen first."""
-        with _input_errors(self._path):
-            self._check(os.stat(self._path))
-
-    def _check(self, found: os.stat_result) -> None:
-        if fingerprint(found) != self._seen:
-            raise _changed(self._path)
-
-
-class MemorySource:
-    """Pieces of memory, one after the other, as one file."""
-
-    def __init__(self, pieces: Sequence[memoryview]) -> None:
-        self._pieces = pieces
-        self.size = sum(len(piece) for piece in pieces)
-
-    def read(self, offset: int, length: int) -> bytes:
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise FormatError(f"ends at byte {self.size}, wanted {length} bytes from {offset}")
-        out = bytearray(length)
-        self.read_into(offset, memoryview(out))
-        return bytes(out)
-
-    def read_into(self, offset: int, out: memoryview) -> None:
-        at = 0
-        for piece in self._pieces:
-            start, stop = max(offset - at, 0), min(offset + len(out) - at, len(piece))
-            if start < stop:
-                out[at + start - offset : at + stop - offset] = piece[start:stop]
-            at += len(piece)
-
-    def check_unchanged(self) -> None:
-        """Do nothing: the caller keeps its memory as it is."""
-
-    @contextlib.contextmanager
-    def mapped(self, offset: int, length: int) -> Iterator[memoryview]:
-        at = 0
-        for piece in self._pieces:
-            if at <= offset and offset + length <= at + len(piece):
-                yield piece[offset - at : offset - at + length]  # in place: a copy costs more than its digest
-                return
-            at += len(piece)
-        yield memoryview(self.read(offset, length))
 
 
 def take_inputs(
@@ -275,25 +138,3 @@ def _checked(relative: str) -> str:
         return check_path(relative)
     except (FormatError, UnicodeEncodeError):
         raise BadInput(ascii(relative), "a path must be UTF-8, each part at most 255 bytes") from None
-
-
-def _changed(path: Path) -> StorageFailed:
-    return StorageFailed(str(path), "changed while it was read", hint="run the put again when it is at rest")
-
-
-class _input_errors:
-    """Turn an OSError while reading a user's file into one line that names it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise NotFound(str(self._path), "no such file or directory") from None
-        if isinstance(error, OSError) and error.errno in _NO_FILE:
-            raise BadInput(str(self._path), reason(error)) from None
-        if isinstance(error, OSError):
-            raise StorageFailed(str(self._path), reason(error)) from None

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ...formats.catalog import pack_slots, parse_slots
 from ...formats.row_keys import doomed_key, loan_key, loan_lock_offset, tenant_key, tenant_of
-from ..disk import Disk, is_byte_locked, lock_byte, unlock_byte
+from ..disk import Disk
+from ..locks import is_byte_locked, lock_byte, unlock_byte
 from .tables import Rows, Tables
 
 TABLES = ("loans", "spare", "doomed")

@@ -24,8 +24,9 @@ from ...formats.keypage import (
     parse_tenant,
     slot_key,
 )
-from ..disk import Disk, disk_errors, try_lock, wait_lock
+from ..disk import Disk, disk_errors
 from ..errors import BadInput, Conflict, Corrupt, Fenced, KeyRefused, StorageFailed
+from ..locks import try_lock, wait_lock
 from .keytree import NONE, Shadow, changed_leaves, filled_slots, find_leaf, leaf_refs, reached, read_page
 from .root_file import RootFile, create_root
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from ...formats.frames import KEY_BYTES
 from ..config import KEYS_DIR, Config, write_config
-from ..disk import Disk, locked
+from ..disk import Disk
 from ..errors import BadInput, Conflict, KeyRefused
+from ..locks import locked
 from .keyring import Keyring
 from .unlock import Secrets, Stanzas, check_passphrase, fresh_secret, new_key_file
 

@@ -15,7 +15,7 @@ from ...formats.kv_shape import KvShape
 from ...formats.readers.safetensors import read_table
 from ...formats.tensor import BLOB_MAX_BYTES, DTYPE_BITS
 from ..artifacts.cuts import Cut
-from ..artifacts.inputs import FileSource
+from ..artifacts.sources import FileSource
 from ..errors import BadInput
 from ..workers import ThreadBuffers
 

@@ -10,8 +10,8 @@ from ..artifacts.artifact import FILE_PREFIX
 from ..artifacts.commit import PutParts
 from ..artifacts.cuts import Cut, group_cuts
 from ..artifacts.ingest import Ingest
-from ..artifacts.inputs import MemorySource
 from ..artifacts.select import tensor_names
+from ..artifacts.sources import MemorySource
 from ..disk import make_buffer
 from ..errors import Corrupt, NotFound, StorageFailed
 from ..progress import ignore_progress

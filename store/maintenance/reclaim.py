@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ...formats.record import ALIGN_BYTES
 from ..catalog.garbage import Garbage, Survey
-from ..disk import Disk, disk_errors, try_lock
+from ..disk import Disk, disk_errors
+from ..locks import try_lock
 from ..segments.reader import segment_path
 
 

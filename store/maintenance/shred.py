@@ -4,7 +4,7 @@ from ...formats.row_keys import tenant_of
 from ..artifacts.drop import remove
 from ..artifacts.names import StoredVersion
 from ..catalog.garbage import Survey
-from ..disk import locked
+from ..locks import locked
 from ..parts import Parts
 
 

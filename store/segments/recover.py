@@ -14,9 +14,10 @@ from ...formats.catalog import Place
 from ...formats.digest import Digest
 from ...formats.record import ALIGN_BYTES, KIND_BLOB
 from ..catalog.catalog import Catalog
-from ..disk import Disk, locked, try_lock
+from ..disk import Disk
 from ..errors import StorageFailed
 from ..keys.tenant_keys import TenantKeys
+from ..locks import locked, try_lock
 from .reader import SegmentReader, segment_path
 from .scan import whole_records
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ...formats.record import ALIGN_BYTES, SegmentHeader, padded
 from ..catalog.catalog import Catalog
-from ..disk import Disk, make_buffer, try_lock
+from ..disk import Disk, make_buffer
 from ..errors import StorageFailed
+from ..locks import try_lock
 from .reader import segment_path
 
 SEGMENT_MAX_BYTES = 1 << 30

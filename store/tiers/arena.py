@@ -12,8 +12,9 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from ..disk import Disk, FileSpan, disk_errors, locked, try_lock
+from ..disk import Disk, FileSpan, disk_errors
 from ..errors import Corrupt, Fenced, NoRoom, NotFound, StorageFailed, StoreError
+from ..locks import locked, try_lock
 from ..progress import BytesTold, ignore_bytes
 from .extent import (
     KEY,

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...formats.tensor import TensorSpan
-from ..disk import Disk, Out, disk_errors, try_lock, wait_lock
+from ..disk import Disk, Out, disk_errors
 from ..errors import Corrupt, NotFound, StorageFailed, reason
+from ..locks import try_lock, wait_lock
 from .head import PAGE_BYTES, Head, parse_head
 
 KEY = re.compile(r"[0-9a-f]{64}")

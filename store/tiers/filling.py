@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..disk import Disk, try_lock, wait_lock
+from ..disk import Disk
 from ..errors import Fenced, NotFound, StorageFailed
+from ..locks import try_lock, wait_lock
 from .extent import KEY, drop_extent, extent_path, remove_extent
 
 

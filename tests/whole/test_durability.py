@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from arstore import StorageFailed, open_store
 from arstore.formats.record import KIND_BLOB
-from arstore.store.artifacts.inputs import FileSource
+from arstore.store.artifacts.sources import FileSource
 from tests.support.command import Ran, arstore, cli, ended, resume, stopped
 from tests.support.segment_scan import check_keys_are_used_once, records
 

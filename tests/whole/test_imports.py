@@ -15,7 +15,16 @@ from tests.support.house import PACKAGE, Rule, Source, imports, parse, report, s
 # beside each other: neither imports the other.
 ORDER = (
     ("formats",),
-    ("store/errors", "store/disk", "store/config", "store/progress", "store/quantities", "store/workers", "store/libc"),
+    (
+        "store/errors",
+        "store/disk",
+        "store/locks",
+        "store/config",
+        "store/progress",
+        "store/quantities",
+        "store/workers",
+        "store/libc",
+    ),
     ("store/keys",),
     ("store/catalog",),
     ("store/segments",),

@@ -11,7 +11,8 @@ from arstore.formats import manifest, strict_json
 from arstore.formats.identity import FIELDS, PROVENANCE, KeyId, chain_blocks, identity_key, key_id, make_identity
 from arstore.formats.tensor import TensorSpan, cut_span, dense_bytes
 from arstore.store.artifacts.cuts import cut_file
-from arstore.store.artifacts.inputs import InputFile, MemorySource
+from arstore.store.artifacts.inputs import InputFile
+from arstore.store.artifacts.sources import MemorySource
 from tests.support import spec_identity
 from tests.support.spec_records import Refused
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from arstore.store.disk import Disk, try_lock
+from arstore.store.disk import Disk
 from arstore.store.errors import StorageFailed
+from arstore.store.locks import try_lock
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.extent import attach_extent, remove_extent
 from tests.support.fresh_memory import host, memory

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from arstore import NotFound
-from arstore.store.disk import Disk, try_lock, wait_lock
+from arstore.store.disk import Disk
+from arstore.store.locks import try_lock, wait_lock
 from arstore.store.tiers import filling as filling_room
 from arstore.store.tiers.filling import filling, mark_erased, take_lock
 from tests.support.staging import KEY
