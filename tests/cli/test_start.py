@@ -37,7 +37,7 @@ LISTING = HELP | {
     ".cli.ls", ".cli.render",
     ".formats", ".formats.catalog", ".formats.digest", ".formats.errors", ".formats.frames", ".formats.keypage",
     ".formats.lease", ".formats.record", ".formats.row_keys", ".formats.strict_json",
-    ".store.access", ".store.config", ".store.disk", ".store.parts", ".store.store",
+    ".store.access", ".store.config", ".store.disk", ".store.locks", ".store.parts", ".store.store",
     ".store.artifacts", ".store.artifacts.names", ".store.artifacts.refs",
     ".store.catalog", ".store.catalog.catalog", ".store.catalog.garbage", ".store.catalog.identities",
     ".store.catalog.key_slots", ".store.catalog.leases", ".store.catalog.lookup", ".store.catalog.opening",
