@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,12 +81,10 @@ def trace(request: pytest.FixtureRequest) -> list[tuple[int, ...]]:
         return [tuple(json.loads(line)["hash_ids"]) for line in lines]
 
 
-def test_a_trace_is_planned_in_time_and_order_beats_eviction(trace: list[tuple[int, ...]]) -> None:
-    """5 % of the unique blocks as the fast tier: nothing is fetched twice in order of arrival; seconds of one core."""
+def test_a_trace_is_planned_and_order_beats_eviction(trace: list[tuple[int, ...]]) -> None:
+    """5 % of the unique blocks as the fast tier: nothing is fetched twice in order of arrival."""
     job = block_job(trace, 0.05)
-    begin = time.process_time()
     plan = make_plan(job)
-    assert time.process_time() - begin <= 5
     assert len(job.requests) > 10_000
     assert sum(map(len, trace)) > 250_000
     assert plan.refetches == 0
@@ -100,6 +97,27 @@ def test_a_trace_is_planned_in_time_and_order_beats_eviction(trace: list[tuple[i
     prefix = prefix_order(job)
     assert live_peak_bytes(job, prefix) == max(map(len, trace)) * BLOCK_BYTES
     assert plan.live_peak_bytes >= 30 * live_peak_bytes(job, prefix)
+
+
+def calls_of(job: Job) -> int:
+    """Return how many calls of functions it takes to plan a job: the same number on every machine."""
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        make_plan(job)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_the_work_of_planning_grows_with_the_trace_and_not_with_its_square(trace: list[tuple[int, ...]]) -> None:
+    small, large = (block_job(trace[: len(trace) // part], 0.05) for part in (8, 4))
+    assert calls_of(large) <= 2.6 * calls_of(small)
 
 
 def test_in_a_tight_tier_a_window_beats_belady_by_the_clock(trace: list[tuple[int, ...]]) -> None:
