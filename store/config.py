@@ -1,4 +1,4 @@
-"""`config.toml` of a store: what it is, in the clear. Written last at init: a store exists once this file does."""
+"""Config: the settings of a store, in the clear in `config.toml`. Init writes it last: with it, the store exists."""
 
 import os
 import tomllib
@@ -17,7 +17,7 @@ _SIZE_MAX = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The settings of one store. `key_file` is only where to look; the environment and flags go before it."""
+    """The settings of one store. `key_file` says where to look if neither a flag nor the environment does."""
 
     store_id: bytes
     encrypted: bool
@@ -39,8 +39,8 @@ class Config:
 def setting(name: str) -> str | None:
     """Return what the environment says of `store`, `tenant`, `key_file`, `passphrase_file` or `host_dir`.
 
-    `$ARSTORE_STORE` and so on go before the TOML file that `$ARSTORE_CONFIG` names; None where neither speaks.
-    Raises BadInput if that file can't be read as one.
+    `$ARSTORE_STORE` and so on come first, then the TOML file that `$ARSTORE_CONFIG` names. None if neither has it.
+    Raises BadInput if the file can't be read as TOML.
     """
     given = os.environ.get(f"ARSTORE_{name.upper()}")
     path = os.environ.get("ARSTORE_CONFIG")
@@ -68,7 +68,7 @@ def default_tenant() -> str:
 
 
 def default_key_file(store_id: bytes) -> Path:
-    """Return where `init` keeps a store's key file unless told otherwise: outside the store."""
+    """Return where `init` keeps a store's key file if none is given. It lies outside the store."""
     return _xdg("XDG_CONFIG_HOME", ".config") / "arstore" / "keys" / f"{store_id.hex()[:16]}.key"
 
 

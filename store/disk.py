@@ -1,7 +1,7 @@
-"""Every system call that changes a disk, and nothing else does: the seam where faults are injected.
+"""Disk: every system call that changes a disk. Tests put a faulty disk in its place.
 
-Invariant: after a failed sync nothing more is written through the same file, because the kernel may have dropped
-the pages it could not write and will report success the next time.
+Invariant: after a failed sync nothing more is written through the same file. The kernel may have dropped the pages
+that it could not write, and it reports success the next time.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def disk_errors(where: object) -> Iterator[None]:
-    """Turn an OSError inside into NoRoom or StorageFailed, naming the place."""
+    """Turn an OSError inside into NoRoom or StorageFailed that names `where`."""
     try:
         yield
     except OSError as error:
@@ -33,21 +33,22 @@ def disk_errors(where: object) -> Iterator[None]:
 
 
 class Disk:
-    """The real disk. Tests put a faulty one in its place."""
+    """The real disk."""
 
     def make_dirs(self, path: Path, mode: int = 0o700) -> None:
         """Make a directory and its missing parents; durable on return."""
         missing = [p for p in (path, *path.parents) if not p.exists()]
         for made in reversed(missing):
             with disk_errors(made):
-                with contextlib.suppress(FileExistsError):  # somebody else was first
+                with contextlib.suppress(FileExistsError):  # another process was first
                     os.mkdir(made, mode)
                 self.sync_dir(made.parent)
 
     def open(self, path: Path, *, create: bool = False, direct: bool = False, mode: int = 0o600) -> int:
-        """Open for reading and writing; past the page cache if `direct` and the file system can.
+        """Open a file for reading and writing and return its descriptor.
 
-        With `create` the file is made if it is not there.
+        With `direct` reads and writes go past the page cache if the file system can do that. With `create` the file is
+        made if it does not exist.
         """
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
         with disk_errors(path):
@@ -82,12 +83,12 @@ class Disk:
                 os.close(fd)
 
     def reserve(self, fd: int, length: int) -> None:
-        """Give a new file its length and its room: writing to it later can't fail for want of it."""
+        """Give a new file its length and its room, so that later writes can't fail for lack of room."""
         with disk_errors("reserve"):
             os.posix_fallocate(fd, 0, length)
 
     def set_time(self, path: Path, modified_s: float) -> None:
-        """Set when a file counts as modified, seconds since 1970."""
+        """Set the time at which a file was modified, in seconds since 1970."""
         with disk_errors(path):
             os.utime(path, (modified_s, modified_s))
 
@@ -96,8 +97,8 @@ class Disk:
             os.ftruncate(fd, length)
 
     def punch(self, fd: int, offset: int, length: int) -> bool:
-        """Give a range back to the file system; it reads as zeros. Return False where the file system can't."""
-        import ctypes  # loaded here, as below: most commands need neither it nor tempfile
+        """Give a range back to the file system; it reads as zeros. Return False if the file system can't do that."""
+        import ctypes  # loaded here because most commands need neither it nor tempfile
 
         from .libc import libc
 
@@ -110,7 +111,7 @@ class Disk:
         raise StorageFailed("punch", os.strerror(code).lower())
 
     def replace_file(self, path: Path, content: bytes, mode: int = 0o600) -> None:
-        """Put `content` at `path` in one step: whole and durable on return, or not there at all."""
+        """Put `content` at `path` in one step, durable on return. Nobody ever sees a part of it."""
         temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
         with disk_errors(path):
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -127,7 +128,7 @@ class Disk:
             self.sync_dir(path.parent)
 
     def check_output(self, path: Path) -> None:
-        """Raise StorageFailed unless `write_output` could write there; what is there stays as it is."""
+        """Raise StorageFailed unless `write_output` could write there. A file that is there is not changed."""
         with disk_errors(path):
             target = _target_of(path)
             if target.is_dir():
@@ -138,7 +139,7 @@ class Disk:
                 TemporaryFile(dir=target.parent).close()
 
     def write_output(self, path: Path, content: bytes) -> None:
-        """Put what a user wants in a file where a link leads, in one step, or into a device or pipe that is there."""
+        """Write a user's output: in one step to the file that `path` leads to, or into a device or pipe."""
         with disk_errors(path):
             target = _target_of(path)
             if _is_special(target):
@@ -147,7 +148,7 @@ class Disk:
                 self.replace_file(target, content, 0o644)
 
     def write_file_at(self, path: Path, source: bytes | memoryview, offset: int) -> None:
-        """Write all of `source` at `offset` of a file, made if it is not there; not durable."""
+        """Write all of `source` at `offset` of a file, which is made if it does not exist; not durable."""
         fd = self.open(path, create=True)
         try:
             self.write_at(fd, source, offset)
@@ -155,9 +156,9 @@ class Disk:
             os.close(fd)
 
     def make_private_dir(self, dest: Path) -> Path:
-        """Make an empty directory that nobody else uses, from which a rename to or into `dest` is one step.
+        """Make an empty directory that nobody else uses. A rename from it to or into `dest` is one step.
 
-        It lies in `dest` if that is a directory (which may be a mount of its own), else beside it.
+        It lies in `dest` if that is a directory, because a directory may be a mount of its own; else beside it.
         """
         parent = dest if dest.is_dir() else dest.parent
         path = parent / f".arstore-{os.urandom(8).hex()}"
@@ -176,7 +177,7 @@ class Disk:
             os.chmod(path, mode)
 
     def remove(self, path: Path) -> None:
-        """Remove a file or a whole directory; nothing happens if it is not there."""
+        """Remove a file or a whole directory. Nothing happens if it does not exist."""
         with disk_errors(path):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -185,7 +186,9 @@ class Disk:
 
 
 def _target_of(path: Path) -> Path:
-    return path if _is_special(path) else Path(os.path.realpath(path))  # what /proc leads to has no other path
+    return (
+        path if _is_special(path) else Path(os.path.realpath(path))
+    )  # a link in /proc to a pipe leads to no other path
 
 
 def _is_special(path: Path) -> bool:
@@ -193,10 +196,10 @@ def _is_special(path: Path) -> bool:
 
 
 def make_buffer(length: int) -> mmap.mmap:
-    """Return private zeroed memory, page-aligned, in huge pages where the kernel has them.
+    """Return private zeroed memory, page-aligned, in huge pages if the kernel has them.
 
-    First touch of 4 KiB pages runs at 2 GB/s, of huge pages at 11. Private, because Python's default, shared memory,
-    is slower to touch and stays charged to the system's shared memory.
+    The first touch of 4 KiB pages runs at 2 GB/s, of huge pages at 11. The memory is private, because shared memory,
+    Python's default, is slower to touch and counts as the system's shared memory.
     """
     memory = mmap.mmap(-1, max(length, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if length >= 2 << 20:
@@ -207,10 +210,10 @@ def make_buffer(length: int) -> mmap.mmap:
 
 @dataclass(frozen=True, slots=True)
 class FileSpan:
-    """Bytes of an open file that are filled like memory, part by part; not durable. `told` hears how many came.
+    """Bytes of an open file that are filled like memory, part by part; not durable. `told` is called with each length.
 
-    On a memory file system that costs less than a map, whose pages are zeroed, found missing one by one, and taken down
-    again. And where there is no room a write says so, while a map ends the process.
+    On a memory file system a write costs less than a map, whose pages are zeroed, mapped one by one, and unmapped
+    again. If there is no room, a write raises an error, while a map ends the process.
     """
 
     disk: Disk
@@ -234,10 +237,10 @@ class FileSpan:
         self.told(len(source))
 
     def mapped(self) -> memoryview:
-        """Return it as memory, its room made first; it must start at a page. Raises NoRoom."""
+        """Return the span as memory, after making its room. It must start at a page. Raises NoRoom."""
         self.disk.reserve(self.fd, self.stop)
         return memoryview(mmap.mmap(self.fd, len(self), offset=self.start))
 
 
-# Where bytes go.
+# Where bytes are written to: memory, or a part of a file.
 Out = memoryview | FileSpan

@@ -1,12 +1,12 @@
-"""What can go wrong, as a tree.
+"""Errors: what the store raises, as a tree.
 
     StoreError
-      BadInput          what was asked for or handed in can't be used
+      BadInput          an argument or an input can't be used
       NotFound          no such name, version, id or tensor
       NoStore           no store at this place
-      Fenced            somebody else owns it
-      KeyRefused        the key or tenant does not open it
-      Corrupt           bytes are not the bytes that were stored
+      Fenced            another process owns it
+      KeyRefused        the key or tenant does not open the store
+      Corrupt           bytes differ from those that were stored
       NoRoom            the disk or the tenant's quota is full
       Conflict          the name is taken, or a compare-and-swap lost
       StorageFailed     the disk refused (I/O error)
@@ -19,7 +19,7 @@ class StoreError(Exception):
     """Base of everything the store raises on purpose."""
 
     kind = "error"
-    usual_hint: str | None = None  # where the place that raises has nothing better to say
+    usual_hint: str | None = None  # given if the place that raises gives no hint
 
     def __init__(self, where: str, why: str, *, hint: str | None = None) -> None:
         super().__init__(f"{where}: {why}" if where else why)
@@ -70,11 +70,11 @@ def reason(error: OSError | ValueError) -> str:
 
 
 def without_frames(error: StoreError) -> StoreError:
-    """Return an error, to be kept, without the calls that it came through: what they met would stay in use."""
+    """Return an error without its traceback, so that it can be kept. The calls in it would keep their memory in use."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
 
 def fresh(error: StoreError) -> StoreError:
-    """Return an error that is kept as one that can be raised: each raising adds calls, and what they met, to it."""
+    """Return a copy of a kept error to raise, because each raise adds calls, and their memory, to the error."""
     return type(error)(error.where, error.why, hint=error.hint)

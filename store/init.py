@@ -1,7 +1,7 @@
-"""Init: make a store. The config is written last, so that a store that was half made is simply made again.
+"""Init: a store is made. The config is written last, so a store that was half made is made again from the beginning.
 
-A root that is kept outside is made beside its place and moved there after the config, by whichever init comes to it:
-so what lies in its place is never mistaken for the rest of a killed init, and never overwritten.
+A root file that is kept outside is made beside its place. It is moved there after the config was written, by this init
+or a later one. So a file in its place is never taken for the rest of a killed init, and never overwritten.
 """
 
 import secrets
@@ -29,24 +29,29 @@ from .keys.unlock import Secrets, Stanzas, check_passphrase, new_key_file
 
 
 def init_store(
-    root: Path, disk: Disk, held: Secrets, *, encrypted: bool = True, passphrase: bytes | None = None,
+    root: Path,
+    disk: Disk,
+    held: Secrets,
+    *,
+    encrypted: bool = True,
+    passphrase: bytes | None = None,
     root_file: Path | None = None,
-) -> Config:  # fmt: skip
-    """Make a store at `root`, durably, and return its settings; an existing one of the same kind is left as it is.
+) -> Config:
+    """Make a store at `root`, durably, and return its settings. An existing store of the same kind is left as it is.
 
-    Opens with a key file (made if it does not exist) unless a passphrase or a key command is given.
+    The store opens with a key file (made if it does not exist), unless a passphrase or a key command is given.
     Raises Conflict if a store of another kind is there, BadInput if the directory holds something else.
     """
     if (root / CONFIG_NAME).exists():
         config = read_config(root)
         _check_same(root, config, held, passphrase, encrypted=encrypted, root_file=root_file)
-        disk.sync_dir(root)  # the init that wrote it may have been killed before it came to that
+        disk.sync_dir(root)  # the init that wrote it may have been killed before its sync
         _place_root(config, disk)
         return config
     _check_empty(root, root_file)
     keys = root / KEYS_DIR
-    for cut_short in (keys, _unplaced(root_file)) if root_file else (keys,):
-        disk.remove(cut_short)
+    for leftover in (keys, _unplaced(root_file)) if root_file else (keys,):
+        disk.remove(leftover)
     for directory in (root, keys, root / SEGMENTS_DIR):
         disk.make_dirs(directory)
         disk.sync_dir(directory.parent)
@@ -81,7 +86,7 @@ def init_store(
 def _check_same(
     root: Path, config: Config, held: Secrets, passphrase: bytes | None, *, encrypted: bool, root_file: Path | None
 ) -> None:
-    """Raise Conflict if the store that is here was made otherwise than is asked for; what is not asked for is free."""
+    """Raise Conflict if the store here was made with other settings than those given. Settings not given may differ."""
     if config.encrypted != encrypted or (root_file and config.root_file != root_file.absolute()):
         raise Conflict(str(root), "a store made with other settings is here already")
     ways = Stanzas.read(root / KEYS_DIR)
@@ -103,7 +108,7 @@ def _unplaced(root_file: Path) -> Path:
 
 
 def _place_root(config: Config, disk: Disk) -> None:
-    """Put the root that is kept outside in its place, durably, if it is not there."""
+    """Move a root file that is kept outside to its place, durably, unless it is there already."""
     if config.root_file is None:
         return
     made = _unplaced(config.root_file)

@@ -1,4 +1,4 @@
-"""The C library, for system calls that Python has no name for. Imported where it is called: most commands need none."""
+"""Libc: the C library, for system calls that Python lacks. It is imported inside functions, as few commands need it."""
 
 import ctypes
 import functools

@@ -14,7 +14,7 @@ from .disk import disk_errors
 
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:
-    """Take the lock of an open file without waiting, alone or `shared`; the kernel drops it when its process dies."""
+    """Take the lock of an open file, alone or `shared`, without waiting. Return False if another opening holds it."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -23,7 +23,7 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
 
 
 def wait_lock(fd: int, *, shared: bool = False) -> None:
-    """Take the lock of an open file, alone or `shared`, waiting for it."""
+    """Wait for the lock of an open file and take it, alone or `shared`."""
     fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
 
@@ -31,10 +31,10 @@ _FLOCK = struct.Struct("hhqqi4x")  # fcntl(2), struct flock
 
 
 def lock_byte(fd: int, offset: int) -> None:
-    """Take one byte of a file alone; the kernel drops it when the last process with this opening of the file is gone.
+    """Lock one byte of a file; raise StorageFailed if another opening holds it.
 
-    Open file description locks: they see across containers where process ids don't, and tell two openings of one
-    process apart.
+    The kernel drops the lock when the last process with this opening is gone. These are open file description locks.
+    They are seen across containers, where process ids are not, and two openings of one process are told apart.
     """
     with disk_errors("lock"):
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))

@@ -1,6 +1,6 @@
-"""Parts: the mechanisms of one open store, seen as one tenant. Made once at opening, then handed to verbs.
+"""Parts: the mechanisms of one open store, seen as one tenant. They are made once at opening and handed to verbs.
 
-Nothing here does any work of its own: a verb takes from the parts what it needs.
+Parts does no work of its own. A verb takes from it what it needs.
 """
 
 from collections.abc import Callable
@@ -57,36 +57,43 @@ class Parts:
 
     @property
     def read(self) -> "ReadParts":
-        """What reading blobs works with."""
+        """The mechanisms that reading blobs needs."""
         from .segments.blobs import ReadParts
 
         return ReadParts(self.catalog, self.keys, self.segments)
 
     @property
     def put(self) -> "PutParts":
-        """What a put works with."""
+        """The mechanisms that a put needs."""
         from .artifacts.commit import PutParts
 
         return PutParts(
-            self.catalog, self.keys, self.names, self.segments, self.ledger, self.leases, self.open_writer, self.now,
-            self.recover,
-        )  # fmt: skip
+            catalog=self.catalog,
+            keys=self.keys,
+            names=self.names,
+            segments=self.segments,
+            ledger=self.ledger,
+            leases=self.leases,
+            open_writer=self.open_writer,
+            now=self.now,
+            recover=self.recover,
+        )
 
     @property
     def rekeying(self) -> "Rekeying":
-        """The ways into the store, to be added to or rotated."""
+        """The ways into the store: a secret is added, or the master key is rotated."""
         from .keys.rotate import Rekeying
 
         return Rekeying(self.root, self.config, self.disk, self.held, self.keyring)
 
     @property
     def now_s(self) -> int:
-        """Seconds since 1970, by the clock the store was opened with."""
+        """Seconds since 1970, by the clock that the store was opened with."""
         return int(self.now().timestamp())
 
     @property
     def directory(self) -> Path:
-        """Where the segments are."""
+        """The directory of the segments."""
         return self.root / SEGMENTS_DIR
 
     def open_writer(self, kind: str) -> "SegmentWriter":
@@ -96,16 +103,16 @@ class Parts:
         return SegmentWriter(self.directory, self.config.store_id, LIFETIMES[kind], self.catalog, self.disk)
 
     def recover(self, *, dry_run: bool = False) -> int:
-        """Take in what killed writers of any tenant left whole; return how many blobs that were, or would be."""
+        """Add to the catalog what killed writers of any tenant left whole; return how many blobs are (or would be) added."""
         from .segments.recover import RecoverParts, recover_tails
 
         def open_catalog(keys: TenantKeys) -> Catalog:
             return Catalog(self.tables, keys.number, keys.tenant.index_key)
 
-        parts = RecoverParts(
-            self.directory, self.config.store_id, self.disk, self.catalog,
-            lambda: every_tenant(self.keyring, self.config), open_catalog,
-        )  # fmt: skip
+        def tenants() -> dict[bytes, TenantKeys]:
+            return every_tenant(self.keyring, self.config)
+
+        parts = RecoverParts(self.directory, self.config.store_id, self.disk, self.catalog, tenants, open_catalog)
         return recover_tails(parts, dry_run=dry_run)
 
 
@@ -116,7 +123,7 @@ def open_parts(root: Path, tenant: str, held: Secrets, ask: Ask, disk: Disk, now
         stack.callback(keyring.close)
         number, record = keyring.tenant(tenant)
         keys = TenantKeys(number, record, keyring, config.encrypted)
-        # LMDB would make an empty one, in which new segments would take the numbers of those that are there.
+        # LMDB would make an empty catalog, and new segments would get the numbers of existing ones.
         rows = root / CATALOG_DIR / "data.mdb"
         if not rows.exists() or not rows.stat().st_size:
             raise Corrupt(str(root / CATALOG_DIR), "is missing", hint="run 'arstore repair --rebuild-catalog'")
@@ -128,7 +135,20 @@ def open_parts(root: Path, tenant: str, held: Secrets, ask: Ask, disk: Disk, now
         ledger = SlotLedger(tables, root / KEYS_DIR / "loans", disk)
         stack.callback(ledger.close)
         return Parts(
-            root, config, disk, now, held, keyring, keys, tables, catalog, segments, Names(catalog, keys, segments),
-            ledger, Leases(tables, current_process()), Garbage(tables), Marks(tables, number),
-            stack.pop_all(),
-        )  # fmt: skip
+            root=root,
+            config=config,
+            disk=disk,
+            now=now,
+            held=held,
+            keyring=keyring,
+            keys=keys,
+            tables=tables,
+            catalog=catalog,
+            segments=segments,
+            names=Names(catalog, keys, segments),
+            ledger=ledger,
+            leases=Leases(tables, current_process()),
+            garbage=Garbage(tables),
+            marks=Marks(tables, number),
+            closing=stack.pop_all(),
+        )

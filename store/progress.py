@@ -1,24 +1,24 @@
-"""Progress: how long work tells whoever waits for it how far it is."""
+"""Progress: how long-running work reports how far it is."""
 
 from collections.abc import Callable
 
-# Called from worker threads with the bytes just done and the bytes there are in all.
+# Called from worker threads with the bytes that were just done and the total of bytes.
 Progress = Callable[[int, int], None]
 
-# The same where tiers are filled: with the tier, the bytes that just came there, and those that are to come in all.
+# The same for filling tiers: with the tier, the bytes that were just written there, and the total for this tier.
 TierProgress = Callable[[str, int, int], None]
 
-# And of one object: with the bytes that just came.
+# The same for one object: with the bytes that were just written.
 BytesTold = Callable[[int], object]
 
 
 def ignore_progress(advance_bytes: int, total_bytes: int) -> None:
-    """A `Progress` for where nobody waits."""
+    """Do nothing: the `Progress` of a caller that wants none."""
 
 
 def ignore_bytes(length_bytes: int) -> None:
-    """A `BytesTold` for where nobody waits."""
+    """Do nothing: the `BytesTold` of a caller that wants none."""
 
 
 def ignore_tiers(tier: str, advance_bytes: int, total_bytes: int) -> None:
-    """A `TierProgress` for where nobody waits."""
+    """Do nothing: the `TierProgress` of a caller that wants none."""

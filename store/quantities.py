@@ -1,4 +1,4 @@
-"""Sizes and times as people write them."""
+"""Quantities: sizes, times and ranges as people write them."""
 
 import re
 
@@ -20,23 +20,23 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 def parse_size(text: str) -> int:
     """Return the bytes of `500GiB` or `10GB`; raise BadInput for anything else."""
-    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmgt]i?)?b?", text.strip().lower())
-    if not found:
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmgt]i?)?b?", text.strip().lower())
+    if not match:
         raise BadInput(f"size {text!r}", "wanted a number and a unit, as 500GiB or 10GB")
-    return int(float(found[1]) * _SIZES[found[2] or ""])
+    return int(float(match[1]) * _SIZES[match[2] or ""])
 
 
 def parse_duration(text: str) -> int:
     """Return the seconds of `90`, `24h` or `30d`; raise BadInput for anything else."""
-    found = re.fullmatch(r"([0-9]{1,9})\s*([smhdw]?)", text.strip().lower())
-    if not found:
+    match = re.fullmatch(r"([0-9]{1,9})\s*([smhdw]?)", text.strip().lower())
+    if not match:
         raise BadInput(f"time {text!r}", "wanted a number and a unit, as 90s, 24h or 30d")
-    return int(found[1]) * _SECONDS[found[2]]
+    return int(match[1]) * _SECONDS[match[2]]
 
 
 def parse_range(flag: str, text: str) -> tuple[int, int]:
     """Return (A, B) of `A:B`; raise BadInput for anything else."""
-    found = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", text)
-    if not found:
+    match = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", text)
+    if not match:
         raise BadInput(f"{flag} {text[:80]!r}", "wanted A:B")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])

@@ -24,7 +24,7 @@ def workers_count() -> int:
 
 
 def run_all(perform: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int | None = None) -> list[Result]:
-    """Return what `perform` gives for each task, in order. Threads share the tasks; one task needs no thread.
+    """Return what `perform` gives for each task, in order. Threads share the tasks; a single task runs in this thread.
 
     If a task fails, its exception is raised and tasks that have not begun are dropped.
     """
@@ -37,8 +37,8 @@ def run_all(perform: Callable[[Task], Result], tasks: Iterable[Task], *, workers
 
 @contextmanager
 def open_pool(workers: int | None = None) -> Iterator["ThreadPoolExecutor"]:
-    """Yield a pool of threads for tasks that come one after the other; wait for those that have begun in the end."""
-    from concurrent.futures import ThreadPoolExecutor  # loaded here so that commands that share no work start faster
+    """Yield a pool of threads for tasks that come one by one. At the end, wait for the tasks that have begun."""
+    from concurrent.futures import ThreadPoolExecutor  # loaded here so that commands without threads start faster
 
     pool = ThreadPoolExecutor(workers or workers_count())
     try:
@@ -48,15 +48,15 @@ def open_pool(workers: int | None = None) -> Iterator["ThreadPoolExecutor"]:
 
 
 class ThreadBuffers(threading.local):
-    """Memory of the calling thread, by name. Fresh memory costs more to touch than a frame costs to decrypt."""
+    """Memory that a thread uses again, by name. Fresh memory costs more to touch than a frame costs to decrypt."""
 
     def take(self, length: int, name: str = "buffer") -> memoryview:
-        """Return `length` bytes that hold whatever the last use of this name left there.
+        """Return `length` bytes of this thread's memory of that name. They hold what the last use left there.
 
-        The memory is page-aligned and stays with the thread until the thread ends or this object goes.
+        The memory is page-aligned. It is freed when the thread ends or this object is freed.
         """
         memory: mmap | None = self.__dict__.get(name)
         if memory is None or len(memory) < length:
-            # Whole huge pages: a disk delivers into other pages at half the speed.
+            # Whole huge pages, because reads from a disk into other pages run at half the speed.
             memory = self.__dict__[name] = make_buffer(-(-length // _HUGE_BYTES) * _HUGE_BYTES)
         return memoryview(memory)[:length]

@@ -1,4 +1,4 @@
-"""Artifacts: files and tensors that users put, and the way back to files and tensors.
+"""Artifacts: files and tensors become versions, and versions become files and tensors again.
 
 A put goes `inputs` (what the user hands over) -> `cuts` (where blobs begin and end) -> `ingest` (blobs into segments)
 -> `put` (one version record, one commit). A get goes `names` (a name to a version) -> `artifact` (its verified bytes)

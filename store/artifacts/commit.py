@@ -65,7 +65,7 @@ class PutParts:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How the artifact is to be kept."""
+    """What a caller wants of a put: the name, kind and identity, and how the blobs are stored."""
 
     ref: Ref
     kind: str
@@ -82,7 +82,7 @@ class Wish:
 
 
 def owning(parts: PutParts, wish: Wish) -> contextlib.AbstractContextManager[Lease | None]:
-    """Return the lease on the name; none where several writers were asked for, whose commits compare and swap."""
+    """Return the lease on the name. With several writers there is none, and their commits compare and swap."""
     if wish.multi_writer:
         return contextlib.nullcontext()
     return parts.leases.hold(parts.catalog.scope(wish.ref.name), "put", wish.lock_wait_s)
@@ -112,28 +112,26 @@ def storing(parts: PutParts, wish: Wish, progress: Progress) -> Iterator[Ingest]
 
 
 def commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish, lease: Lease | None) -> PutResult | None:
-    """Write the version record, sync once, commit; again with the next number while other writers are first.
+    """Write the version record, sync once and commit. If another writer was first, try again with the next number.
 
-    Returns None if a blob that it reuses was collected meanwhile: what was written is kept, store the rest again.
-    Raises Conflict if the label is taken by other content. Durable on return.
+    Returns None if a blob that it reuses was collected meanwhile. The written blobs are kept then, and the caller
+    stores the rest again. Raises Conflict if the label is taken by other content. Durable on return.
     """
     manifest_id = manifest.id(parts.keys.tenant.digest_key)
     needs = manifest.needs()
     for _ in range(ATTEMPTS_COUNT):
-        version = parts.catalog.last_version(wish.ref.name) + 1  # before the label is looked at: the commit compares it
+        version = parts.catalog.last_version(wish.ref.name) + 1  # read before the label, because the commit compares it
         same = parts.names.check_free(wish.ref, manifest_id)
         if same:
-            # What was bad and is written anew heals; a pin that was asked for holds.
+            # Blobs that were bad are healed by the new copies, and a pin that was asked for is set.
             ingest.keep()
             if wish.pinned:
                 parts.names.set_pinned(f"{wish.ref.name}@{wish.ref.label}", pinned=True)
             return PutResult(same.summary, manifest.plain_bytes, 0, 0, len(needs.blobs))
         created = parts.now().strftime("%Y-%m-%dT%H:%M:%SZ")
         model = dict(manifest.identity).get("model")
-        summary = Summary(
-            wish.ref.name, version, wish.ref.label, manifest_id.hex(), wish.kind, model, manifest.plain_bytes, created,
-            wish.pinned,
-        )  # fmt: skip
+        name, label, size = wish.ref.name, wish.ref.label, manifest.plain_bytes
+        summary = Summary(name, version, label, manifest_id.hex(), wish.kind, model, size, created, wish.pinned)
         place, key = _write_version(ingest, manifest, summary)
         row = VersionRow(place, wish.pinned, summary.sealed(key))
         durable = ingest.writer.sync()
@@ -144,7 +142,7 @@ def commit(parts: PutParts, ingest: Ingest, manifest: Manifest, wish: Wish, leas
         except Superseded:
             continue
         except BlobGone:
-            ingest.keep()  # the next attempt only sees these blobs as reused, and would doom their keys
+            ingest.keep()  # the next attempt sees these blobs as reused, and would doom their keys
             return None
         ingest.end_loan(place.slot)
         stored = ingest.stored_bytes + place.record_bytes

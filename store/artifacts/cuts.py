@@ -1,4 +1,4 @@
-"""Cuts: where in a file its blobs begin and end, and which of them are worked on together.
+"""Cuts: where in a file its blobs begin and end, and which blobs are worked on together.
 
 Tensors are cut at their own borders, so that the same tensor in another file becomes the same blobs.
 """
@@ -18,7 +18,7 @@ GROUP_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """One blob to be: its length, the dtype if it is a whole tensor's or part of one, and what is readable alone."""
+    """One blob before it is stored: its length, the dtype of its tensor if it has one, and the size of its frames."""
 
     length: int
     dtype: str | None
@@ -27,7 +27,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Blobs that lie one after the other in a file, small enough to be worked on in one piece."""
+    """Blobs that lie one after the other in a file and are worked on in one piece."""
 
     source: Source
     offset: int
@@ -44,12 +44,12 @@ class Group:
 
 
 def cut_file(file: InputFile) -> Iterator[Cut]:
-    """Yield the blobs of a file in order: tensors by their own rule, what lies between them plainly."""
+    """Yield the blobs of a file in order. Tensors are cut by their own rule, the bytes between them as plain bytes."""
     at = 0
     for span in (*sorted(file.spans, key=lambda span: span.start), None):
         start = span.start if span else file.source.size
         if start < at:
-            continue  # shares bytes with a tensor before it, which are cut already
+            continue  # it shares bytes with a tensor before it, and these are cut already
         gap = TensorSpan("", "U8", (start - at,), at, start - at)
         yield from (Cut(length, None) for length in cut_span(gap))
         at = start

@@ -1,4 +1,7 @@
-"""Drop: versions leave their names, and what they needed is counted down, or counted anew where a record is bad."""
+"""Drop: versions are removed from their names, and the counts of the blobs that they needed go down.
+
+If the record of a version is bad, the needs of all other versions are counted anew.
+"""
 
 import contextlib
 from collections import Counter
@@ -16,7 +19,7 @@ _ATTEMPTS = 100
 
 
 def remove(names: Names, text: str, *, all_versions: bool, dry_run: bool) -> list[StoredVersion]:
-    """Drop one version of a name, or all of them, durably; return what was (or would be) dropped.
+    """Drop one version of a name, or all of them, durably; return the versions that are (or would be) dropped.
 
     Blobs that nothing else needs stay until they are collected.
     """
@@ -34,7 +37,7 @@ def drop(names: Names, version: StoredVersion) -> None:
         needs = names.needs(version)
     except Corrupt:
         names.catalog.drop(version.summary.name, version.summary.version, Needs())
-        with contextlib.suppress(Corrupt):  # of another version: 'repair' counts when that is gone as well
+        with contextlib.suppress(Corrupt):  # another version is bad, too; 'repair' counts once it is gone
             recount_needs(names)
         return
     names.catalog.drop(version.summary.name, version.summary.version, needs)
@@ -42,9 +45,9 @@ def drop(names: Names, version: StoredVersion) -> None:
 
 
 def settle_claims(names: Names, dropped: Iterable[Needs]) -> None:
-    """Count claims anew, after versions were dropped that had any, where blobs were ever found bad.
+    """Count needs anew if one of the dropped versions had claims and a blob was ever in quarantine.
 
-    What healed an identity took it from whoever held it: who holds it now can't be told from counts alone.
+    A put that heals an identity takes it from the version that held it. So counts alone do not say who holds it now.
     """
     if any(needs.claims for needs in dropped) and has_quarantines(names.catalog):
         with contextlib.suppress(Corrupt):

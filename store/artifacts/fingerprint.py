@@ -1,4 +1,4 @@
-"""How a change of a user's file is told: by size, inode and times.
+"""Fingerprint: how a change of a user's file is noticed, by its size, inode and times.
 
 Two changes can go unseen. A program that writes through a mapping changes no time until the page is written back.
 A file server stamps files by a clock of its own, which may stand still for longer than the clock here.
@@ -13,10 +13,10 @@ _SECOND_NS = 10**9
 _AHEAD_NS = _SECOND_NS // 10
 
 
-def fingerprint(found: os.stat_result) -> tuple[int, ...]:
+def fingerprint(status: os.stat_result) -> tuple[int, ...]:
     """Return what differs when a file was changed or replaced; the first part is its size."""
     # ctime counts too: a program can set mtime back, and a new file can get the inode of a removed one.
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
 
 
 def stat_at_rest(fd: int) -> os.stat_result | None:
@@ -27,14 +27,16 @@ def stat_at_rest(fd: int) -> os.stat_result | None:
     """
     last: os.stat_result | None = None
     while True:
-        now_ns = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)  # read first: a change after the look is stamped later
-        found = os.fstat(fd)
-        grain_ns = 1 if found.st_ctime_ns % _SECOND_NS else _SECOND_NS
-        earlier = found.st_ctime_ns // grain_ns < now_ns // grain_ns
-        ahead = found.st_ctime_ns > now_ns + _AHEAD_NS  # the clock was set back: a change gets the time it has now
-        if earlier or ahead or not stat.S_ISREG(found.st_mode):
-            return found
-        if last and fingerprint(last) != fingerprint(found):
+        now_ns = time.clock_gettime_ns(
+            _CLOCK_REALTIME_COARSE
+        )  # read before fstat, so that a change after it gets a later time
+        status = os.fstat(fd)
+        grain_ns = 1 if status.st_ctime_ns % _SECOND_NS else _SECOND_NS
+        earlier = status.st_ctime_ns // grain_ns < now_ns // grain_ns
+        ahead = status.st_ctime_ns > now_ns + _AHEAD_NS  # the clock was set back, so a change now gets an earlier time
+        if earlier or ahead or not stat.S_ISREG(status.st_mode):
+            return status
+        if last and fingerprint(last) != fingerprint(status):
             return None
-        last = found
+        last = status
         time.sleep(0.001)

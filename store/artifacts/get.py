@@ -1,7 +1,7 @@
 """Get: an artifact back on disk, as its files or as one safetensors file of selected tensors.
 
-Files appear whole or not at all: they are written under another name beside their place and renamed once every
-byte of the artifact has been checked.
+Files appear complete or not at all. They are written under another name beside their place. When every byte of the
+artifact has been checked, they are renamed.
 """
 
 import os
@@ -72,7 +72,7 @@ def write_files(artifact: Artifact, dest: Path, disk: Disk, progress: Progress) 
     into = dest.is_dir() if artifact.manifest.single else True
     if not artifact.manifest.single and dest.exists() and not dest.is_dir():
         raise BadInput(str(dest), "is a file; the artifact is a directory")
-    # Asked before anything is read or written, and again below, for what is there may change meanwhile.
+    # Checked before anything is read or written, and again below, because the destination may change meanwhile.
     _places(artifact.manifest, dest, into)
     private = disk.make_private_dir(dest)
     try:
@@ -113,7 +113,7 @@ def write_selected(artifact: Artifact, dest: Path, wanted: Selection, disk: Disk
 
 
 def write_whole(dest: Path, blocks: Iterable[memoryview], total: int, disk: Disk, progress: Progress) -> int:
-    """Write one file of `total` bytes, which appears whole or not at all; return its length."""
+    """Write one file of `total` bytes, which appears complete or not at all; return its length."""
     private = disk.make_private_dir(dest)
     try:
         at = 0
@@ -129,9 +129,9 @@ def write_whole(dest: Path, blocks: Iterable[memoryview], total: int, disk: Disk
 
 
 def _write_blobs(artifact: Artifact, private: Path, disk: Disk, progress: Progress) -> None:
-    """Write every file under its number, on every core."""
+    """Write every file into a private directory, under its number, with several threads."""
     blobs = artifact.manifest.blobs
-    artifact.check_blobs()  # what is missing or in quarantine is refused before anything is written
+    artifact.check_blobs()  # a blob that is missing or in quarantine is refused before anything is written
 
     def write(task: tuple[int, int, list[int]]) -> int:
         number, offset, members = task
@@ -151,7 +151,7 @@ def _write_blobs(artifact: Artifact, private: Path, disk: Disk, progress: Progre
 
 
 def _tasks(artifact: Artifact) -> Iterator[tuple[int, int, list[int]]]:
-    """Yield (file number, offset, blob numbers): runs of blobs that are written in one go."""
+    """Yield (file number, offset, blob numbers) for each run of blobs that is written in one step."""
     for number, file in enumerate(artifact.manifest.files):
         yield from _file_tasks(artifact, number, file)
 
@@ -175,7 +175,7 @@ def _blocks(artifact: Artifact, chosen: Iterable[TensorPart]) -> Iterator[memory
         row_bytes = part.row_bytes
         if row_bytes > len(buffer):
             buffer = memoryview(make_buffer(row_bytes))
-        # As many rows as one blob holds, from the first of a blob on: no frame is needed by two blocks.
+        # A block holds as many rows as one blob and begins where a blob does. So no frame is read for two blocks.
         step = max(_BLOCK_BYTES // max(row_bytes, 1), 1)
         for at in range(part.start - part.start % step, part.stop if row_bytes else 0, step):
             row, rows = max(at, part.start), min(at + step, part.stop) - max(at, part.start)
@@ -189,7 +189,7 @@ def _blocks(artifact: Artifact, chosen: Iterable[TensorPart]) -> Iterator[memory
 
 
 def _needed(part: TensorPart, length: int) -> list[tuple[int, int]]:
-    """Return which bytes of a block of whole rows to read: no frame that lies between two runs of an inner range."""
+    """Return which bytes of a block of whole rows to read. Frames between two runs of an inner range are left out."""
     if not part.axis:
         return [(0, length)]
     shape = part.tensor.span.shape
@@ -222,9 +222,9 @@ def _places(manifest: Manifest, dest: Path, into: bool) -> tuple[list[Path], lis
 
     Raises Corrupt if the manifest puts something into a directory that it does not name, or into a file.
     """
-    named = {"", *(path for path, _ in manifest.directories)}
-    for path in (*named, *(file.path for file in manifest.files)):
-        if path.rpartition("/")[0] not in named:
+    known = {"", *(path for path, _ in manifest.directories)}
+    for path in (*known, *(file.path for file in manifest.files)):
+        if path.rpartition("/")[0] not in known:
             raise Corrupt(path, "lies in no directory of the artifact")
     folders = [_inside(dest, path, True) for path, _ in manifest.directories]
     places = [_inside(dest, file.path, False) for file in manifest.files] if into else [dest]

@@ -1,4 +1,4 @@
-"""Identity: the fields that a caller gives, checked."""
+"""Identity: the fields that a caller gives are checked."""
 
 from collections.abc import Mapping
 

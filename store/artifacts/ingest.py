@@ -29,7 +29,7 @@ _WORKERS_MAX = 4
 
 @dataclass(slots=True)
 class Ingest:
-    """One run of storing blobs; `written` and `reused` say what became of them."""
+    """One run of storing blobs. `written` holds the new blobs, `reused` those that were stored already."""
 
     catalog: Catalog
     keys: TenantKeys
@@ -38,27 +38,27 @@ class Ingest:
     segments: SegmentReader
     codec: str
     progress: Progress
-    room_bytes: int | None  # of the tenant's quota; None is no quota
+    room_bytes: int | None  # what the tenant's quota leaves; None if there is no quota
     written: dict[Digest, Place] = field(default_factory=dict)
     reused: set[Digest] = field(default_factory=set)
     _total_bytes: int = 0
-    _all_known: bool = False  # the group that was read last was stored already
+    _all_known: bool = False  # whether every blob of the group that was read last was stored already
     _claimed: set[Digest] = field(default_factory=set)
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _buffers: ThreadBuffers = field(default_factory=ThreadBuffers)
 
     def run(self, groups: Sequence[Group]) -> list[list[Digest]]:
-        """Store what is missing of every group; return the digests of each, in order. Not durable yet."""
+        """Store the blobs of the groups that are not stored yet; return the digests of each group. Not durable yet."""
         self._total_bytes = sum(group.length for group in groups)
         return run_all(self._store_group, groups, workers=min(workers_count() + 1, _WORKERS_MAX))
 
     def keep(self) -> None:
-        """Take what was written into the catalog, needed by nothing yet; durable on return."""
+        """Give the written blobs rows in the catalog, though no version needs them yet; durable on return."""
         self.catalog.adopt(dict(self.written), self.writer.sync())
         self.end_loan()
 
     def end_loan(self, *needed: int) -> None:
-        """End the loan of keys: of what was written the catalog needs its own copies; `needed` are slots besides."""
+        """End the loan of keys. The slots that the catalog uses now stay, and so do those in `needed`."""
         self.slots.end_loan(self.catalog.live_slots(self.written).union(needed))
 
     @property
@@ -67,7 +67,7 @@ class Ingest:
         return sum(place.record_bytes for place in self.written.values())
 
     def _store_group(self, group: Group) -> list[Digest]:
-        # While nothing was missing so far, chances are that nothing is here: a look in place costs half a reading.
+        # If the last group was stored already, this one probably is, too. Hashing the map costs half of a read.
         digests = self._look(group) if self._all_known else None
         if digests is None:
             digests = self._read(group)
@@ -87,7 +87,7 @@ class Ingest:
         return digests
 
     def _read(self, group: Group) -> list[Digest]:
-        """Read a group and store what is missing of it; return its digests."""
+        """Read a group, store its blobs that are missing, and return its digests."""
         plain = self._buffers.take(max(group.length, GROUP_BYTES))[: group.length]
         group.source.read_into(group.offset, plain)
         parts = group.parts(plain)
@@ -100,7 +100,7 @@ class Ingest:
         return digests
 
     def _missing(self, digests: Sequence[Digest]) -> set[Digest]:
-        """Return those that neither the catalog nor another worker has; they are this worker's now."""
+        """Return the digests that neither the catalog nor another worker has. They are this worker's to store now."""
         with self._guard:
             mine = set(digests) - self._claimed
             self._claimed |= mine
@@ -108,7 +108,7 @@ class Ingest:
         for digest, row in self.catalog.find_blobs(mine).items():
             if self._is_readable(row):
                 known.add(digest)
-            elif row.state == LIVE:  # its segment is gone or damaged: the copy stored now takes its place
+            elif row.state == LIVE:  # its segment is gone or damaged, so the new copy takes its place
                 self.catalog.quarantine(digest, row.place)
         with self._guard:
             self.reused |= known

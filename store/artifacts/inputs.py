@@ -34,16 +34,16 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """One artifact to be: `single` where a file was given and not a directory."""
+    """What one put stores. `single` is true if a file was given, and false for a directory."""
 
     single: bool
     directories: tuple[tuple[str, int], ...]
     files: tuple[InputFile, ...]
 
     def check_unchanged(self) -> None:
-        """Raise StorageFailed unless every file is still the one that was seen first.
+        """Raise StorageFailed unless every file is still the file that was seen first.
 
-        Called when all of them are read, it proves that what was read stood there at one moment.
+        It is called after all files were read. So the bytes that were read stood in the files at one moment.
         """
         for file in self.files:
             file.source.check_unchanged()
@@ -52,7 +52,7 @@ class Inputs:
 def take_inputs(
     path: str | Path | None, tensors: "Mapping[str, torch.Tensor] | None", opaque: Sequence[str], *, look_inside: bool
 ) -> Inputs:
-    """Return what is at a path, or tensors; raise BadInput unless one of the two is given."""
+    """Return the inputs at a path, or those that tensors make; raise BadInput unless exactly one is given."""
     if (path is None) == (tensors is None):
         raise BadInput("input", "wanted a path or tensors, one of them")
     return (
@@ -63,7 +63,7 @@ def take_inputs(
 
 
 def inputs_from_path(path: Path, opaque: Sequence[str], *, look_inside: bool) -> Inputs:
-    """Return what is at `path`, every tensor table read and checked before a byte is stored.
+    """Return the files at `path` with their tensors. Every tensor table is read and checked before a byte is stored.
 
     Links to files are followed, as Hugging Face's cache needs; links to directories are refused. Files that match a
     glob in `opaque`, and all files unless `look_inside`, are taken as bytes.
@@ -118,7 +118,7 @@ def _input_file(path: Path, relative: str, opaque: Sequence[str], look_inside: b
 
 def _walk(top: Path) -> list[tuple[Path, list[str]]]:
     """Return every directory with the names of its files, sorted, so that equal trees give equal artifacts."""
-    found: list[tuple[Path, list[str]]] = []
+    folders: list[tuple[Path, list[str]]] = []
 
     def failed(error: OSError) -> None:
         raise StorageFailed(str(error.filename), reason(error))
@@ -128,8 +128,8 @@ def _walk(top: Path) -> list[tuple[Path, list[str]]]:
         for name in subfolders:
             if (Path(folder) / name).is_symlink():
                 raise BadInput(str(Path(folder) / name), "a link to a directory; put the directory itself")
-        found.append((Path(folder), sorted(names)))
-    return found
+        folders.append((Path(folder), sorted(names)))
+    return folders
 
 
 def _checked(relative: str) -> str:

@@ -1,11 +1,11 @@
-"""Model identity: what a directory of a model, or its tensors, say of themselves.
+"""Model identity: the identity that a model's directory, or its tensors, give by themselves.
 
-Invariant: what `put` records of a directory and what `identify_inputs` finds for it without storing it are the same.
+Invariant: for one directory, `put` records the identity that `identify_inputs` returns without storing it.
 """
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from ...formats.digest import Digest, digest_bytes
 from ...formats.errors import FormatError
@@ -22,7 +22,7 @@ _CONFIG = "config.json"
 
 
 def config_fields(inputs: Inputs, opaque: Sequence[str] = ()) -> dict[str, object]:
-    """Return the identity fields that a directory's own config.json fills; none if there is none, or it is opaque."""
+    """Return the identity fields that the config.json of a directory gives, or none if it is missing or opaque."""
     file = _config_of(inputs)
     if file is None or any(fnmatch.fnmatchcase(_CONFIG, glob) for glob in opaque):
         return {}
@@ -35,9 +35,9 @@ def config_fields(inputs: Inputs, opaque: Sequence[str] = ()) -> dict[str, objec
 
 
 def weights_files(inputs: Inputs) -> frozenset[str]:
-    """Return the paths of the files that a model's weights are in, as loaders choose them.
+    """Return the paths of the files that hold a model's weights, chosen as loaders choose them.
 
-    Those beside config.json, if there is one; of these the safetensors, if there are any.
+    If there is a config.json, only files beside it count. If there are safetensors files, only these count.
     """
     described = _config_of(inputs) is not None
     files = [file for file in inputs.files if file.spans and not (described and "/" in file.path)]
@@ -47,7 +47,7 @@ def weights_files(inputs: Inputs) -> frozenset[str]:
 def digest_tensors(
     key: bytes, file: InputFile, cuts: Sequence[Cut], digests: Sequence[Digest]
 ) -> Iterator[tuple[TensorSpan, list[Digest]]]:
-    """Yield each tensor of a file with the digests of its blobs, given those of the whole file."""
+    """Yield each tensor of a file with the digests of its blobs. `cuts` and `digests` are those of the whole file."""
     at = {start: n for n, start in enumerate(accumulate((cut.length for cut in cuts), initial=0))}
     for span in file.spans:
         lengths = list(cut_span(span))
@@ -55,7 +55,7 @@ def digest_tensors(
         if [cut.length for cut in cuts[first : first + len(lengths)]] == lengths:
             yield span, list(digests[first : first + len(lengths)])
             continue
-        own, start = [], span.start  # a view of another tensor's bytes: no blob of the file is its
+        own, start = [], span.start  # it shares bytes with another tensor, so it has no blobs of its own
         for length in lengths:
             own.append(digest_bytes(key, file.source.read(start, length)))
             start += length
@@ -63,19 +63,17 @@ def digest_tensors(
 
 
 def add_weights(identity: Identity, key: bytes, inputs: Inputs, files: Iterable[FileCuts]) -> Identity:
-    """Return an identity that names the weights by digest, unless it names them already."""
+    """Return the identity with the digest of the weights added, unless it has one already."""
     if "weights" in dict(identity):
         return identity
     chosen = weights_files(inputs)
-    tensors = (
-        tensor for one in files if one.file.path in chosen
-        for tensor in digest_tensors(key, one.file, one.cuts, one.digests)
-    )  # fmt: skip
+    weights = [stored for stored in files if stored.file.path in chosen]
+    tensors = chain.from_iterable(digest_tensors(key, stored.file, stored.cuts, stored.digests) for stored in weights)
     return make_identity({**dict(identity), "weights": digest_weights(key, tensors)})
 
 
 def identify_inputs(inputs: Inputs, key: bytes, opaque: Sequence[str], progress: Progress) -> Identity:
-    """Return the identity of a model that is read but not stored, hashed on every core."""
+    """Return the identity of a model that is read but not stored. It is hashed on every core."""
     identity = make_identity(config_fields(inputs, opaque))
     chosen = weights_files(inputs)
     if not chosen:

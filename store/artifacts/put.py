@@ -1,4 +1,4 @@
-"""Put: what a user hands over becomes one committed version. Blobs first, then the version record, then the commit."""
+"""Put: what a user hands over becomes one version. Blobs come first, then the version record, then the commit."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PutOptions:
-    """What a caller of `put` may say beside the name and the bytes; see `Store.put`."""
+    """The options of `Store.put` besides the name and the bytes."""
 
     kind: str | None = None
     identity: Mapping[str, object] | None = None
@@ -36,9 +36,13 @@ class PutOptions:
 
 
 def put(
-    parts: PutParts, path: str | Path | None, tensors: "Mapping[str, torch.Tensor] | None", name: str,
-    options: PutOptions, progress: Progress,
-) -> PutResult:  # fmt: skip
+    parts: PutParts,
+    path: str | Path | None,
+    tensors: "Mapping[str, torch.Tensor] | None",
+    name: str,
+    options: PutOptions,
+    progress: Progress,
+) -> PutResult:
     """Store a file, a directory or tensors as the newest version of `name`; durable on return. See `Store.put`."""
     kind = options.kind
     if kind not in (None, *KINDS) or kind == "kv":
@@ -56,9 +60,9 @@ def put(
 def put_inputs(parts: PutParts, inputs: Inputs, wish: Wish, progress: Progress) -> PutResult:
     """Store inputs and make them the newest version of a name; durable on return.
 
-    Raises Conflict if the label is taken by other content, or if the identity stands for other bytes already: then
-    both are kept and the identity leads to those that were first. Raises NoRoom if disk or quota is full. If it
-    fails or is killed nothing is visible, and blobs that it finished are reused by the next put.
+    Raises Conflict if the label is taken by other content, or if the identity stands for other bytes already. In the
+    second case both are kept, and the identity leads to the bytes that were first. Raises NoRoom if disk or quota is
+    full. If it fails or is killed nothing is visible, and the next put reuses the blobs that it finished.
     """
     with owning(parts, wish) as lease:
         for _ in range(ATTEMPTS_COUNT):
@@ -72,7 +76,7 @@ def put_inputs(parts: PutParts, inputs: Inputs, wish: Wish, progress: Progress) 
 
 
 def without_conflict(result: PutResult) -> PutResult:
-    """Return what a put did; raise Conflict if its identity stands for other bytes already: both are kept then."""
+    """Return what a put did; raise Conflict if its identity stands for other bytes already. Both are kept then."""
     if not result.conflict:
         return result
     where = f"{result.summary.name}@{result.summary.version}"
@@ -112,7 +116,7 @@ def _newest_if_same(parts: PutParts, manifest: Manifest, ref: Ref) -> StoredVers
 def _manifest(digest_key: bytes, inputs: Inputs, stored: Sequence[FileCuts], wish: Wish) -> Manifest:
     """Return the manifest that names the blobs of every file."""
     numbers: dict[BlobName, int] = {}
-    files = tuple(_stored_file(one, numbers) for one in stored)
+    files = tuple(_stored_file(file, numbers) for file in stored)
     tensors = tuple(Tensor(number, span) for number, file in enumerate(inputs.files) for span in file.spans)
     identity = wish.identity
     if wish.kind == "weights" and "config" in dict(identity) and not inputs.single:  # a model that describes itself
@@ -122,13 +126,13 @@ def _manifest(digest_key: bytes, inputs: Inputs, stored: Sequence[FileCuts], wis
 
 
 def _stored_file(stored: FileCuts, numbers: dict[BlobName, int]) -> StoredFile:
-    """Return a file as its manifest has it; blobs that are new to `numbers` get the next ones."""
+    """Return a file as the manifest holds it. Blobs that are not in `numbers` get the next numbers."""
     blobs = [BlobName(digest, cut.length) for digest, cut in zip(stored.digests, stored.cuts, strict=True)]
     used = tuple(numbers.setdefault(blob, len(numbers)) for blob in blobs)
     return StoredFile(stored.file.path, stored.file.mode, stored.file.source.size, stored.file.format, used)
 
 
 def _claims(digest_key: bytes, wish: Wish) -> Iterator[Claim]:
-    """Yield the claim of an intermediate that was computed from named inputs: these must not lead to other bytes."""
+    """Yield the claim of an intermediate whose model and sequence are named. They must not lead to other bytes."""
     if wish.kind == "intermediate" and {"model", "sequence"} <= dict(wish.identity).keys():
         yield Claim(key_id(identity_key(digest_key), wish.kind, wish.identity), 0, ())

@@ -1,4 +1,4 @@
-"""Refs: how names and versions are written."""
+"""Refs: how names, versions and labels are written."""
 
 import re
 from collections import Counter
@@ -38,7 +38,7 @@ def parse_ref(text: str) -> Ref:
 
 
 def parse_new_ref(text: str) -> Ref:
-    """Return the ref, NAME or NAME@LABEL, under which something is to be stored; raise BadInput if it is not one."""
+    """Return the ref written as NAME or NAME@LABEL, for a new version; raise BadInput if it is not one."""
     ref = parse_ref(text)
     if ref.version is not None:
         raise BadInput(text, "version numbers are given by the store; use a label")
@@ -46,12 +46,12 @@ def parse_new_ref(text: str) -> Ref:
 
 
 def split_object(id_: str) -> tuple[str, int | None]:
-    """Return the name and the version in the id NAME@N of an object; any other, as a block's, is a name alone."""
+    """Return the name and the version number of the object id NAME@N. Any other id is a name without a number."""
     name, _, version = id_.rpartition("@")
     return (name, int(version)) if name and version.isdecimal() and len(version) <= 10 else (id_, None)
 
 
 def label_objects(ids: Collection[str]) -> dict[str, str]:
-    """Return what users call objects: a version by its name alone where it is the only one of it here."""
-    counts = Counter(split_object(one)[0] for one in set(ids))
-    return {one: name if counts[name := split_object(one)[0]] == 1 else one for one in ids}
+    """Return for each object id what users call it: the name alone if no other id here has that name, else the id."""
+    counts = Counter(split_object(id_)[0] for id_ in set(ids))
+    return {id_: name if counts[name := split_object(id_)[0]] == 1 else id_ for id_ in ids}

@@ -11,8 +11,8 @@ from ...formats.tensor import DTYPE_BITS
 from ..errors import BadInput, NotFound
 
 COLWISE, ROWWISE, REPLICATE = "colwise", "rowwise", "replicate"
-# The styles of transformers' tensor-parallel plans, by how they cut what is stored; the rest of a style is about what a
-# layer hands on. Styles that interleave parts of a tensor (packed_…) are not here: a range of rows can't follow them.
+# How each style of a transformers tensor-parallel plan cuts a stored tensor. The rest of a style is about the output of
+# a layer. Styles that interleave parts of a tensor (packed_…) are left out, because a range of rows can't follow them.
 TP_STYLES = {
     "colwise": COLWISE,
     "colwise_rep": COLWISE,
@@ -44,7 +44,7 @@ class Selection:
     slices: tuple[tuple[str, int, int], ...] = ()
     shard: Shard | None = None
     plan: tuple[tuple[str, str], ...] = ()
-    positions: tuple[int, int] | None = None  # of tokens, where the artifact's identity says which it holds
+    positions: tuple[int, int] | None = None  # of tokens; the artifact's identity must say which it holds
 
     def __bool__(self) -> bool:
         return bool(self.globs or self.layers or self.slices or self.shard or self.positions)
@@ -52,7 +52,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class TensorPart:
-    """Rows [start, stop) of a tensor's first axis, of which [inner_start, inner_stop) along `axis` where axis > 0."""
+    """Rows [start, stop) of a tensor's first axis. If axis > 0, only [inner_start, inner_stop) along that axis."""
 
     name: str
     tensor: Tensor
@@ -74,13 +74,13 @@ class TensorPart:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one first-axis row as stored; of the whole tensor where it has no axes."""
+        """Bytes of one first-axis row as stored, or of the whole tensor if it has no axes."""
         span = self.tensor.span
         return span.length // span.shape[0] if span.shape and span.shape[0] else span.length
 
 
 def tensor_names(manifest: Manifest) -> dict[str, Tensor]:
-    """Return every tensor by a name that is unique in the artifact: led by its file's path where two files share it."""
+    """Return every tensor by a name that is unique in the artifact: PATH:NAME if two files have a tensor NAME."""
     counts: dict[str, int] = {}
     for tensor in manifest.tensors:
         counts[tensor.span.name] = counts.get(tensor.span.name, 0) + 1
@@ -92,8 +92,8 @@ def tensor_names(manifest: Manifest) -> dict[str, Tensor]:
 
 def layer_of(name: str) -> int | None:
     """Return the layer in a tensor's name: its first part that is a number (`model.layers.7.mlp…` is 7)."""
-    found = re.search(r"(?:^|\.)(\d{1,9})(?:\.|$)", name)
-    return int(found[1]) if found else None
+    number = re.search(r"(?:^|\.)(\d{1,9})(?:\.|$)", name)
+    return int(number[1]) if number else None
 
 
 def select(manifest: Manifest, wanted: Selection) -> list[TensorPart]:
@@ -156,7 +156,7 @@ def _sliced(part: TensorPart, start: int, stop: int) -> TensorPart:
 
 
 def _positioned(part: TensorPart, positions: tuple[int, int], held: str) -> TensorPart:
-    """Return the rows of token positions, of a tensor whose first axis is the positions that the identity says."""
+    """Return the rows of some token positions. The tensor's first axis must be the positions of the identity."""
     (first, end), where = positions, f"--positions {positions[0]}:{positions[1]}"
     if not held:
         raise BadInput(where, "the artifact's identity does not say which positions it holds")
@@ -175,7 +175,8 @@ def _sharded(part: TensorPart, shard: Shard, plan: Sequence[tuple[str, str]]) ->
     if plan:
         style = next((style for pattern, style in plan if _covers(pattern, part.name)), None)
         shape = part.tensor.span.shape
-        # A row-wise layer's bias is added once, after the sum over ranks: it stays whole, as all that no pattern names.
+        # The bias of a row-wise layer is added once, after the sum over ranks. So it stays whole. So do
+        # tensors that no pattern names.
         if style in (None, REPLICATE) or not shape or (style == ROWWISE and len(shape) == 1):
             return part
         axis = 0 if style == COLWISE else 1

@@ -13,7 +13,7 @@ from ...formats.errors import FormatError
 from ..errors import BadInput, NotFound, StorageFailed, reason
 from .fingerprint import fingerprint, stat_at_rest
 
-# What opening a socket, a device without a driver, a loop of links or an overlong name says.
+# Errors of opening a socket, a device without a driver, a loop of links, or a name that is too long.
 _NO_FILE = (errno.ENXIO, errno.ENODEV, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -33,9 +33,9 @@ class Source(Protocol):
 
 
 class FileSource:
-    """A regular file, opened for each read and held to be the same file, unchanged, every time.
+    """A regular file. It is opened for each read, and each time it must be the same file, unchanged.
 
-    `fingerprint` says which changes can go unseen.
+    `fingerprint.py` says which changes can go unseen.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,15 +43,15 @@ class FileSource:
         with _input_errors(path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            found = stat_at_rest(fd)
+            status = stat_at_rest(fd)
         finally:
             os.close(fd)
-        if not found:
+        if not status:
             raise _changed(path)
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise BadInput(str(path), "not a regular file or directory")
-        self.mode = stat.S_IMODE(found.st_mode) & 0o777
-        self._seen = fingerprint(found)
+        self.mode = stat.S_IMODE(status.st_mode) & 0o777
+        self._seen = fingerprint(status)
 
     @property
     def size(self) -> int:
@@ -66,7 +66,7 @@ class FileSource:
         return bytes(out)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill `out` from `offset`; raise StorageFailed if the file is not the one that was seen first."""
+        """Fill `out` from `offset`; raise StorageFailed if the file is not the file that was seen first."""
         with _input_errors(self._path):
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -83,10 +83,10 @@ class FileSource:
 
     @contextlib.contextmanager
     def mapped(self, offset: int, length: int) -> Iterator[memoryview]:
-        """Give bytes of the file in place, uncopied; raise StorageFailed if it is not the one that was seen first.
+        """Give bytes of the file without copying them; raise StorageFailed if it is not the file that was seen first.
 
-        What is read may change under the reader: good for looking, not for storing. The length is checked just before;
-        a file that is cut short within the milliseconds of the look ends the process.
+        The bytes may change while they are read, so they can be compared but not stored. The length is checked just
+        before. A file that is cut short during the read ends the process.
         """
         with _input_errors(self._path):
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
@@ -104,17 +104,17 @@ class FileSource:
             os.close(fd)
 
     def check_unchanged(self) -> None:
-        """Raise StorageFailed if the file is not the one that was seen first."""
+        """Raise StorageFailed if the file is not the file that was seen first."""
         with _input_errors(self._path):
             self._check(os.stat(self._path))
 
-    def _check(self, found: os.stat_result) -> None:
-        if fingerprint(found) != self._seen:
+    def _check(self, status: os.stat_result) -> None:
+        if fingerprint(status) != self._seen:
             raise _changed(self._path)
 
 
 class MemorySource:
-    """Pieces of memory, one after the other, as one file."""
+    """Pieces of memory, which make one file in their order."""
 
     def __init__(self, pieces: Sequence[memoryview]) -> None:
         self._pieces = pieces
@@ -136,14 +136,14 @@ class MemorySource:
             at += len(piece)
 
     def check_unchanged(self) -> None:
-        """Do nothing: the caller keeps its memory as it is."""
+        """Do nothing, because the caller promises not to change its memory."""
 
     @contextlib.contextmanager
     def mapped(self, offset: int, length: int) -> Iterator[memoryview]:
         at = 0
         for piece in self._pieces:
             if at <= offset and offset + length <= at + len(piece):
-                yield piece[offset - at : offset - at + length]  # in place: a copy costs more than its digest
+                yield piece[offset - at : offset - at + length]  # not copied, because a copy costs more than the digest
                 return
             at += len(piece)
         yield memoryview(self.read(offset, length))

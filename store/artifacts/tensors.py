@@ -1,4 +1,4 @@
-"""Torch tensors over verified bytes in host memory, and back. The only room besides formats/ that knows torch."""
+"""Tensors: torch tensors over verified bytes in host memory, and bytes of torch tensors."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ from ..errors import BadInput
 if TYPE_CHECKING:
     import torch
 
-# By safetensors' names. Types that torch has no scalar for are handed out as raw bytes (uint8).
+# Torch's names of dtypes, by safetensors' names. Dtypes that torch lacks are handed out as raw bytes (uint8).
 _TORCH_NAMES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn",
     "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "I16": "int16",
@@ -19,7 +19,7 @@ _ALIGN_BYTES = 64
 
 
 def aligned(length: int) -> int:
-    """Return where the next tensor may begin behind so many bytes of a buffer."""
+    """Return the offset at which the next tensor begins, after `length` bytes of a buffer."""
     return -(-length // _ALIGN_BYTES) * _ALIGN_BYTES
 
 
@@ -31,16 +31,16 @@ def tensor_from(buffer: memoryview, span: TensorSpan) -> "torch.Tensor":
 
 
 def shape_tensor(raw: "torch.Tensor", span: TensorSpan) -> "torch.Tensor":
-    """Return bytes (one axis of uint8, on whatever device) as the tensor that the span says, without copying.
+    """Return bytes (one axis of uint8, on any device) as the tensor that a span describes, without copying.
 
-    Block-quantised and sub-byte types come as one dimension of raw bytes.
+    Block-quantised types and types smaller than a byte come as one dimension of raw bytes.
     """
     import torch
 
     name = _TORCH_NAMES.get(span.dtype)
     if name is not None and not span.length:
         return torch.empty(span.shape, dtype=getattr(torch, name), device=raw.device)
-    # Packed pairs: the last axis holds two 4-bit floats a byte.
+    # A byte of the last axis holds two 4-bit floats.
     if span.dtype == "F4" and span.shape and span.shape[-1] % 2 == 0 and hasattr(torch, "float4_e2m1fn_x2"):
         return raw.to(torch.uint8).view(torch.float4_e2m1fn_x2).reshape(*span.shape[:-1], span.shape[-1] // 2)
     if name is None:
@@ -61,7 +61,7 @@ def dtype_name(tensor: "torch.Tensor") -> str:
 
 
 def tensor_bytes(tensor: "torch.Tensor") -> memoryview:
-    """Return the row-major bytes of a tensor in host memory, copied only where it is strided or elsewhere."""
+    """Return the row-major bytes of a tensor in host memory. They are copied only if it is strided or on a device."""
     import torch
 
     if tensor.layout is not torch.strided or tensor.is_meta:
