@@ -57,18 +57,7 @@ def init_store(
         disk.sync_dir(directory.parent)
     config = Config(secrets.token_bytes(16), encrypted, None, root_file.absolute() if root_file else None)
     master = secrets.token_bytes(KEY_BYTES)
-    if not encrypted:
-        ways = Stanzas().adding("open", b"", master, config.store_id)
-    elif passphrase is not None:
-        ways = Stanzas().adding("passphrase", check_passphrase(passphrase), master, config.store_id)
-    elif held.key_file is None and (command := held.get("command")):
-        ways = Stanzas().adding("command", command, master, config.store_id)
-    else:
-        key_file = (held.key_file or default_key_file(config.store_id)).absolute()
-        if key_file.is_relative_to(root.absolute()):
-            raise BadInput(str(key_file), "a key file inside the store protects nothing; keep it elsewhere")
-        ways = Stanzas().adding("key-file", new_key_file(key_file, disk), master, config.store_id)
-        config = replace(config, key_file=key_file)
+    ways, config = _first_way(root, config, held, passphrase, master, disk)
     ways.write(keys, disk)
     made = _unplaced(config.root_file) if config.root_file else root_path(root, config)
     create_keyring(keys, made, master, config.store_id, disk)
@@ -81,6 +70,23 @@ def init_store(
     write_config(root, config, disk)
     _place_root(config, disk)
     return config
+
+
+def _first_way(
+    root: Path, config: Config, held: Secrets, passphrase: bytes | None, master: bytes, disk: Disk
+) -> tuple[Stanzas, Config]:
+    """Return the way that opens a new store, and its settings, which name the key file if there is one."""
+    if not config.encrypted:
+        return Stanzas().adding("open", b"", master, config.store_id), config
+    if passphrase is not None:
+        return Stanzas().adding("passphrase", check_passphrase(passphrase), master, config.store_id), config
+    if held.key_file is None and (command := held.get("command")):
+        return Stanzas().adding("command", command, master, config.store_id), config
+    key_file = (held.key_file or default_key_file(config.store_id)).absolute()
+    if key_file.is_relative_to(root.absolute()):
+        raise BadInput(str(key_file), "a key file inside the store protects nothing; keep it elsewhere")
+    ways = Stanzas().adding("key-file", new_key_file(key_file, disk), master, config.store_id)
+    return ways, replace(config, key_file=key_file)
 
 
 def _check_same(

@@ -103,7 +103,7 @@ class Parts:
         return SegmentWriter(self.directory, self.config.store_id, LIFETIMES[kind], self.catalog, self.disk)
 
     def recover(self, *, dry_run: bool = False) -> int:
-        """Add to the catalog what killed writers of any tenant left whole; return how many blobs are (or would be) added."""
+        """Add to the catalog what killed writers of any tenant left whole; return how many blobs it adds (or would)."""
         from .segments.recover import RecoverParts, recover_tails
 
         def open_catalog(keys: TenantKeys) -> Catalog:
