@@ -1,14 +1,14 @@
-"""Identity: what an artifact is, said in named fields before any byte of it exists, and the chain of prefix blocks.
+"""Identity: what an artifact is, in named fields that are known before its bytes; and the chain of prefix blocks.
 
 A field that is not given is `unspecified`, which matches only itself. A field that is not known is refused by name: if
 it were ignored, two different artifacts could have one key. Every value has one text.
 
-KV is named by its inputs. Its key is the root of a hash chain: block n of a sequence is named by block n - 1 and its
-own tokens, so that one id stands for the identity and every token from the start.
+KV is named by its inputs. The key id of its identity is the root of a hash chain. Block n of a sequence is named by
+block n - 1 and its own tokens. So the id of a block stands for the identity and every token from the start.
 
     root      keyed("identity", "1", kind, name, value, …), fields by name; provenance only if the field strict is `yes`
     block     keyed BLAKE3 of the id before it (32), then its tokens, u32 LE each
-Both under `derive(digest key, "identity")`: equal identities of two tenants have different ids.
+The key of both is `derive(digest key, "identity")`, so equal identities of two tenants have different ids.
 """
 
 import json
@@ -67,7 +67,7 @@ def _json(value: object) -> str:
 
 
 def _names(value: object) -> str:
-    """Return a set of names in order, parted by commas."""
+    """Return a set of names, sorted, with commas between them."""
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) and name and "," not in name for name in names):
         raise FormatError("holds something else than names, wanted a list of texts without commas")
@@ -91,7 +91,7 @@ def _layers(value: object) -> str:
 
 
 def _contents(value: object) -> str:
-    """Return digests of what stands at token positions, by position: digest@7,digest@1031."""
+    """Return the digests of what is at some token positions, by position: digest@7,digest@1031."""
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list) or len(parts) > LIST_MAX:
         raise FormatError(f"holds something else than a list of at most {LIST_MAX} digest@position")
@@ -105,7 +105,7 @@ def _contents(value: object) -> str:
 
 
 def _positions(value: object) -> str:
-    """Return `A:B` (token positions, A included, B not) in canonical form."""
+    """Return token positions `A:B` (with A, without B) in canonical form."""
     first, colon, end = _text(value).partition(":")
     if not colon or not first.isdecimal() or not end.isdecimal():
         raise FormatError(f"holds {value!r}, wanted positions A:B")
@@ -172,14 +172,14 @@ def identity_key(digest_key: bytes) -> bytes:
 
 
 def key_id(key: bytes, kind: str, identity: Identity) -> KeyId:
-    """Return the id of an identity: equal for equal fields alone. `key` is `identity_key`'s."""
+    """Return the id of an identity. Two have one id only if all fields that count are equal. `key`: `identity_key`."""
     strict = ("strict", "yes") in identity
     counted = [part for name, value in identity if strict or name not in PROVENANCE for part in (name, value)]
     return KeyId(keyed_hash(key, *(part.encode() for part in ("identity", "1", kind, *counted))))
 
 
 def chain_blocks(key: bytes, root: KeyId, tokens: memoryview, block_tokens: int) -> Iterator[KeyId]:
-    """Yield the id of every prefix block of a sequence: `tokens` are u32 LE, the last block may be shorter."""
+    """Yield the id of every prefix block of a sequence. `tokens` are u32 LE. The last block may be short."""
     parent, block_bytes = root, 4 * block_tokens
     for at in range(0, len(tokens), block_bytes):
         hasher = blake3(parent, key=key, max_threads=1)

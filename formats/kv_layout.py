@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Slot = tuple[int, str]  # which array: layer number, then key, value or kv
 
-# One letter an axis: h heads, d dim, p pages, t tokens (of a page, where there are pages), 2 key and value.
+# One letter an axis: h heads, d dim, p pages, t tokens (those of a page, if there are pages), 2 key and value.
 LAYOUTS = {
     "NHD": "thd", "HND": "htd", "packed": "2thd", "paged-NHD": "pthd", "paged-HND": "phtd",
     "paged-packed-NHD": "p2thd", "paged-packed-HND": "p2htd", "packed-paged-NHD": "2pthd", "packed-paged-HND": "2phtd",
@@ -41,7 +41,7 @@ _NAME = re.compile(r"layers\.(0|[1-9][0-9]{0,3})\.(key|value|kv)")
 
 
 def parse_slot(name: str) -> Slot:
-    """Return the layer number and side that the name of a tensor says; raise FormatError for another name."""
+    """Return the layer number and side in the name of a tensor; raise FormatError for any other name."""
     match = _NAME.fullmatch(name)
     if match is None or int(match[1]) >= LAYERS_MAX:
         raise FormatError(f"tensor {name[:80]!r} is not layers.N.key, layers.N.value or layers.N.kv")
@@ -49,7 +49,7 @@ def parse_slot(name: str) -> Slot:
 
 
 def slot_name(slot: Slot) -> str:
-    """Return the name of a tensor in a file."""
+    """Return the name that the array of a slot has in a file."""
     return f"layers.{slot[0]}.{slot[1]}"
 
 
@@ -59,12 +59,12 @@ def has_pages(layout: str) -> bool:
 
 
 def page_of(shapes: Mapping[Slot, tuple[int, ...]], layout: str) -> int | None:
-    """Return how many tokens a page of these arrays has; None where the layout has no pages."""
+    """Return how many tokens a page of these arrays has, or None for a layout without pages."""
     return next(iter(shapes.values()))[_axes_of(layout).index("t")] if has_pages(layout) else None
 
 
 def array_shapes(shape: KvShape, layout: str, tokens: int, *, page: int | None = None) -> dict[Slot, tuple[int, ...]]:
-    """Return the shapes of the arrays that hold `tokens`, in pages of `page` tokens where the layout has pages."""
+    """Return the shapes of the arrays that hold `tokens`, in pages of `page` tokens if the layout has pages."""
     axes = _axes_of(layout)
     if ("p" in axes) != (page is not None) or (page is not None and page < 1):
         raise FormatError(f"page is {page} tokens, layout {layout} {'needs 1 or more' if 'p' in axes else 'has none'}")
@@ -132,7 +132,7 @@ def scatter_block(
     *,
     take: range | None = None,
 ) -> None:
-    """Write a block of `tokens` tokens, or its tokens `take` alone, into the arrays from `first_token` on.
+    """Write a block of `tokens` tokens, or only its tokens `take`, into the arrays from `first_token` on.
 
     Raises FormatError, before a byte is written, as `gather_block` does.
     """
@@ -152,7 +152,7 @@ def _pair_rows(
     arrays: "Mapping[Slot, Array]",
     first_token: int,
 ) -> "list[tuple[Array, Array]]":
-    """Return views of the same rows, one of the block and one of an array each, that cover the tokens `take`."""
+    """Return pairs of views that cover the tokens `take`: the same rows once in the block, once in an array."""
     import numpy as np
 
     axes = _axes_of(layout)
@@ -175,7 +175,7 @@ def _pair_rows(
 
 
 def _view_grid(array: "Array", axes: str, side: str, extents: tuple[int, int, int], name: str) -> "Array":
-    """Return one side of an array as a view [heads, pages, tokens a page, bytes a row]; no pages are one page."""
+    """Return one side of an array as a view [heads, pages, tokens a page, bytes a row]. Without pages there is one."""
     import numpy as np
 
     heads, dim, element_bytes = extents
@@ -193,7 +193,7 @@ def _view_grid(array: "Array", axes: str, side: str, extents: tuple[int, int, in
 
 
 def _cut_at_pages(rows: "Array", grid: "Array", first_token: int) -> "Iterator[tuple[Array, Array]]":
-    """Yield views of the same rows: the rest of a page, whole pages at once, the start of a page."""
+    """Yield pairs of views of the same rows: the rest of a page, then whole pages at once, then the start of a page."""
     heads, tokens, row_bytes = rows.shape
     page = grid.shape[2]
     done = 0

@@ -21,12 +21,12 @@ LAYERS_MAX = 4096
 EXTENT_MAX = 65536
 BLOCK_MAX_BYTES = 4 << 30
 
-Heads = Callable[[int], range]  # how many heads a side has -> those wanted; `range` itself wants all
+Heads = Callable[[int], range]  # the count of heads of a side -> the wanted heads; `range` itself wants all
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What one layer keeps of a token; value_heads and value_dim are both 0 where it keeps no value."""
+    """What one layer keeps of a token. If it keeps no value, value_heads and value_dim are both 0."""
 
     key_heads: int
     key_dim: int
@@ -45,7 +45,7 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
-    """What a model keeps of a token: dtype by safetensors' name, layers by ascending number."""
+    """What a model keeps of a token. The dtype has its name in safetensors; layer numbers ascend."""
 
     dtype: str
     layers: tuple[tuple[int, LayerShape], ...]
@@ -86,7 +86,7 @@ class KvShape:
                 at += layer.value_heads * layer.value_dim * tokens * self.element_bytes
 
     def extent(self, layer: int, side: str, tokens: int, heads: range | None = None) -> tuple[int, int]:
-        """Return where one side of one layer, or these heads of it, lies in a block: start and stop in bytes."""
+        """Return where one side of one layer, or some heads of it, lies in a block: start and stop in bytes."""
         for number, its_side, count, dim, at in self.places(tokens):
             if (number, its_side) == (layer, side):
                 head_bytes = dim * tokens * self.element_bytes
@@ -97,7 +97,7 @@ class KvShape:
     def runs(
         self, tokens: int, *, layers: Collection[int] | None = None, heads: Heads = range
     ) -> list[tuple[int, int]]:
-        """Return start and stop of the runs of bytes that hold these layers and heads of a block, neighbours joined."""
+        """Return start and stop of the runs of bytes with these layers and heads of a block. Neighbours are joined."""
         wanted = self._check_layers(layers)
         extents: list[tuple[int, int]] = []
         for number, _, count, dim, at in self.places(tokens):
@@ -110,7 +110,7 @@ class KvShape:
         return extents
 
     def narrow(self, *, layers: Collection[int] | None = None, heads: Heads = range) -> "KvShape":
-        """Return the shape of these layers and heads alone: what a pipeline stage or a tensor-parallel rank holds."""
+        """Return the shape of only these layers and heads, as a pipeline stage or a tensor-parallel rank holds them."""
         wanted = self._check_layers(layers)
         kept = []
         for number, layer in self.layers:
@@ -123,7 +123,7 @@ class KvShape:
         return KvShape(self.dtype, tuple(kept))
 
     def fields(self) -> dict[str, Any]:
-        """Return the canonical JSON form: equal neighbours are one [first, count, key heads, dim, value heads, dim]."""
+        """Return the canonical JSON form. Equal neighbours are one [first, count, key heads, dim, value heads, dim]."""
         packed: list[list[int]] = []
         for number, layer in self.layers:
             extents = list(astuple(layer))

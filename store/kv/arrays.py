@@ -1,4 +1,4 @@
-"""KV that a user hands to `kv put`: arrays of a file or of memory, cut into the prefix blocks that are stored."""
+"""Arrays: the KV that a user hands to `kv put`, from a file or from memory, and how it is cut into prefix blocks."""
 
 import contextlib
 from bisect import bisect_right
@@ -41,7 +41,7 @@ class KvArrays:
 
     @property
     def page(self) -> int | None:
-        """Tokens of a page, None where the layout has no pages."""
+        """Tokens of a page, or None for a layout without pages."""
         return page_of({slot: array.shape for slot, array in self.arrays.items()}, self.layout)
 
 

@@ -23,13 +23,13 @@ def chain_under(parts: ReadParts, packed: memoryview, identity: Identity) -> Cha
 
 
 def find_longest(parts: ReadParts, tokens: Any, identity: Mapping[str, object]) -> Prefix:
-    """Return the longest stored prefix of a sequence under exactly this identity; its tokens_count may be 0."""
+    """Return the longest stored prefix of a sequence under exactly this identity. Its tokens_count may be 0."""
     wanted = complete(make_kv_identity(identity))
     return find_chain(parts, chain_under(parts, pack_tokens(tokens), wanted), wanted)
 
 
 def find_chain(parts: ReadParts, chain: Chain, identity: Identity) -> Prefix:
-    """Return the longest stored prefix of a chain, which is that of this identity."""
+    """Return the longest stored prefix of a chain, which must be the chain of this identity."""
     count = count_stored(parts.catalog, chain)
     shape = find_shape(parts.catalog, chain.root) if count else None
     matched = chain.blocks[:count] if shape else ()  # no shape: the KV was removed since it was counted
@@ -43,7 +43,7 @@ def find_chain(parts: ReadParts, chain: Chain, identity: Identity) -> Prefix:
 
 
 def block_finder(parts: ReadParts, identity: Mapping[str, object]) -> Callable[[str], Prefix | None]:
-    """Return how a good block of KV under an identity is found by its id in hex: as a prefix of its own."""
+    """Return a function that finds a good block of an identity by its id in hex, as a prefix of its own."""
     wanted = complete(make_kv_identity(identity))
     shape = find_shape(parts.catalog, chain_under(parts, memoryview(b""), wanted).root)
     layout = layout_of(dict(wanted))

@@ -18,7 +18,7 @@ _DTYPES = ("BF16", "F16", "F32")
 
 
 def bounds_name(name: str) -> str:
-    """Return the name of the key bounds of what was put under a name."""
+    """Return the name under which the key bounds of `name` are stored."""
     return f"{name}/key-bounds"
 
 

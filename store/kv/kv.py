@@ -64,18 +64,18 @@ class Kv:
         return put_kv(self.parts, self.read, kv, tokens, wish, key_bounds, progress)
 
     def longest_prefix(self, tokens: Any, identity: Mapping[str, object]) -> Prefix:
-        """Return the longest stored prefix of a sequence under exactly this identity; its tokens_count may be 0.
+        """Return the longest stored prefix of a sequence under exactly this identity. Its tokens_count may be 0.
 
         Full blocks of the sequence match, and a short last block if it ends where the sequence ends.
         """
         return find_longest(self.read, tokens, identity)
 
     def match(self, chain: Chain, identity: Identity) -> Prefix:
-        """Return the longest stored prefix of a chain, which is that of this identity."""
+        """Return the longest stored prefix of a chain, which must be the chain of this identity."""
         return find_chain(self.read, chain, identity)
 
     def open(self, name: str) -> Prefix:
-        """Return the whole KV that was put under a name; raise BadInput if that is none."""
+        """Return the whole KV that was put under a name; raise BadInput if it is not KV."""
         version = self.names.resolve(name)
         return prefix_of(Artifact(self.read, version, self.names.manifest(version)))
 
@@ -92,7 +92,7 @@ class Kv:
         return write_prefix(prefix, dest, layers, positions, self.disk, progress)
 
     def blocks_of(self, identity: Mapping[str, object]) -> Callable[[str], Prefix | None]:
-        """Return how a good block of KV under an identity is found by its id in hex: as a prefix of its own."""
+        """Return a function that finds a good block of an identity by its id in hex, as a prefix of its own."""
         return block_finder(self.read, identity)
 
     def chain(self, tokens: Any, identity: Mapping[str, object]) -> Chain:

@@ -59,13 +59,13 @@ def count_stored(catalog: Catalog, chain: Chain) -> int:
 
 
 def find_blocks(catalog: Catalog, ids: Sequence[KeyId], *, whole: bool = False) -> list[Named | None]:
-    """Return what each id stands for, None where nothing is stored. With `whole`, also None where a blob is bad."""
+    """Return what each id stands for, or None if it is not stored. With `whole`, also None if a blob is known bad."""
     with catalog.tables.reading() as rows:
         return [_read_block(rows, catalog, id_, whole=whole) for id_ in ids]
 
 
 def find_shape(catalog: Catalog, root: KeyId) -> KvShape | None:
-    """Return what the model of an identity keeps of a token, None where nothing of it is stored."""
+    """Return what the model of an identity keeps of a token, or None if nothing of it is stored."""
     [model] = find_blocks(catalog, [root])
     if model is None:
         return None
@@ -76,7 +76,7 @@ def find_shape(catalog: Catalog, root: KeyId) -> KvShape | None:
 
 
 def _count_leading(rows: Rows, catalog: Catalog, ids: Sequence[KeyId]) -> int:
-    """Return how many ids have a row, from the first on, if none has one after the first that has none."""
+    """Return how many ids have a row, from the first on. No id may have a row after the first that has none."""
     low, high = 0, 1
     while high <= len(ids) and _is_known(rows, catalog, ids[high - 1]):
         low, high = high, 2 * high

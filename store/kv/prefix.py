@@ -1,4 +1,4 @@
-"""Prefix: the KV of a sequence's first tokens, read back as verified tensors in whatever part and layout is asked for.
+"""Prefix: the KV of a sequence's first tokens, read back as verified tensors, in any part and any layout.
 
 A block holds whole layers, and a layer holds its heads one after the other. So a layer, a range of heads or a range of
 tokens reads only the frames that it lies in. `bytes_read` counts them. What to read is worked out in `prefix_part`.
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class StoredBlocks:
     """The blocks of a prefix: how many tokens each has, and what all have in common.
 
-    `find` says what the blocks are. It is asked at the first reading. `where` begins what is said of errors.
+    `find` returns the blocks. It is called once, at the first read. Messages of errors begin with `where`.
     """
 
     where: str
@@ -60,7 +60,7 @@ class Loaded:
 
 
 def layout_of(identity: Mapping[str, str]) -> tuple[str, int | None]:
-    """Return the layout in which an identity says that KV was put, and the tokens of a page, where it has some."""
+    """Return the layout in which KV of an identity was put, and the tokens of a page, or None without pages."""
     return identity.get("layout", "NHD"), int(identity["page_tokens"]) if "page_tokens" in identity else None
 
 
@@ -99,7 +99,7 @@ class Prefix:
         return self.page_of(self.layout)
 
     def page_of(self, layout: str) -> int | None:
-        """Return the tokens of a page that the identity says, None where a layout has no pages."""
+        """Return the tokens of a page as the identity says, or None for a layout without pages."""
         try:
             return self._stored.page_tokens if has_pages(layout) else None
         except FormatError as error:
@@ -133,7 +133,7 @@ class Prefix:
         heads: Heads = range,
         layout: str | None = None,
     ) -> "dict[str, torch.Tensor]":
-        """Return the KV of chosen token positions alone, in ascending order, reading only the blocks they lie in."""
+        """Return the KV of chosen token positions alone, in ascending order. Only the blocks they lie in are read."""
         chosen = sorted(set(positions))
         if not chosen or not 0 <= chosen[0] <= chosen[-1] < self.tokens_count:
             raise BadInput("positions", f"are none or not all of 0 to {self.tokens_count - 1}")
@@ -169,7 +169,7 @@ class Prefix:
             pool.shutdown(cancel_futures=True)
 
     def load(self, part: PrefixPart, into: memoryview | None = None) -> Loaded:
-        """Read a part of the prefix into one buffer, of its own or `into`, on every core."""
+        """Read a part of the prefix into one buffer, a new one or `into`, on every core."""
         shape, layout = self._narrowed(part.layers, part.heads), part.layout or self.layout
         spans = self.spans(shape, part.tokens_count, layout, part.page_tokens or self.page_of(layout))
         loaded = Loaded(memoryview(make_buffer(data_bytes(spans))) if into is None else into, spans)
@@ -198,7 +198,7 @@ class Prefix:
         return loaded
 
     def fill(self, at: int, out: Out) -> None:
-        """Fill `out` with the bytes of its blocks as they are stored, from byte `at` on, past the page cache."""
+        """Fill `out` with the bytes of the blocks as they are stored, from byte `at` on, past the page cache."""
         pieces, start = [], 0
         for block in self._blocks:
             for digest, part in zip(block.blobs, self._parts_of(block.tokens), strict=True):
@@ -256,7 +256,7 @@ def _side_by_side(blob: BlobName, extents: Sequence[tuple[int, int]], out: memor
 
 
 def prefix_of(artifact: Artifact) -> Prefix:
-    """Return the whole KV that a stored version is; raise BadInput if it is none."""
+    """Return the whole KV of a stored version; raise BadInput if the version is not KV."""
     manifest, summary = artifact.manifest, artifact.summary
     where = f"{summary.name}@{summary.version}"
     if manifest.shape is None:

@@ -50,7 +50,7 @@ def put_kv(
     if key_bounds:
         check_bounds(given.shape, key_bounds)
         parse_new_ref(bounds_name(wish.ref.name))
-    # KV of another shape can't be joined: it is kept beside what is stored, and a conflict.
+    # KV of another shape can't be joined. It is kept beside what is stored, and is a conflict.
     join = wish.join and find_shape(read.catalog, chain.root) in (None, given.shape)
     parts.recover()
 
@@ -69,7 +69,7 @@ def _put_bounds(parts: PutParts, wish: Wish, prefix: Prefix, page_tokens: int) -
 
 
 def check_shape(given: KvArrays, fields: Mapping[str, str]) -> None:
-    """Refuse KV that is not what its identity says, or that lacks a layer."""
+    """Raise BadInput for KV that differs from what its identity says, or that lacks a layer."""
     shape, (_, layer) = given.shape, given.shape.layers[0]
     numbers = [number for number, _ in shape.layers]
     layers = str(dict(make_identity({"layers": numbers}))["layers"])

@@ -7,7 +7,8 @@ other can be, and moves can run that many steps ahead.
 A window of 0 is Belady: if all objects have one size, no other choice fetches less. A window as wide as the order never
 looks into the future: it evicts the object that was used longest ago, which is LRU.
 
-Invariant: a victim's last user is at most the `after` of the move that evicts it, and not the step that move is for.
+Invariant: the last user of an evicted object is at most the `after` of the move that evicts it. It is never the step
+that the move is for.
 """
 
 from collections.abc import Sequence

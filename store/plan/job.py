@@ -39,7 +39,7 @@ _WEIGHTS_ALONE = "weights"
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """One line of requests: one of tokens, hash ids and artifact names, the other two empty."""
+    """One line of requests. It has tokens, hash ids or artifact names; the other two are empty."""
 
     id: RequestId
     tokens: tuple[int, ...] = ()
@@ -116,7 +116,7 @@ def _optional_table(tables: Fields, path: Path, name: str, known: Sequence[str])
 
 
 def read_bounded(path: Path, most_bytes: int = PLAN_MAX_BYTES) -> bytes:
-    """Return what a file holds; raise BadInput if it is too long."""
+    """Return the bytes of a file; raise BadInput if there are more than `most_bytes`."""
     with _opened(path) as file:
         text = file.read(most_bytes + 1)
     if len(text) > most_bytes:

@@ -1,4 +1,4 @@
-"""What is planned, and what a plan is made of: objects, requests and tiers; moves in lanes; the rules both must keep.
+"""Jobs and moves: objects, requests and tiers; moves in lanes; the rules that both must keep.
 
 A lane is all moves into one tier, in the order in which they are made. A step is one use that a lane works for. The
 target's lane works for the requests, in their order. Each lower lane works for the moves of the lane above it, one step
@@ -142,7 +142,7 @@ Lanes = Sequence[Sequence[Move]]
 
 
 def check_job(job: Job) -> None:
-    """Raise BadInput for a job that contradicts itself, NoRoom for one that fits in no order whatever is evicted."""
+    """Raise BadInput for a job that contradicts itself, NoRoom for one that can't fit in any order."""
     if not job.tiers:
         raise BadInput("job", "no tier to stage to")
     if not job.requests:

@@ -1,6 +1,6 @@
-"""In what order requests run, and how much must be resident so that an order fetches nothing twice.
+"""Order: in which order requests run, and how many bytes must be resident so that nothing is fetched twice.
 
-Invariant: an order holds every request once, each after all that its `after` names; it depends on the job alone.
+Invariant: an order holds every request once, each after all that its `after` names. It depends on the job alone.
 """
 
 from collections.abc import Sequence

@@ -170,7 +170,7 @@ def _tier(row: Any, where: str) -> PlannedTier:
 
 
 def read_plan(path: Path) -> Plan:
-    """Return the plan that a file holds; raise BadInput if it holds none or a bad one."""
+    """Return the plan in a file; raise BadInput if the file is not a plan, or a bad one."""
     return unpack_plan(read_bounded(path), str(path))
 
 

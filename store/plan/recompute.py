@@ -2,7 +2,7 @@
 
 A request's objects come in order, and an accelerator that computes one needs only those before it. So a request
 computes none, all, or the first few of them while the others arrive. The count is the one that lets the request end
-soonest, by the known load of lane and accelerator. Of equal counts the lowest is taken.
+soonest, by the known load of lane and accelerator. Of counts that end at the same time the lowest is taken.
 
 Invariant: an object that isn't stored is computed, and one without tokens is not.
 """
