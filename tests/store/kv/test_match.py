@@ -1,15 +1,14 @@
 """Match: the stored blocks of a sequence are counted from the first on; a bad or missing block ends the count."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from arstore import BadInput, Corrupt, Store, create_store, open_store
-from arstore.formats.catalog import LIVE, QUARANTINED, BlobRow
+from arstore.formats.catalog import LIVE, QUARANTINED
 from arstore.store.access import rebuild_catalog
 from tests.support.kv_made import IDENTITY, made, raw
-from tests.support.kv_store import BLOCK, TOKENS, answer, identity_rows, match, put, store
+from tests.support.kv_store import BLOCK, TOKENS, answer, block_row, damage, identity_rows, match, put, store
 
 __all__ = ["store"]  # a fixture
 
@@ -46,22 +45,6 @@ def test_a_rebuilt_catalog_matches_as_before(tmp_path: Path) -> None:
         assert match(store, [8, 8, 8]) == 0
         for tokens in sequences:
             assert answer(store, tokens) == raw(made(tokens))
-
-
-def block_row(store: Store, name: str, number: int) -> tuple[Any, BlobRow]:
-    """The digest and row of the first blob of a block."""
-    _, manifest = store.show(name)
-    blob = manifest.blobs[manifest.claims[1 + number].blobs[0]]
-    return blob, store._parts.catalog.find_blobs([blob.digest])[blob.digest]
-
-
-def damage(store: Store, name: str, number: int) -> None:
-    _, row = block_row(store, name, number)
-    with (store._parts.directory / f"{row.place.segment:016x}.seg").open("r+b") as file:
-        file.seek(row.place.offset + 1000)
-        old = file.read(1)
-        file.seek(row.place.offset + 1000)
-        file.write(bytes([old[0] ^ 1]))
 
 
 def test_a_bad_block_ends_the_match_before_it_and_heals_with_the_next_put(store: Store) -> None:

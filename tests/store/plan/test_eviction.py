@@ -8,10 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arstore.store.plan.planner import make_plan
-from tests.support.jobs import (
-    needs_of_requests,
-    sized_job,
-)
+from tests.support.jobs import needs_of_requests, sized_job
 
 
 def fewest_fetches(needs: list[tuple[int, ...]], capacity: int) -> int:

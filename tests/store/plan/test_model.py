@@ -9,11 +9,7 @@ from hypothesis import strategies as st
 from arstore.store.errors import BadInput, NoRoom
 from arstore.store.plan.model import Job, Move, Object, PlannedTier, replay
 from arstore.store.plan.planner import make_plan
-from tests.support.jobs import (
-    jobs,
-    sized_job,
-    with_host,
-)
+from tests.support.jobs import jobs, sized_job, with_host
 
 
 @pytest.mark.parametrize(

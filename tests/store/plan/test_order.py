@@ -7,11 +7,7 @@ from hypothesis import strategies as st
 
 from arstore.store.plan.model import Job
 from arstore.store.plan.planner import make_plan
-from tests.support.jobs import (
-    jobs,
-    needs_of_requests,
-    sized_job,
-)
+from tests.support.jobs import jobs, needs_of_requests, sized_job
 
 
 @settings(max_examples=200, deadline=None)

@@ -12,12 +12,7 @@ from arstore.store.errors import BadInput, NoRoom
 from arstore.store.plan.model import Job
 from arstore.store.plan.planfile import parse_plan
 from arstore.store.plan.planner import make_plan
-from tests.support.jobs import (
-    JUNK,
-    jobs,
-    places_in,
-    sized_job,
-)
+from tests.support.jobs import JUNK, jobs, places_in, sized_job
 
 
 @settings(max_examples=100, deadline=None)

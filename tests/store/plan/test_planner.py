@@ -18,13 +18,7 @@ from arstore.store.plan.model import Job, Object, PlannedTier, Request
 from arstore.store.plan.order import live_peak_bytes, prefix_order
 from arstore.store.plan.planner import make_plan
 from arstore.store.plan.simulate import simulate
-from tests.support.jobs import (
-    BLOCK_BYTES,
-    block_job,
-    conversations,
-    jobs,
-    sized_job,
-)
+from tests.support.jobs import BLOCK_BYTES, block_job, conversations, jobs, sized_job
 
 TRACE = os.environ.get("ARSTORE_TRACE")
 

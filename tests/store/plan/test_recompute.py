@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 
 from arstore.store.plan.model import Job, Object, PlannedTier, Request
 from arstore.store.plan.planner import make_plan
-from tests.support.jobs import (
-    jobs,
-)
+from tests.support.jobs import jobs
 
 
 @settings(max_examples=200, deadline=None)

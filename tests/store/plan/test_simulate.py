@@ -9,10 +9,7 @@ from arstore.store.plan.model import Job, Move, Object, PlannedTier, Request, re
 from arstore.store.plan.planfile import Plan
 from arstore.store.plan.planner import make_plan
 from arstore.store.plan.simulate import simulate
-from tests.support.jobs import (
-    jobs,
-    sized_job,
-)
+from tests.support.jobs import jobs, sized_job
 
 
 @settings(max_examples=300, deadline=None)
