@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 
 
 def rebuild_catalog(
-    path: str | Path | None = None, *, key_file: str | Path | None = None, passphrase: bytes | None = None,
-    ask: Ask = lambda: None, forget_lost: bool = False, progress: Progress = ignore_progress,
-) -> "Repaired":  # fmt: skip
+    path: str | Path | None = None,
+    *,
+    key_file: str | Path | None = None,
+    passphrase: bytes | None = None,
+    ask: Ask = lambda: None,
+    forget_lost: bool = False,
+    progress: Progress = ignore_progress,
+) -> "Repaired":
     """Make the catalog of the store at `path` anew from its segments. Nobody else may use the store meanwhile.
 
-    Pins and times of use are not in segments, so they are lost. If this is killed, run it again: the store has the old
-    catalog, the new one, or, between two renames, none, and then it says so.
+    Pins and times of use are not in segments, so they are lost. If this is killed, run it again. The store then has the
+    old catalog or the new one. Between two renames it has none: the old one lies in `catalog.old`, the new one in
+    `catalog.new`, and opening the store fails until the catalog is rebuilt.
     """
     from .maintenance.repair import rebuild
 
@@ -37,9 +43,13 @@ def _held(key_file: str | Path | None, passphrase: bytes | None) -> Secrets:
 
 
 def create_store(
-    path: str | Path | None = None, *, encrypted: bool = True, passphrase: bytes | None = None,
-    key_file: str | Path | None = None, root_file: str | Path | None = None,
-) -> Config:  # fmt: skip
+    path: str | Path | None = None,
+    *,
+    encrypted: bool = True,
+    passphrase: bytes | None = None,
+    key_file: str | Path | None = None,
+    root_file: str | Path | None = None,
+) -> Config:
     """Make a store at `path` (default: `$ARSTORE_STORE`) and return its settings, or those of the one that is there.
 
     Raises Conflict if a store of another kind is there, BadInput if the directory holds something else.
@@ -58,9 +68,13 @@ def create_store(
 
 
 def open_store(
-    path: str | Path | None = None, *, tenant: str | None = None, key_file: str | Path | None = None,
-    passphrase: bytes | None = None, ask: Ask = lambda: None,
-) -> Store:  # fmt: skip
+    path: str | Path | None = None,
+    *,
+    tenant: str | None = None,
+    key_file: str | Path | None = None,
+    passphrase: bytes | None = None,
+    ask: Ask = lambda: None,
+) -> Store:
     """Open the store at `path` (default: `$ARSTORE_STORE`) as `tenant` (default: `$ARSTORE_TENANT`, or `default`).
 
     Secrets come from the arguments, then the environment, then the store's config. Raises NoStore, KeyRefused.

@@ -42,7 +42,7 @@ _SKIPPED_IDS = 1 << 20
 
 @dataclass(slots=True)
 class TenantFound:
-    """What segments hold of one tenant."""
+    """The keys of one tenant, and the blobs and versions that the segments hold of it."""
 
     keys: TenantKeys
     blobs: dict[Digest, BlobRow] = field(default_factory=dict)
@@ -95,9 +95,14 @@ def mend(parts: Parts, *, forget_lost: bool, dry_run: bool) -> Repaired:
 
 
 def salvage(
-    directory: Path, store_id: bytes, keys: Mapping[bytes, TenantKeys], disk: Disk, progress: Progress, *,
+    directory: Path,
+    store_id: bytes,
+    keys: Mapping[bytes, TenantKeys],
+    disk: Disk,
+    progress: Progress,
+    *,
     forget_lost: bool,
-) -> Salvage:  # fmt: skip
+) -> Salvage:
     """Read every segment, check every byte of every record, and return the rows that the catalog is to have.
 
     With `forget_lost`, versions that lack a blob are left out.
@@ -150,9 +155,16 @@ def _take_in(tenant: TenantFound, record: OpenRecord) -> None:
         manifest = parse_manifest(body["manifest"])
         manifest_id = digest_bytes(tenant.keys.tenant.digest_key, manifest.packed())
         summary = Summary(
-            str(body["name"]), int(body["version"]), body["label"], manifest_id.hex(), manifest.kind,
-            dict(manifest.identity).get("model"), manifest.plain_bytes, str(body["created"]), pinned=False,
-        )  # fmt: skip
+            str(body["name"]),
+            int(body["version"]),
+            body["label"],
+            manifest_id.hex(),
+            manifest.kind,
+            dict(manifest.identity).get("model"),
+            manifest.plain_bytes,
+            str(body["created"]),
+            pinned=False,
+        )
     except (FormatError, KeyError, TypeError, ValueError) as error:
         tenant.lost.append(f"{where}: {error}")
         return
@@ -198,35 +210,37 @@ def rebuild(root: Path, held: Secrets, ask: Ask, disk: Disk, progress: Progress,
     fresh = root / f"{CATALOG_DIR}.new"
     with closing(keyring):
         keyring.own_alone()
-        found = salvage(
+        salvaged = salvage(
             root / SEGMENTS_DIR, config.store_id, every_tenant(keyring, config), disk, progress, forget_lost=forget_lost
         )
         with closing(create_tables(fresh, keyring, disk)) as tables:
-            recovered = _fill(tables, found)
+            recovered = _fill(tables, salvaged)
         old = root / f"{CATALOG_DIR}.old"
         disk.remove(old)
+        # Between these two renames the store has no catalog. If this is killed there, another rebuild makes it.
         if (root / CATALOG_DIR).exists():
             disk.rename(root / CATALOG_DIR, old)
         disk.rename(fresh, root / CATALOG_DIR)
         disk.sync_dir(root)
         disk.remove(old)
-        orphans = {own.keys.number: _orphans(keyring, own) for own in found.tenants.values()}
+        orphans = {own.keys.number: _orphans(keyring, own) for own in salvaged.tenants.values()}
         if forget_lost and any(orphans.values()):
             keyring.destroy(orphans)
-    return Repaired(recovered, tuple(lost for tenant in found.tenants.values() for lost in tenant.lost))
+    return Repaired(recovered, tuple(lost for tenant in salvaged.tenants.values() for lost in tenant.lost))
 
 
-def _fill(tables: Tables, found: Salvage) -> int:
-    """Fill an empty catalog; return how many records its rows stand on."""
-    tables.write(lambda rows: write_segments(rows, found.segments, found.last_segment))
-    for tenant in found.tenants.values():
+def _fill(tables: Tables, salvaged: Salvage) -> int:
+    """Write the rows into an empty catalog, and return how many records they point to."""
+    tables.write(lambda rows: write_segments(rows, salvaged.segments, salvaged.last_segment))
+    for tenant in salvaged.tenants.values():
         catalog = Catalog(tables, tenant.keys.number, tenant.keys.tenant.index_key)
-        stored = sorted(tenant.versions.items(), key=lambda one: one[1][0].created)  # identities stand for the first
-        restore(catalog, tenant.blobs, {ref: (row, one.needs().claims) for ref, (_, row, one) in stored})
-    return sum(not place.is_missing for tenant in found.tenants.values() for place in tenant_places(tenant))
+        # An identity belongs to the version that was stored first, so the oldest version comes first.
+        by_age = sorted(tenant.versions.items(), key=lambda item: item[1][0].created)
+        restore(catalog, tenant.blobs, {ref: (row, manifest.needs().claims) for ref, (_, row, manifest) in by_age})
+    return sum(not place.is_missing for tenant in salvaged.tenants.values() for place in tenant_places(tenant))
 
 
 def _orphans(keyring: Keyring, tenant: TenantFound) -> list[int]:
-    """Return the slots of a tenant whose keys open nothing that a row stands on."""
+    """Return the slots of a tenant whose keys open no record that a row points to."""
     used = {place.slot for place in tenant_places(tenant)}
     return [slot for slot in keyring.slots(tenant.keys.number) if slot not in used]
