@@ -17,7 +17,7 @@ from .session import Reported, Session, session_of
 
 _Tokens = Annotated[
     str, typer.Option("--tokens", metavar="T", help="The token ids: a JSON list or .npy file, or 1,2,3.")
-]  # fmt: skip
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -60,10 +60,18 @@ def put(
     session = session_of(context)
     with session.open() as store, session.progress("put") as progress:
         stored = store.kv.put(
-            file, name=name, tokens=read_tokens(tokens), identity=identity.fields(store), codec=codec, pin=pin,
-            join=join, key_bounds=key_bounds, multi_writer=multi_writer, lock_wait_s=parse_duration(lock_wait),
+            file,
+            name=name,
+            tokens=read_tokens(tokens),
+            identity=identity.fields(store),
+            codec=codec,
+            pin=pin,
+            join=join,
+            key_bounds=key_bounds,
+            multi_writer=multi_writer,
+            lock_wait_s=parse_duration(lock_wait),
             progress=progress,
-        )  # fmt: skip
+        )
     seconds = session.seconds
     session.emit(stored_values(stored, seconds), lambda: stored_text(stored, seconds))
 
@@ -112,9 +120,7 @@ def get(
     )
 
 
-def _match(
-    store: Store, tokens: str, identity: IdentityFlags, session: Session
-) -> tuple[Prefix, dict[str, object]]:  # fmt: skip
+def _match(store: Store, tokens: str, identity: IdentityFlags, session: Session) -> tuple[Prefix, dict[str, object]]:
     """Return the longest stored prefix and its JSON values; raise Reported if nothing is stored."""
     packed = read_tokens(tokens)
     prefix = store.longest_prefix(packed, identity.fields(store))

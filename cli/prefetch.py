@@ -79,9 +79,16 @@ def prefetch(
         raise BadInput("--", "no command follows it")
     command = command or []
     asked = Asked(
-        session_of(context), names, to, parse_size(budget) if budget is not None else None,
-        parse_duration(ttl if ttl is not None else "0s" if command else _TTL), from_, wait, command, timeline,
-    )  # fmt: skip
+        session_of(context),
+        names,
+        to,
+        parse_size(budget) if budget is not None else None,
+        parse_duration(ttl if ttl is not None else "0s" if command else _TTL),
+        from_,
+        wait,
+        command,
+        timeline,
+    )
     code = _carry_out(asked)
     if command:
         raise SystemExit(code)  # typer would take an Exit of 130 for an interruption of arstore itself

@@ -174,9 +174,14 @@ class _Workbench(threading.local):
         import zstandard
 
         starved = zstandard.ZstdCompressionParameters(
-            window_log=17, hash_log=6, chain_log=6, search_log=1, min_match=7, target_length=0,
+            window_log=17,
+            hash_log=6,
+            chain_log=6,
+            search_log=1,
+            min_match=7,
+            target_length=0,
             strategy=zstandard.STRATEGY_FAST,
-        )  # fmt: skip
+        )
         return zstandard.ZstdCompressor(compression_params=starved)
 
     @cached_property

@@ -93,9 +93,21 @@ class Header:
     def _body(self) -> bytes:
         bound = self.binding
         return _HEADER.pack(
-            _MAGIC, bound.kind, bound.codec, self.protection, 0, bound.frame_bytes, 0, bound.plain_bytes,
-            self.payload_bytes, self.slot, bound.tenant, bound.instance, self.commitment, bytes(24),
-        )  # fmt: skip
+            _MAGIC,
+            bound.kind,
+            bound.codec,
+            self.protection,
+            0,
+            bound.frame_bytes,
+            0,
+            bound.plain_bytes,
+            self.payload_bytes,
+            self.slot,
+            bound.tenant,
+            bound.instance,
+            self.commitment,
+            bytes(24),
+        )
 
 
 def footer_length(codec: int, frames_count: int) -> int:
@@ -112,8 +124,22 @@ def parse_header(packed: bytes) -> Header:
     """Return the header in `packed`; raise FormatError if it breaks the form or the limits."""
     if len(packed) < HEADER_BYTES:
         raise FormatError("record header is cut short")
-    (magic, kind, codec, protection, zero, frame_bytes, zero2, plain_bytes, payload_bytes, slot, tenant,
-     instance, commitment, zeros) = _HEADER.unpack_from(packed)  # fmt: skip
+    (
+        magic,
+        kind,
+        codec,
+        protection,
+        zero,
+        frame_bytes,
+        zero2,
+        plain_bytes,
+        payload_bytes,
+        slot,
+        tenant,
+        instance,
+        commitment,
+        zeros,
+    ) = _HEADER.unpack_from(packed)
     if magic != _MAGIC:
         raise FormatError("no record starts here")
     if zero or zero2 or any(zeros) or protection > AES_256_GCM or kind not in (KIND_BLOB, KIND_VERSION):

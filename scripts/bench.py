@@ -47,9 +47,14 @@ def main() -> int:
         machine = describe_machine(Path(folder))
         _check_room(options, machine, Path(folder))
         place = Workplace(
-            Path(folder).resolve(), options.size, options.rounds, peers_python, no_peers, options.trace,
+            Path(folder).resolve(),
+            options.size,
+            options.rounds,
+            peers_python,
+            no_peers,
+            options.trace,
             options.memory,
-        )  # fmt: skip
+        )
         say(f"making a checkpoint of about {options.size / GIB:.2f} GiB in {folder}")
         machine["checkpoint"] = (
             f"{place.source_bytes:,} bytes: bf16 Llama, {place.shape.layers} layers of {place.shape.hidden}, "
@@ -173,8 +178,11 @@ def _check_room(options: argparse.Namespace, machine: dict[str, object], folder:
 def _head(facts: dict[str, object]) -> str:
     versions = facts["versions"]
     assert isinstance(versions, dict)
-    lines = [f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}"
-             for name, value in facts.items() if name != "versions"]  # fmt: skip
+    lines = [
+        f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}"
+        for name, value in facts.items()
+        if name != "versions"
+    ]
     return "\n".join([*lines, "versions: " + ", ".join(f"{name} {one}" for name, one in versions.items())])
 
 

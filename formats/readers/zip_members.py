@@ -133,8 +133,25 @@ def _read_directory(source: Source, directory: _Directory) -> Iterator[_Listed]:
     for _ in range(directory.count):
         if len(raw) - place < _CENTRAL.size:
             raise FormatError("zip directory is shorter than its count of members")
-        (mark, _, _, flags, method, _, _, _, packed, expanded, name_length, extra_length, comment_length,
-         disk, _, _, start) = _CENTRAL.unpack_from(raw, place)  # fmt: skip
+        (
+            mark,
+            _,
+            _,
+            flags,
+            method,
+            _,
+            _,
+            _,
+            packed,
+            expanded,
+            name_length,
+            extra_length,
+            comment_length,
+            disk,
+            _,
+            _,
+            start,
+        ) = _CENTRAL.unpack_from(raw, place)
         name_start = place + _CENTRAL.size
         extra_start = name_start + name_length
         place = extra_start + extra_length + comment_length

@@ -55,10 +55,15 @@ def restic(folder: Path, source: Path, env: Mapping[str, str]) -> Archiver:
         return int(summary["total_bytes_processed"]) - int(summary["data_added"])
 
     return Archiver(
-        "restic", repository, source, {**env, "RESTIC_PASSWORD": _PASSWORD}, (*command, "init"),
+        "restic",
+        repository,
+        source,
+        {**env, "RESTIC_PASSWORD": _PASSWORD},
+        (*command, "init"),
         (*command, "backup", str(source)),
-        (*command, "unlock", "--remove-all"), reused,
-    )  # fmt: skip
+        (*command, "unlock", "--remove-all"),
+        reused,
+    )
 
 
 def borg(folder: Path, source: Path, env: Mapping[str, str]) -> Archiver:
@@ -69,11 +74,15 @@ def borg(folder: Path, source: Path, env: Mapping[str, str]) -> Archiver:
         return int(stats["compressed_size"]) - int(stats["deduplicated_size"])
 
     return Archiver(
-        "borg", repository, source, {**env, "BORG_PASSPHRASE": _PASSWORD, "BORG_BASE_DIR": str(folder)},
+        "borg",
+        repository,
+        source,
+        {**env, "BORG_PASSPHRASE": _PASSWORD, "BORG_BASE_DIR": str(folder)},
         ("borg", "init", "--encryption=repokey-blake2", str(repository)),
         ("borg", "create", "--json", f"{repository}::bench-{{now:%H%M%S}}-{os.getpid()}", str(source)),
-        ("borg", "break-lock", str(repository)), reused,
-    )  # fmt: skip
+        ("borg", "break-lock", str(repository)),
+        reused,
+    )
 
 
 ARCHIVERS = (restic, borg)

@@ -118,8 +118,16 @@ def _elements(dims: tuple[int, ...]) -> int:
 
 def _config(shape: Shape) -> dict[str, object]:
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
-        "hidden_size": shape.hidden, "intermediate_size": shape.inner, "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.hidden // 64, "num_key_value_heads": shape.hidden // 512,
-        "vocab_size": VOCABULARY, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0, "max_position_embeddings": 4096,
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": "bfloat16",
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.inner,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.hidden // 64,
+        "num_key_value_heads": shape.hidden // 512,
+        "vocab_size": VOCABULARY,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "max_position_embeddings": 4096,
+    }

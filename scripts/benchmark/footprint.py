@@ -24,10 +24,15 @@ def memory_rows(place: Workplace) -> list[Row]:
             gets.append(peak_memory(command, place.env) - idle)
     note = f"anonymous and shared pages, sampled each millisecond, less the {idle / 1e6:.0f} MB of an idle process"
     return [
-        Row(f"{what}, {place.source_bytes / 1e9:.2f} GB: peak memory", Samples(tuple(one / 1e6 for one in peaks)), "MB",
-            target=Target(_LIMIT_MB, at_least=False), notes=(note,))
+        Row(
+            f"{what}, {place.source_bytes / 1e9:.2f} GB: peak memory",
+            Samples(tuple(one / 1e6 for one in peaks)),
+            "MB",
+            target=Target(_LIMIT_MB, at_least=False),
+            notes=(note,),
+        )
         for what, peaks in (("arstore put", puts), ("arstore get to files", gets))
-    ]  # fmt: skip
+    ]
 
 
 def listing_rows(place: Workplace) -> list[Row]:
@@ -43,8 +48,9 @@ def listing_rows(place: Workplace) -> list[Row]:
         as_json = Samples(tuple(run_arstore(env, "ls").seconds for _ in range(place.rounds)))
         bare = Samples(tuple(run_arstore(env, "ls", "nothing-like-it").seconds for _ in range(place.rounds)))
         loaded = run(
-            [sys.executable, "-P", "-c", _LOADED, "ls"], env,
-        ).stdout.split("\n")[-2]  # fmt: skip
+            [sys.executable, "-P", "-c", _LOADED, "ls"],
+            env,
+        ).stdout.split("\n")[-2]
     goal = Target(0.3, at_least=False)
     return [
         Row(f"arstore ls, {ARTIFACTS:,} artifacts", plain, target=goal, notes=(f"loads {loaded}",)),

@@ -13,18 +13,24 @@ def erase_rows(place: Workplace) -> list[Row]:
     All of it in one process, durable, in turns.
     """
     with place.fresh_store() as env, place.scratch("files") as folder:
-        task = {"store": env["ARSTORE_STORE"], "folder": str(folder), "small": _SMALL, "large": _LARGE,
-                "rounds": place.rounds}  # fmt: skip
+        task = {
+            "store": env["ARSTORE_STORE"],
+            "folder": str(folder),
+            "small": _SMALL,
+            "large": _LARGE,
+            "rounds": place.rounds,
+        }
         _, answer = place.program("forget", task)
     times = {name: Samples(tuple(seconds)) for name, seconds in answer.items()}
     name, small = f"erase of an artifact of {_shown(_SMALL)}", times["small"]
     return [
         Row(name, small, target=Target(_LIMIT_S, at_least=False)),
-        compared(name, small, "unlink of as many files", times["unlink"],
-                 otherwise="where the bytes may stay on the disk"),
+        compared(
+            name, small, "unlink of as many files", times["unlink"], otherwise="where the bytes may stay on the disk"
+        ),
         compared(name, small, "overwriting and unlinking as many files", times["overwrite"], target=10),
         compared(f"erase of an artifact of {_shown(_LARGE)}", times["large"], f"of {_shown(_SMALL)}", small, target=1),
-    ]  # fmt: skip
+    ]
 
 
 def _shown(shape: tuple[int, int]) -> str:

@@ -17,9 +17,14 @@ _WAYS = (
     ("cryptotensors", True, "cryptotensors, encrypted and signed", 1.3, "if its format serves"),
     ("safetensors + clone", False, "safetensors load_file + clone", 1.0, "where weights may lie open and unchecked"),
     ("torch.load", False, "torch.load(weights_only)", 1.0, "where weights may lie open and unchecked"),
-    ("safetensors mmap", False, "safetensors load_file, mapped (floor: copies, verifies nothing)", None,
-     "where weights may lie open and unchecked and a map of the page cache will do"),
-)  # fmt: skip
+    (
+        "safetensors mmap",
+        False,
+        "safetensors load_file, mapped (floor: copies, verifies nothing)",
+        None,
+        "where weights may lie open and unchecked and a map of the page cache will do",
+    ),
+)
 _FORMATS = ("tensorizer", "cryptotensors", "torch.load")
 
 
@@ -33,19 +38,30 @@ def reuse_rows(place: Workplace) -> list[Row]:
     name = "get().tensors(into=buffer): find, decrypt, verify, all tensors"
     return [
         compared(
-            name, got, "AES-256-GCM of as many bytes from memory into the same buffer, two threads", decrypt,
-            length=answer["bytes"], target=_REUSE_SHARE, otherwise=None, bound_by=(AES,),
+            name,
+            got,
+            "AES-256-GCM of as many bytes from memory into the same buffer, two threads",
+            decrypt,
+            length=answer["bytes"],
+            target=_REUSE_SHARE,
+            otherwise=None,
+            bound_by=(AES,),
             notes=(
                 f"median over rounds of decrypt / get: {ratio_median(decrypt, got):.2f} x",
                 f"{huge:.0%} of the buffer in huge pages",
             ),
         ),
         compared(
-            name, got, "preadv of 4 MiB by two threads", read, length=answer["bytes"],
-            otherwise="where the bytes need neither decrypting nor checking", bound_by=(AES,),
+            name,
+            got,
+            "preadv of 4 MiB by two threads",
+            read,
+            length=answer["bytes"],
+            otherwise="where the bytes need neither decrypting nor checking",
+            bound_by=(AES,),
             notes=(f"for information; median over rounds of read / get: {ratio_median(read, got):.2f} x",),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def fresh_rows(place: Workplace) -> list[Row]:
@@ -58,9 +74,13 @@ def fresh_rows(place: Workplace) -> list[Row]:
             raise Failed(reasons[how])
         warm([Path(path) for path in paths.get(how, map(str, place.shards))])
         task = {
-            "how": how, "paths": paths.get(how, list(map(str, place.shards))), "store": str(place.store),
-            "name": NAME, "keys": str(place.peer_keys), "room": place.room_bytes,
-        }  # fmt: skip
+            "how": how,
+            "paths": paths.get(how, list(map(str, place.shards))),
+            "store": str(place.store),
+            "name": NAME,
+            "keys": str(place.peer_keys),
+            "room": place.room_bytes,
+        }
         return place.program("load", task, peers=peers)
 
     def load(how: str, peers: bool) -> float:
@@ -84,10 +104,16 @@ def _load_row(
         f"{one} {Samples(tuple(walls[one][1:])).median:.2f} s" for one in ("arstore", how) if walls.get(one, [])[1:]
     ]
     return compared(
-        "arstore open_store().get().tensors(), encrypted", times["arstore"], name, times[how],
-        length=place.tensor_bytes, target=target, otherwise=otherwise,
-        notes=[f"whole process, imports included: {', '.join(wall)}"], bound_by=(AES,),
-    )  # fmt: skip
+        "arstore open_store().get().tensors(), encrypted",
+        times["arstore"],
+        name,
+        times[how],
+        length=place.tensor_bytes,
+        target=target,
+        otherwise=otherwise,
+        notes=[f"whole process, imports included: {', '.join(wall)}"],
+        bound_by=(AES,),
+    )
 
 
 def _formats(place: Workplace) -> tuple[dict[str, list[str]], dict[str, str]]:

@@ -11,8 +11,13 @@ _WORST_PERCENT, _MEDIAN_PERCENT = 10.0, 5.0
 def plan_rows(place: Workplace) -> list[Row]:
     """Compare plans of the same requests with LRU on demand, cold, and predictions with what came of them."""
     with place.fresh_store() as env, place.scratch("jobs") as folder, place.host_tier():
-        task = {"store": env["ARSTORE_STORE"], "folder": str(folder), "block_bytes": _BLOCK_BYTES,
-                "sessions": _SESSIONS, "rounds": place.rounds}  # fmt: skip
+        task = {
+            "store": env["ARSTORE_STORE"],
+            "folder": str(folder),
+            "block_bytes": _BLOCK_BYTES,
+            "sessions": _SESSIONS,
+            "rounds": place.rounds,
+        }
         _, found = place.program("batch", task)
     times = {name: Samples(tuple(seconds)) for name, seconds in found["times"].items()}
     said = (
@@ -31,8 +36,14 @@ def plan_rows(place: Workplace) -> list[Row]:
         said = ()
     errors = [100 * abs(one) for one in found["errors"]]
     name = f"error of the predicted seconds, of {len(errors)} runs"
-    rows.append(Row(f"{name}, median", Samples((Samples(tuple(errors)).median,)), "%",
-                    target=Target(_MEDIAN_PERCENT, at_least=False)))  # fmt: skip
+    rows.append(
+        Row(
+            f"{name}, median",
+            Samples((Samples(tuple(errors)).median,)),
+            "%",
+            target=Target(_MEDIAN_PERCENT, at_least=False),
+        )
+    )
     rows.append(Row(f"{name}, worst", Samples((max(errors),)), "%", target=Target(_WORST_PERCENT, at_least=False)))
     return rows + _traced(place)
 
@@ -42,15 +53,31 @@ def _traced(place: Workplace) -> list[Row]:
     if place.trace is None:
         return []
     with place.fresh_store() as env, place.scratch("trace") as folder:
-        task = {"store": env["ARSTORE_STORE"], "folder": str(folder), "trace": str(place.trace.absolute()),
-                "block_bytes": _BLOCK_BYTES, "share": 0.05}  # fmt: skip
+        task = {
+            "store": env["ARSTORE_STORE"],
+            "folder": str(folder),
+            "trace": str(place.trace.absolute()),
+            "block_bytes": _BLOCK_BYTES,
+            "share": 0.05,
+        }
         _, found = place.program("trace", task)
     given, prefix = found["given"], found["prefix"]
     what = f"{found['requests']:,} requests of {found['blocks']:,} blocks, room for 5 % of them"
     ratio = given["live_peak_bytes"] / prefix["live_peak_bytes"]
     return [
-        *(Row(f"planning {what}, order {name}", Samples((found[name]["seconds"],)), target=Target(5.0, at_least=False),
-              notes=(f"{found[name]['refetches']} refetches",)) for name in ("given", "prefix")),
-        Row("what must be resident so that nothing is fetched twice: order given over prefix", Samples((ratio,)), "x",
-            target=Target(30.0)),
-    ]  # fmt: skip
+        *(
+            Row(
+                f"planning {what}, order {name}",
+                Samples((found[name]["seconds"],)),
+                target=Target(5.0, at_least=False),
+                notes=(f"{found[name]['refetches']} refetches",),
+            )
+            for name in ("given", "prefix")
+        ),
+        Row(
+            "what must be resident so that nothing is fetched twice: order given over prefix",
+            Samples((ratio,)),
+            "x",
+            target=Target(30.0),
+        ),
+    ]

@@ -15,8 +15,15 @@ def prefix_rows(place: Workplace) -> list[Row]:
     """
     length = min(_KV_BYTES, place.size // 2)
     with place.fresh_store() as env, place.scratch("kv") as folder:
-        task = {"store": env["ARSTORE_STORE"], "folder": str(folder), "bytes": length, "tokens": _TOKENS,
-                "block_tokens": _BLOCK_TOKENS, "blocks": _BLOCKS, "rounds": place.rounds}  # fmt: skip
+        task = {
+            "store": env["ARSTORE_STORE"],
+            "folder": str(folder),
+            "bytes": length,
+            "tokens": _TOKENS,
+            "block_tokens": _BLOCK_TOKENS,
+            "blocks": _BLOCKS,
+            "rounds": place.rounds,
+        }
         _, answer = place.program("prefix", task)
     times = {name: Samples(tuple(seconds)) for name, seconds in answer.items()}
     return [*_found(times), *_moved(times, length)]
@@ -41,9 +48,16 @@ def _moved(times: dict[str, Samples], length: int) -> list[Row]:
     """Return the rows of putting and loading."""
     plainly = "where it may lie open and unchecked, and is found by other means"
     rows = [
-        compared("KV put, encrypted, durable", times["put"], "safetensors save_file + fsync", times["save"],
-                 length=length, otherwise=plainly, bound_by=(BLAKE3, AES))
-    ]  # fmt: skip
+        compared(
+            "KV put, encrypted, durable",
+            times["put"],
+            "safetensors save_file + fsync",
+            times["save"],
+            length=length,
+            otherwise=plainly,
+            bound_by=(BLAKE3, AES),
+        )
+    ]
     for key in ("nhd", "hnd"):
         name = f"KV load of all layers as {key.upper()}, verified, into fresh memory"
         for baseline, other in (("copy", "np.copyto of the same"), ("file", "safetensors load_file + clone, as put")):
@@ -52,7 +66,8 @@ def _moved(times: dict[str, Samples], length: int) -> list[Row]:
             )
     rows.append(compared("first of 32 layers of a stream", times["first"], "loading them all", times["nhd"], target=8))
     rows.append(
-        compared("all layers of a stream", times["stream"], "loading them all", times["nhd"], length=length,
-                 bound_by=(AES,))
-    )  # fmt: skip
+        compared(
+            "all layers of a stream", times["stream"], "loading them all", times["nhd"], length=length, bound_by=(AES,)
+        )
+    )
     return rows

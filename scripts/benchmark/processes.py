@@ -93,9 +93,12 @@ def kill_when(command: Sequence[str], env: Mapping[str, str], reached: Callable[
 
 
 def take_turns(
-    contenders: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: bool = True,
+    contenders: Mapping[str, Callable[[], float]],
+    rounds: int,
+    *,
+    warm_up: bool = True,
     most: Mapping[str, int] | None = None,
-) -> dict[str, Samples | str]:  # fmt: skip
+) -> dict[str, Samples | str]:
     """Measure A, B, A, B, …, so that what disturbs the machine disturbs all; a contender that fails says why.
 
     The warm-up, a turn before the others, counts for nothing. `most` caps the turns of those that take long.
@@ -148,9 +151,14 @@ def started(
     """Start a program in its own group, and leave none of it behind."""
     try:
         process = subprocess.Popen(
-            command, env=dict(env), stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE,
-            text=True, start_new_session=True,
-        )  # fmt: skip
+            command,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
     except OSError as error:
         raise Failed(f"{command[0]}: {(error.strerror or str(error)).lower()}") from None
     try:

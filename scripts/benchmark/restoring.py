@@ -46,12 +46,18 @@ def file_rows(place: Workplace) -> list[Row]:
     length = place.source_bytes
     plain, hashes = "SHA-256 of the source, one thread", times["sha256"]
     return [
-        compared("arstore get to files, verified", times["get"], "cp -r", times["cp"], length=length,
-                 otherwise="where a plain copy is at hand", bound_by=(AES,)),
+        compared(
+            "arstore get to files, verified",
+            times["get"],
+            "cp -r",
+            times["cp"],
+            length=length,
+            otherwise="where a plain copy is at hand",
+            bound_by=(AES,),
+        ),
         compared("arstore verify", times["verify"], plain, hashes, length=length, bound_by=(AES,)),
-        compared("arstore verify --deep", times["deep"], plain, hashes, length=length,
-                 bound_by=(AES, BLAKE3)),
-    ]  # fmt: skip
+        compared("arstore verify --deep", times["deep"], plain, hashes, length=length, bound_by=(AES, BLAKE3)),
+    ]
 
 
 def _check_equal(place: Workplace) -> None:

@@ -125,9 +125,17 @@ class Section:
 
 
 def compared(
-    name: str, found: Samples | str, baseline: str, against: Samples | str, *, length: int = 0,
-    target: float | None = None, otherwise: str | None = "", notes: Sequence[str] = (), bound_by: Sequence[str] = (),
-) -> Row:  # fmt: skip
+    name: str,
+    found: Samples | str,
+    baseline: str,
+    against: Samples | str,
+    *,
+    length: int = 0,
+    target: float | None = None,
+    otherwise: str | None = "",
+    notes: Sequence[str] = (),
+    bound_by: Sequence[str] = (),
+) -> Row:
     """Return the row of two things measured in turns, either of which may be the reason why it was not.
 
     `otherwise` says where the baseline is the better choice; it is shown if the baseline wins. It is None where the

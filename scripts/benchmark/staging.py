@@ -19,23 +19,38 @@ def stage_rows(place: Workplace) -> list[Row]:
 
 
 def _filled(place: Workplace) -> list[Row]:
-    task = {"store": str(place.store), "name": NAME, "paths": list(map(str, place.segments)),
-            "room": place.room_bytes, "rounds": place.rounds}  # fmt: skip
+    task = {
+        "store": str(place.store),
+        "name": NAME,
+        "paths": list(map(str, place.segments)),
+        "room": place.room_bytes,
+        "rounds": place.rounds,
+    }
     _, answer = place.program("stage", task)
     copy, warm_, direct, cold = (Samples(tuple(answer[one])) for one in ("copy", "warm", "direct", "cold"))
     length = answer["bytes"]
     return [
         compared(
-            "arstore prefetch to the host tier, page cache warm", warm_,
-            "a copy by two threads into fresh huge pages", copy, length=length, target=0.55, bound_by=(AES,),
+            "arstore prefetch to the host tier, page cache warm",
+            warm_,
+            "a copy by two threads into fresh huge pages",
+            copy,
+            length=length,
+            target=0.55,
+            bound_by=(AES,),
             otherwise="where one process needs the bytes, once, and they lie open in memory",
         ),
         compared(
-            "arstore prefetch to the host tier, page cache dropped", cold,
-            "O_DIRECT reads of 4 MiB of the same segments, two threads", direct, length=length, target=0.9,
-            otherwise="where the bytes need neither decrypting nor checking", bound_by=(AES,),
+            "arstore prefetch to the host tier, page cache dropped",
+            cold,
+            "O_DIRECT reads of 4 MiB of the same segments, two threads",
+            direct,
+            length=length,
+            target=0.9,
+            otherwise="where the bytes need neither decrypting nor checking",
+            bound_by=(AES,),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _attached(place: Workplace) -> Row:
@@ -55,6 +70,8 @@ def _attached(place: Workplace) -> Row:
                 raise Failed(f"{answer['tensors']} tensors were attached, wanted {_TENSORS}")
             times.append(answer["seconds"])
     return Row(
-        f"arstore.attach() and a touch of each of {_TENSORS} tensors, in a fresh process", Samples(tuple(times)),
-        target=Target(0.05, at_least=False), notes=("imports of torch and arstore not counted",),
-    )  # fmt: skip
+        f"arstore.attach() and a touch of each of {_TENSORS} tensors, in a fresh process",
+        Samples(tuple(times)),
+        target=Target(0.05, at_least=False),
+        notes=("imports of torch and arstore not counted",),
+    )

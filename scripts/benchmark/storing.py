@@ -60,12 +60,31 @@ def _first_rows(place: Workplace, times: dict[str, Samples | str], itself: list[
     name, length, bounds = "arstore put, encrypted, durable", place.source_bytes, (BLAKE3, AES)
     notes = [f"{Samples(tuple(itself)).text('s')} of it after Python's start and imports"] if itself else []
     return [
-        compared(name, times["put"], "cp + fsync", times["cp"], length=length, target=0.9,
-                 otherwise="where one plain copy is all you want", notes=notes, bound_by=bounds),
-        *(compared(name, times["put"], other, times[tool], length=length, target=4, bound_by=bounds,
-                   otherwise="where every snapshot counts more than the time")
-          for tool, other in (("restic", "restic backup"), ("borg", "borg create, repokey-blake2, lz4"))),
-    ]  # fmt: skip
+        compared(
+            name,
+            times["put"],
+            "cp + fsync",
+            times["cp"],
+            length=length,
+            target=0.9,
+            otherwise="where one plain copy is all you want",
+            notes=notes,
+            bound_by=bounds,
+        ),
+        *(
+            compared(
+                name,
+                times["put"],
+                other,
+                times[tool],
+                length=length,
+                target=4,
+                bound_by=bounds,
+                otherwise="where every snapshot counts more than the time",
+            )
+            for tool, other in (("restic", "restic backup"), ("borg", "borg create, repokey-blake2, lz4"))
+        ),
+    ]
 
 
 def _second_rows(
@@ -76,12 +95,27 @@ def _second_rows(
 
     name, length = "arstore put of the same again", place.source_bytes
     return [
-        compared(f"{name}, after Python's start and imports", samples(itself),
-                 "BLAKE3 of the same files in the page cache, two threads", times["hash"], length=length,
-                 target=_AGAIN_SHARE, otherwise=None, bound_by=(BLAKE3,)),
-        compared(f"{name}, whole process", samples(again), "the first put", times["put"], length=length,
-                 otherwise=None, notes=["for information"], bound_by=(BLAKE3,)),
-    ]  # fmt: skip
+        compared(
+            f"{name}, after Python's start and imports",
+            samples(itself),
+            "BLAKE3 of the same files in the page cache, two threads",
+            times["hash"],
+            length=length,
+            target=_AGAIN_SHARE,
+            otherwise=None,
+            bound_by=(BLAKE3,),
+        ),
+        compared(
+            f"{name}, whole process",
+            samples(again),
+            "the first put",
+            times["put"],
+            length=length,
+            otherwise=None,
+            notes=["for information"],
+            bound_by=(BLAKE3,),
+        ),
+    ]
 
 
 def killed_rows(place: Workplace) -> list[Row]:

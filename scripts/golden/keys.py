@@ -109,8 +109,13 @@ def keys(store: Built) -> Json:
             {"why": "keys in a tree of depth 9", "body": trimmed(tenant_body(owner, b"x", 0, 1, Ref(1, 9)))},
         ],
         "root": {
-            "master": store.master.hex(), "store_id": store.id.hex(), "slot": slot.hex(), "epoch": 7,
-            "directory": root.described(), "next_tenant": 2, "catalog_key": store.catalog_key.hex(),
+            "master": store.master.hex(),
+            "store_id": store.id.hex(),
+            "slot": slot.hex(),
+            "epoch": 7,
+            "directory": root.described(),
+            "next_tenant": 2,
+            "catalog_key": store.catalog_key.hex(),
         },
         "bad_roots": [
             {"why": "a bit of the nonce flipped", "flipped": 0},
@@ -125,10 +130,12 @@ def keys(store: Built) -> Json:
             {"why": "empty", "slot": ""},
         ],
         "sealed_text": {
-            "key": fixed("text key").hex(), "context": "version summary", "plain": b"text".hex(),
+            "key": fixed("text key").hex(),
+            "context": "version summary",
+            "plain": b"text".hex(),
             "sealed": seal(fixed("text key"), "version summary", b"text", "text").hex(),
         },
-    }  # fmt: skip
+    }
 
 
 def stanza(kind: str, secret: bytes, master: bytes, store_id: bytes, costs: tuple[int, int, int] = (64, 2, 2)) -> Json:
@@ -168,9 +175,14 @@ def refused_stanzas(ways: Json, secret: bytes, newer: bytes) -> Json:
         ("Argon2id with 65 lanes, and everything fits", secret, ["65 lanes"]),
     ]
     for cost in (
-        {"memory_kib": (4 << 20) + 1}, {"memory_kib": 15}, {"iterations": 0}, {"lanes": 0}, {"lanes": None},
-        {"memory_kib": 1e300}, {"memory_kib": "much"},
-    ):  # fmt: skip
+        {"memory_kib": (4 << 20) + 1},
+        {"memory_kib": 15},
+        {"iterations": 0},
+        {"lanes": 0},
+        {"lanes": None},
+        {"memory_kib": 1e300},
+        {"memory_kib": "much"},
+    ):
         bad.append((f"Argon2id with {cost}", secret, [["passphrase", cost]]))
     return [{"why": why, "secret": used.hex(), "ways": listed} for why, used, listed in bad]
 

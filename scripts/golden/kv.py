@@ -9,9 +9,14 @@ from golden.identities import block_ids, key_id
 from golden.primitives import Json, fixed
 
 IDENTITY = {
-    "model": "golden/kv", "revision": "1", "precision": "bf16", "layout": "HND", "block_tokens": "4",
-    "rope_theta": "500000", "engine": "golden",
-}  # fmt: skip
+    "model": "golden/kv",
+    "revision": "1",
+    "precision": "bf16",
+    "layout": "HND",
+    "block_tokens": "4",
+    "rope_theta": "500000",
+    "engine": "golden",
+}
 BLOCK_TOKENS, ELEMENT_BYTES = 4, 2
 LAYERS = {0: (2, 3, 2, 2), 1: (1, 4, 1, 1)}  # key heads, key dim, value heads, value dim
 SHAPE = {"dtype": "BF16", "layers": [[number, 1, *extents] for number, extents in LAYERS.items()]}
@@ -49,10 +54,17 @@ class Sequence:
         claims = [[id_.hex(), length, [number]] for number, (id_, length) in enumerate(zip(ids, lengths, strict=True))]
         numbers, size = list(range(len(blobs))), sum(length for _, length in blobs)
         return {
-            "format": 1, "kind": "kv", "identity": IDENTITY, "single": True, "directories": [], "tensors": [],
-            "files": [["kv", 0o644, size, "kv", numbers]], "blobs": blobs, "shape": SHAPE,
+            "format": 1,
+            "kind": "kv",
+            "identity": IDENTITY,
+            "single": True,
+            "directories": [],
+            "tensors": [],
+            "files": [["kv", 0o644, size, "kv", numbers]],
+            "blobs": blobs,
+            "shape": SHAPE,
             "claims": [[root.hex(), 0, []], *claims],
-        }  # fmt: skip
+        }
 
     def described(self) -> Json:
         """Return what was put: the arrays are [heads, tokens, dim], which is what the layout HND says."""

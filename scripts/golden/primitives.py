@@ -51,10 +51,14 @@ def digests() -> Json:
         for context, length in (("record keys", 103), ("stanza key", 32), ("open tenant", 80), ("master key name", 8))
     ]
     hashed = [
-        {"key": key.hex(), "parts": [part.hex() for part in parts], "length": length,
-         "keyed": keyed(key, *parts, length=length).hex()}
+        {
+            "key": key.hex(),
+            "parts": [part.hex() for part in parts],
+            "length": length,
+            "keyed": keyed(key, *parts, length=length).hex(),
+        }
         for parts, length in (((), 32), ((b"ab", b"c"), 32), ((b"a", b"bc"), 32), ((b"name", b"golden/model"), 20))
-    ]  # fmt: skip
+    ]
     text = digest(key, plain).hex()
     bad = [
         {"text": text.upper(), "why": "capitals"},

@@ -89,12 +89,18 @@ class Store:
         blobs += [self._blob(head, 0), self._blob(BF16, 2), self._blob(F32, 3)]
         size, start = len(head) + 116, len(head)
         manifest = {
-            "format": 1, "kind": "weights", "identity": {"model": "golden"}, "single": False,
-            "directories": [["shards", 0o750]], "blobs": blobs,
-            "files": [["config.json", 0o640, len(config), "bytes", [0]],
-                      ["shards/model.safetensors", 0o644, size, "safetensors", [1, 2, 3]]],
+            "format": 1,
+            "kind": "weights",
+            "identity": {"model": "golden"},
+            "single": False,
+            "directories": [["shards", 0o750]],
+            "blobs": blobs,
+            "files": [
+                ["config.json", 0o640, len(config), "bytes", [0]],
+                ["shards/model.safetensors", 0o644, size, "safetensors", [1, 2, 3]],
+            ],
             "tensors": [["a", "BF16", [3, 8], 1, start, 48], ["b", "F32", [17], 1, start + 48, 68]],
-        }  # fmt: skip
+        }
         self._version("golden/model", 2, "v2", manifest, 130)
         files = {
             "config.json": {"mode": 0o640, "bytes": config.hex()},
@@ -105,10 +111,15 @@ class Store:
     def _put_note(self) -> Json:
         note = F32  # the bytes of a tensor that is stored already
         manifest = {
-            "format": 1, "kind": "file", "identity": {}, "single": True, "directories": [],
+            "format": 1,
+            "kind": "file",
+            "identity": {},
+            "single": True,
+            "directories": [],
             "blobs": [self._blob(note, 0)],
-            "files": [["note.txt", 0o600, len(note), "bytes", [0]]], "tensors": [],
-        }  # fmt: skip
+            "files": [["note.txt", 0o600, len(note), "bytes", [0]]],
+            "tensors": [],
+        }
         self._version("golden/note", 1, None, manifest, 11)
         files = {"note.txt": {"mode": 0o600, "bytes": note.hex()}}
         return {"version": 1, "label": None, "pinned": False, "files": files}
@@ -181,14 +192,18 @@ class Store:
             self.master, self.id, epoch, root_plain(epoch, self.directory, self.next_tenant, self.catalog_key)
         )
         sheet = {
-            "key_file": (secret + b"\n").hex() if self.sealed else None, "epoch": epoch, "master": self.master.hex(),
-            "catalog_key": self.catalog_key.hex(), "slots_without_a_key": [7] if self.sealed else [],
-            "artifacts": self.artifacts, "kv": self.kv,
+            "key_file": (secret + b"\n").hex() if self.sealed else None,
+            "epoch": epoch,
+            "master": self.master.hex(),
+            "catalog_key": self.catalog_key.hex(),
+            "slots_without_a_key": [7] if self.sealed else [],
+            "artifacts": self.artifacts,
+            "kv": self.kv,
             "ids": {self._id_key(id_).hex(): id_.hex() for id_ in self._claims},
             "catalog": {
                 table: {key.hex(): value.hex() for key, value in rows.items()} for table, rows in self.rows.items()
             },
-        }  # fmt: skip
+        }
         config = f'format = 1\nstore_id = "{self.id.hex()}"\nencrypted = {str(self.sealed).lower()}\n'
         top = f"{self.name}-store"
         return {

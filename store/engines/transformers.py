@@ -31,9 +31,15 @@ _LAYOUT = "HND"
 _MOVING = ("dynamic", "longrope")
 # What a PEFT config says of where it came from and how it is trained.
 _PEFT_BESIDE = (
-    "base_model_name_or_path", "revision", "inference_mode", "task_type", "lora_dropout", "init_lora_weights",
-    "auto_mapping", "peft_version",
-)  # fmt: skip
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "task_type",
+    "lora_dropout",
+    "init_lora_weights",
+    "auto_mapping",
+    "peft_version",
+)
 
 
 def save_cache(
@@ -188,8 +194,12 @@ def _adapter_fields(store: Store, model: Any, configs: Mapping[str, Any]) -> dic
         text = json.dumps(said, sort_keys=True, default=lambda one: sorted(map(str, one)))
         digests.append(store.identify(tensors=own)["weights"] + blake3(text.encode()).hexdigest(length=16))
     # One scale is named as it is; of several, which layer has which is part of what it is.
-    found = [(n, name, scale) for n, layer in enumerate(layers)
-             for name, scale in sorted(getattr(layer, "scaling", {}).items()) if name in used]  # fmt: skip
+    found = [
+        (n, name, scale)
+        for n, layer in enumerate(layers)
+        for name, scale in sorted(getattr(layer, "scaling", {}).items())
+        if name in used
+    ]
     scales = {scale for _, _, scale in found}
     if len(scales) > 1:
         digests.append(blake3(json.dumps(found).encode()).hexdigest(length=16))

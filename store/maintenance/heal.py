@@ -44,9 +44,7 @@ def _heal_from(tier: Arena, parts: PutParts, scrubbed: Scrubbed) -> Scrubbed:
     return replace(scrubbed, corrupt=left, healed=scrubbed.healed + healed)
 
 
-def _find_copies(
-    parts: PutParts, tier: Arena, wanted: Set[Digest], names: Iterable[str]
-) -> dict[Digest, memoryview]:  # fmt: skip
+def _find_copies(parts: PutParts, tier: Arena, wanted: Set[Digest], names: Iterable[str]) -> dict[Digest, memoryview]:
     """Return good copies of wanted blobs by digest, from the staged artifacts of these names."""
     copies: dict[Digest, memoryview] = {}
     for name in names:

@@ -48,8 +48,11 @@ def put(store: arstore.Store, prompts: list[list[int]], block_bytes: int) -> Non
     chance = np.random.default_rng(2)
     for number, tokens in enumerate(sorted(prompts, key=len, reverse=True)):
         shape = (len(tokens), _HEADS, _DIM)
-        kv = {f"layers.{n}.{side}": chance.integers(0, 1 << 15, shape, np.int16)
-              for n in range(layers) for side in ("key", "value")}  # fmt: skip
+        kv = {
+            f"layers.{n}.{side}": chance.integers(0, 1 << 15, shape, np.int16)
+            for n in range(layers)
+            for side in ("key", "value")
+        }
         store.kv.put(kv, name=f"kv/{number}", tokens=tokens, identity=_IDENTITY, join=True)
 
 
@@ -145,9 +148,15 @@ def measure(store: arstore.Store, task: dict[str, Any]) -> dict[str, object]:
                     predicted[order].append(plan.predicted_s)
                     refetches[order] = plan.refetches
     return {
-        "times": times, "predicted": predicted, "errors": errors, "compute_s": compute_s * len(prompts),
-        "requests": len(prompts), "blocks": unique, "budget_blocks": unique // 8, "refetches": refetches,
-    }  # fmt: skip
+        "times": times,
+        "predicted": predicted,
+        "errors": errors,
+        "compute_s": compute_s * len(prompts),
+        "requests": len(prompts),
+        "blocks": unique,
+        "budget_blocks": unique // 8,
+        "refetches": refetches,
+    }
 
 
 if __name__ == "__main__":

@@ -89,8 +89,9 @@ def move(store: arstore.Store, task: dict[str, Any]) -> Timed:
     chance, tokens = np.random.default_rng(3), list(range(count))
     kv = {
         f"layers.{n}.{side}": torch.from_numpy(chance.integers(0, 1 << 15, (count, _HEADS, _DIM), np.int16))
-        for n in range(_LAYERS) for side in ("key", "value")
-    }  # fmt: skip
+        for n in range(_LAYERS)
+        for side in ("key", "value")
+    }
     plain = Path(task["folder"]) / "kv.safetensors"
 
     def put() -> object:
@@ -113,10 +114,15 @@ def move(store: arstore.Store, task: dict[str, Any]) -> Timed:
         return next(store.longest_prefix(tokens, _IDENTITY).stream(ahead=0))
 
     ways: dict[str, Callable[[], object]] = {
-        "put": put, "save": save, "nhd": lambda: load("NHD"), "hnd": lambda: load("HND"), "copy": copy,
-        "file": lambda: {name: one.clone() for name, one in load_file(plain).items()}, "first": first,
+        "put": put,
+        "save": save,
+        "nhd": lambda: load("NHD"),
+        "hnd": lambda: load("HND"),
+        "copy": copy,
+        "file": lambda: {name: one.clone() for name, one in load_file(plain).items()},
+        "first": first,
         "stream": lambda: [list(t.values()) for _, t in store.longest_prefix(tokens, _IDENTITY).stream()],
-    }  # fmt: skip
+    }
     found: Timed = {name: [] for name in ways}
     for turn in range(task["rounds"] + 1):
         for one in kv.values():
