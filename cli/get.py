@@ -99,20 +99,20 @@ def get(
 
 def parse_slice(text: str) -> tuple[str, int, int]:
     """Return (tensor, first row, end row) of `TENSOR=A:B`."""
-    found = re.fullmatch(r"(.+)=([0-9]{1,18}):([0-9]{1,18})", text, re.DOTALL)
-    if not found:
+    match = re.fullmatch(r"(.+)=([0-9]{1,18}):([0-9]{1,18})", text, re.DOTALL)
+    if not match:
         raise BadInput(f"--slice {text[:200]}", "wanted TENSOR=A:B")
-    return found[1], int(found[2]), int(found[3])
+    return match[1], int(match[2]), int(match[3])
 
 
 def parse_shard(text: str) -> Shard:
     """Return the shard of `RANK/WORLD` or `RANK/WORLD:AXIS`."""
-    found = re.fullmatch(r"([0-9]{1,18})/([0-9]{1,18})(?::([0-9]{1,18}))?", text)
-    if not found:
+    match = re.fullmatch(r"([0-9]{1,18})/([0-9]{1,18})(?::([0-9]{1,18}))?", text)
+    if not match:
         raise BadInput(f"--shard {text[:200]}", "wanted RANK/WORLD or RANK/WORLD:AXIS")
-    if not int(found[1]) < int(found[2]):
+    if not int(match[1]) < int(match[2]):
         raise BadInput(f"--shard {text}", "ranks run from 0 to WORLD - 1")
-    return Shard(int(found[1]), int(found[2]), int(found[3] or "0"))
+    return Shard(int(match[1]), int(match[2]), int(match[3] or "0"))
 
 
 def _read_plan(path: Path | None) -> tuple[tuple[str, str], ...]:

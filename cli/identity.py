@@ -97,7 +97,7 @@ def with_identity(command: Callable[..., None], *, without: Collection[str] = ()
             "--identity", metavar="FILE|MODEL_DIR", help="Read fields from JSON, or from a model. Flags override them."
         ),
     ]
-    parameters = [one for one in own.parameters.values() if one.name != "identity"]
+    parameters = [parameter for parameter in own.parameters.values() if parameter.name != "identity"]
     parameters += [_parameter("identity_path", path), *(_parameter(f"field_{n}", flags[n]) for n in names)]
 
     @functools.wraps(command)
@@ -109,7 +109,7 @@ def with_identity(command: Callable[..., None], *, without: Collection[str] = ()
         command(identity=IdentityFlags(words.pop("identity_path"), given), **words)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 

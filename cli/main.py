@@ -108,8 +108,8 @@ def run(arguments: list[str]) -> int:
     except StoreError as error:
         return _fail(words, error.kind, str(error), error.hint, EXIT_CODES[type(error)])
     except Reported as reported:
-        found = reported.error
-        return _fail(words, found.kind, str(found), found.hint, EXIT_CODES[type(found)], reported.values)
+        failure = reported.error
+        return _fail(words, failure.kind, str(failure), failure.hint, EXIT_CODES[type(failure)], reported.values)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(words, "interrupted", "interrupted; the store is consistent", None, _INTERRUPTED)
     except typer.Exit as done:

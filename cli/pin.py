@@ -28,5 +28,5 @@ def unpin(context: typer.Context, name: _Name) -> None:
 def _set(context: typer.Context, name: str, *, pinned: bool) -> None:
     session = session_of(context)
     with session.open() as store:
-        found = store.pin(name) if pinned else store.unpin(name)
-    session.emit(summary_values(found), lambda: f"{'pinned' if pinned else 'unpinned'} {found.text}")
+        version = store.pin(name) if pinned else store.unpin(name)
+    session.emit(summary_values(version), lambda: f"{'pinned' if pinned else 'unpinned'} {version.text}")

@@ -65,13 +65,13 @@ def put(
 
 def stored_values(stored: PutResult, seconds: float) -> dict[str, object]:
     """Return what JSON says of a put."""
-    one = stored.summary
+    summary = stored.summary
     return {
-        "name": one.name,
-        "version": one.version,
-        "label": one.label,
-        "id": one.id,
-        "kind": one.kind,
+        "name": summary.name,
+        "version": summary.version,
+        "label": summary.label,
+        "id": summary.id,
+        "kind": summary.kind,
         "bytes_in": stored.bytes_in,
         "bytes_stored": stored.bytes_stored,
         "blobs_new": stored.blobs_new,
@@ -82,9 +82,10 @@ def stored_values(stored: PutResult, seconds: float) -> dict[str, object]:
 
 def stored_text(stored: PutResult, seconds: float) -> str:
     """Return the line that a person sees after a put."""
-    one = stored.summary
+    summary = stored.summary
     return (
-        f"{one.name}@{one.version}  {one.id[:16]}  {size(stored.bytes_in)} in, {size(stored.bytes_stored)} stored "
+        f"{summary.name}@{summary.version}  {summary.id[:16]}  "
+        f"{size(stored.bytes_in)} in, {size(stored.bytes_stored)} stored "
         f"({stored.blobs_new} new blobs, {stored.blobs_reused} reused) "
         f"in {seconds:.2f} s{rate(stored.bytes_in, seconds)}"
     )

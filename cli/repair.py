@@ -51,4 +51,4 @@ def repair(
     }
     verb = "would recover" if dry_run else "recovered"
     counts = f"{verb} {done.recovered} records, corrected {done.corrected} counts"
-    session.emit(values, lambda: "\n".join([*(f"lost: {one}" for one in done.lost), counts]))
+    session.emit(values, lambda: "\n".join([*(f"lost: {why}" for why in done.lost), counts]))

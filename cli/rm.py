@@ -23,6 +23,11 @@ def rm(
     session = session_of(context)
     with session.open() as store:
         dropped = store.rm(name, all_versions=all_versions, dry_run=dry_run)
-    removed = [{"name": one.summary.name, "version": one.summary.version, "id": one.summary.id} for one in dropped]
+    removed = [
+        {"name": version.summary.name, "version": version.summary.version, "id": version.summary.id}
+        for version in dropped
+    ]
     verb = "would drop" if dry_run else "dropped"
-    session.emit({"removed": removed, "dry_run": dry_run}, lambda: "\n".join(f"{verb} {one.text}" for one in dropped))
+    session.emit(
+        {"removed": removed, "dry_run": dry_run}, lambda: "\n".join(f"{verb} {version.text}" for version in dropped)
+    )

@@ -22,6 +22,11 @@ def tag(
     session = session_of(context)
     with session.open() as store:
         stored = store.tag(name, new)
-    one = stored.summary
-    values: dict[str, object] = {"name": one.name, "version": one.version, "label": one.label, "id": one.id}
-    session.emit(values, lambda: f"{one.name}@{one.label or one.version}  {one.id[:16]}")
+    summary = stored.summary
+    values: dict[str, object] = {
+        "name": summary.name,
+        "version": summary.version,
+        "label": summary.label,
+        "id": summary.id,
+    }
+    session.emit(values, lambda: f"{summary.name}@{summary.label or summary.version}  {summary.id[:16]}")

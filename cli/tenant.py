@@ -64,7 +64,7 @@ def ls(context: typer.Context) -> None:
     """List the tenants and their quotas."""
     session = session_of(context)
     with session.open() as store:
-        found = store.tenants.all()
-    rows = [(tenant.name, size(tenant.quota_bytes) if tenant.quota_bytes else "none") for tenant in found]
-    values = [{"name": tenant.name, "quota_bytes": tenant.quota_bytes} for tenant in found]
+        tenants = store.tenants.all()
+    rows = [(tenant.name, size(tenant.quota_bytes) if tenant.quota_bytes else "none") for tenant in tenants]
+    values = [{"name": tenant.name, "quota_bytes": tenant.quota_bytes} for tenant in tenants]
     session.emit({"tenants": values}, lambda: table(("TENANT", "QUOTA"), rows))

@@ -25,26 +25,28 @@ def tiers(
         if probe:
             store.tiers.arenas.probe()
         stats = store.stats()
-        found = store.tiers.arenas.states(stats.disk_bytes, stats.free_bytes)
+        states = store.tiers.arenas.states(stats.disk_bytes, stats.free_bytes)
     titles = ("TIER", "STATE", "USED", "SPEED", "LATENCY", "PATH")
-    session.emit({"tiers": [_values(one) for one in found]}, lambda: table(titles, [_row(one) for one in found]))
+    session.emit(
+        {"tiers": [_values(state) for state in states]}, lambda: table(titles, [_row(state) for state in states])
+    )
 
 
-def _values(one: TierState) -> dict[str, object]:
+def _values(state: TierState) -> dict[str, object]:
     return {
-        "tier": one.tier,
-        "path": one.path,
-        "capacity_bytes": one.capacity_bytes,
-        "used_bytes": one.used_bytes,
-        "bytes_per_second": round(one.speed.bytes_per_s) if one.speed else None,
-        "latency_seconds": one.speed.latency_s if one.speed else None,
-        "measured": one.speed.measured if one.speed else None,
-        "state": one.state,
+        "tier": state.tier,
+        "path": state.path,
+        "capacity_bytes": state.capacity_bytes,
+        "used_bytes": state.used_bytes,
+        "bytes_per_second": round(state.speed.bytes_per_s) if state.speed else None,
+        "latency_seconds": state.speed.latency_s if state.speed else None,
+        "measured": state.speed.measured if state.speed else None,
+        "state": state.state,
     }
 
 
-def _row(one: TierState) -> tuple[str, ...]:
-    used = "" if one.capacity_bytes is None else f"{size(one.used_bytes)} of {size(one.capacity_bytes)}"
-    speed = f"{size(one.speed.bytes_per_s)}/s" if one.speed else "not measured: --probe"
-    latency = f"{one.speed.latency_s * 1e3:.3f} ms" if one.speed else ""
-    return one.tier, one.state, used, speed, latency, one.path
+def _row(state: TierState) -> tuple[str, ...]:
+    used = "" if state.capacity_bytes is None else f"{size(state.used_bytes)} of {size(state.capacity_bytes)}"
+    speed = f"{size(state.speed.bytes_per_s)}/s" if state.speed else "not measured: --probe"
+    latency = f"{state.speed.latency_s * 1e3:.3f} ms" if state.speed else ""
+    return state.tier, state.state, used, speed, latency, state.path

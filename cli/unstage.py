@@ -30,9 +30,9 @@ def unstage(
         "unstaged": [
             {"name": o.resident.name, "tier": o.arena.tier, "bytes": o.resident.length_bytes} for o in done.gone
         ],
-        "in_use": [one.resident.name for one in done.in_use],
+        "in_use": [copy.resident.name for copy in done.in_use],
         "degraded": degraded_values(done.degraded),
-        "bytes": sum(one.resident.length_bytes for one in done.gone),
+        "bytes": sum(copy.resident.length_bytes for copy in done.gone),
     }
     lines = [f"released {o.resident.name} from {o.arena.tier}" for o in done.gone]
     lines += [f"in use: {o.resident.name}" for o in done.in_use]

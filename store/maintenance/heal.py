@@ -49,9 +49,9 @@ def _find_copies(parts: PutParts, tier: Arena, wanted: Set[Digest], names: Itera
     copies: dict[Digest, memoryview] = {}
     for name in names:
         with contextlib.suppress(Corrupt, NotFound, StorageFailed):
-            found = parts.names.resolve(name)
-            if extent := tier.hold(found.summary.id, 0.0):
-                for digest, plain in _copies(parts.names.manifest(found), extent, wanted - copies.keys()):
+            version = parts.names.resolve(name)
+            if extent := tier.hold(version.summary.id, 0.0):
+                for digest, plain in _copies(parts.names.manifest(version), extent, wanted - copies.keys()):
                     if digest_bytes(parts.keys.tenant.digest_key, plain) == digest:
                         copies[digest] = plain
     return copies
@@ -63,7 +63,7 @@ def _copies(manifest: Manifest, extent: Held, wanted: Set[Digest]) -> Iterator[t
     tensors = tensor_names(manifest)
     for number, file in enumerate(manifest.files if not manifest.shape else ()):
         ranges = [(FILE_PREFIX + file.path, 0, file.size)] + [
-            (name, one.span.start, one.span.length) for name, one in tensors.items() if one.file == number
+            (name, tensor.span.start, tensor.span.length) for name, tensor in tensors.items() if tensor.file == number
         ]
         at = 0
         for blob in (manifest.blobs[n] for n in file.blobs):
