@@ -2,11 +2,11 @@
 
 import pytest
 
-from arstore.store.artifacts.commit import Wish, storing
+from arstore.store.artifacts.commit import Wish, owning, storing
 from arstore.store.artifacts.cuts import cut_file, group_cuts
 from arstore.store.artifacts.inputs import inputs_from_path
 from arstore.store.artifacts.refs import Ref
-from arstore.store.errors import BadInput, NoRoom, StoreError
+from arstore.store.errors import BadInput, Fenced, NoRoom, StoreError
 from arstore.store.progress import ignore_progress
 from tests.support.room import KIB, Room, room
 
@@ -60,3 +60,15 @@ def test_a_version_record_that_does_not_fit_is_refused(room: Room, monkeypatch: 
     with pytest.raises(BadInput, match="at most 256 are allowed"):
         room.put("a", *range(8))
     assert room.store.ls() == []
+
+
+def test_a_name_has_one_writer_unless_several_are_asked_for(room: Room) -> None:
+    parts, alone = room.store._parts.put, Wish(Ref("a"), "file", ())
+    several, other = Wish(Ref("a"), "file", (), multi_writer=True), Wish(Ref("b"), "file", ())
+    with owning(parts, alone) as lease, owning(parts, several) as none, owning(parts, other):
+        assert lease is not None
+        assert none is None
+        with pytest.raises(Fenced), owning(parts, alone):
+            pytest.fail("two writers own one name")
+    with owning(parts, alone):
+        pass

@@ -1,11 +1,13 @@
 """Cuts: files are cut at the borders of tensors, every byte once, and small blobs are worked on together."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 
+from arstore.formats.digest import Digest
 from arstore.formats.tensor import TensorSpan
-from arstore.store.artifacts.cuts import GROUP_BYTES, Cut, cut_file, group_cuts
+from arstore.store.artifacts.cuts import GROUP_BYTES, Cut, Group, cut_file, digest_files, group_cuts
 from arstore.store.artifacts.inputs import InputFile
 from arstore.store.artifacts.sources import MemorySource
 
@@ -48,3 +50,14 @@ def test_groups_hold_every_cut_in_order_and_keep_to_their_size() -> None:
 def test_a_group_gives_its_bytes_as_its_blobs() -> None:
     [group] = group_cuts(MemorySource([]), [Cut(2, None), Cut(1, None), Cut(3, None)])
     assert [bytes(part) for part in group.parts(memoryview(b"aabccc"))] == [b"aa", b"b", b"ccc"]
+
+
+def test_digests_come_back_to_the_blobs_of_their_files() -> None:
+    files = [file_of(16, (4, 8)), file_of(0), file_of(7)]
+
+    def digest(groups: Sequence[Group]) -> list[list[Digest]]:
+        return [[Digest(bytes([cut.length])) for cut in group.cuts] for group in groups]
+
+    stored = digest_files(files, digest)
+    assert [[digest[0] for digest in file.digests] for file in stored] == [[4, 8, 4], [], [7]]
+    assert [file.file for file in stored] == files

@@ -4,7 +4,7 @@ import pytest
 
 from arstore.store.artifacts.names import ID_PREFIX_MIN, Names
 from arstore.store.artifacts.refs import Ref
-from arstore.store.errors import BadInput, Conflict, NotFound
+from arstore.store.errors import BadInput, Conflict, Corrupt, NotFound
 from tests.support.room import DAY_S, Room, room
 
 __all__ = ["room"]  # fixtures
@@ -88,3 +88,15 @@ def test_an_id_prefix_that_fits_two_artifacts_is_refused(names: Names, monkeypat
     monkeypatch.setattr("arstore.store.artifacts.names.ID_PREFIX_MIN", 0)
     with pytest.raises(BadInput, match="give more digits"):
         names._by_id("")
+
+
+def test_a_version_whose_key_is_gone_stops_no_listing_and_is_removed_by_its_number(names: Names) -> None:
+    row = names.resolve("a@1").row
+    assert names.unopened() == []
+    names._keys.keyring.destroy({names._keys.number: [row.place.slot]})
+    assert [(version.version, version.row) for version in names.unopened()] == [(1, row)]
+    assert [version.text for version in names.listed()] == ["a@2", "a@3", "b@1"]
+    with pytest.raises(Corrupt):
+        names.resolve("a@1")
+    [blank] = names.addressed("a@1", all_versions=False)
+    assert (blank.text, blank.summary.kind, blank.row) == ("a@1", "unknown", row)
