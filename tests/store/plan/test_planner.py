@@ -110,7 +110,7 @@ def calls_of(job: Job) -> int:
 
 
 def test_the_work_of_planning_grows_with_the_trace_and_not_with_its_square(trace: list[tuple[int, ...]]) -> None:
-    small, large = (block_job(trace[: len(trace) // part], 0.05) for part in (8, 4))
+    small, large = (block_job(trace[: len(trace) // part], 0.05) for part in (32, 16))
     assert calls_of(large) <= 2.6 * calls_of(small)
 
 

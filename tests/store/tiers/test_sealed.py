@@ -12,7 +12,8 @@ from blake3 import blake3
 
 from arstore import Store
 from arstore.store.errors import Corrupt
-from arstore.store.kv.prefix import Prefix
+from arstore.store.kv.prefix import Loaded, Prefix
+from arstore.store.kv.prefix_part import PrefixPart
 from arstore.store.tiers import sealed as sealed_room
 from arstore.store.tiers.head import Head, parse_head
 from tests.support.fresh_memory import memory
@@ -57,9 +58,9 @@ def test_kv_goes_up_to_be_sealed_layer_by_layer(
     loads: list[Any] = []
     real = Prefix.load
 
-    def load(self: Prefix, runs: Any, layers: Any, *more: Any, **named: Any) -> Any:
-        loads.append(layers)
-        return real(self, runs, layers, *more, **named)
+    def load(self: Prefix, part: PrefixPart, into: memoryview | None = None) -> Loaded:
+        loads.append(part.layers)
+        return real(self, part, into)
 
     monkeypatch.setattr(Prefix, "load", load)
     monkeypatch.setattr(sealed_room, "_WINDOW_SUMS", 1)
