@@ -70,8 +70,9 @@ def put_inputs(parts: PutParts, inputs: Inputs, wish: Wish, progress: Progress) 
                 stored = digest_files(inputs.files, ingest.run)
                 manifest = _manifest(parts.keys.tenant.digest_key, inputs, stored, wish)
                 inputs.check_unchanged()
-                if result := commit(parts, ingest, manifest, wish, lease):
-                    return without_conflict(result)
+                result = commit(parts, ingest, manifest, wish, lease)
+            if result:
+                return without_conflict(result)  # out of `storing`: a version that is committed has not failed
     raise kept_being_collected(wish)
 
 

@@ -93,8 +93,9 @@ def put_blocks(parts: PutParts, given: KvArrays, chain: Chain, wish: Wish, progr
             with storing(parts, wish, progress) as ingest:
                 joined = _joined(parts.catalog, chain, given.shape) if wish.join else {}
                 manifest = _manifest(ingest, given, chain, wish.identity, joined)
-                if result := commit(parts, ingest, manifest, wish, lease):
-                    return without_conflict(result)
+                result = commit(parts, ingest, manifest, wish, lease)
+            if result:
+                return without_conflict(result)  # out of `storing`: a version that is committed has not failed
     raise kept_being_collected(wish)
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from arstore import Conflict, Store, create_store, open_store
 from arstore.store.maintenance.collect import AT_ONCE
 from tests.support.command import cli
+from tests.support.room import HookedDisk
 
 IDENTITY = {"model": "llama", "revision": "r1", "layer": 12, "sequence": "doc-7", "positions": "100:400"}
 FLAGS = [word for name, value in IDENTITY.items() for word in (f"--{name}", str(value))]
@@ -85,6 +86,20 @@ def test_other_bytes_for_the_same_inputs_are_a_conflict_and_both_are_kept(store:
     store.put(tensors=states(1), name="c", kind="intermediate", identity=IDENTITY)
     with pytest.raises(Conflict):
         store.put(tensors=states(0), name="d", kind="intermediate", identity=IDENTITY)
+
+
+def test_a_conflict_writes_nothing_after_its_commit(tmp_path: Path) -> None:
+    create_store()
+    disk = HookedDisk()
+    with Store(tmp_path / "store", disk=disk) as store:
+        store.put(tensors=states(0), name="a", kind="intermediate", identity=IDENTITY)
+        late: list[str] = []
+        disk.hook = lambda operation, path: late.append(operation) if len(store.ls()) == 2 else None
+        with pytest.raises(Conflict):
+            store.put(tensors=states(1), name="b", kind="intermediate", identity=IDENTITY)
+        assert late == []
+        disk.hook("write", tmp_path)
+        assert late == ["write"]
 
 
 def test_weights_are_inputs_and_may_change_under_one_identity(store: Store) -> None:

@@ -13,6 +13,7 @@ from arstore.store.maintenance.collect import AT_ONCE
 from tests.support.kv_made import IDENTITY, made, raw
 from tests.support.kv_store import TOKENS, answer, identity_rows, match, put, store
 from tests.support.mortal_disk import killed
+from tests.support.room import HookedDisk
 
 __all__ = ["store"]  # a fixture
 
@@ -57,6 +58,27 @@ def test_other_bytes_for_an_identity_are_both_kept_and_the_first_answer(store: S
         assert match(store, [*TOKENS[:64], 5, 6]) == 64
         assert raw(store.kv.open("second").tensors()) == other
     assert store.repair().corrected == 0
+
+
+def test_a_conflict_brings_back_nothing_that_was_erased_right_after_the_commit(tmp_path: Path) -> None:
+    create_store()
+    disk = HookedDisk()
+    with Store(tmp_path / "store", disk=disk) as store, open_store() as other:
+        put(store, "first", TOKENS)
+
+        def erase_second() -> None:
+            if any(version.summary.name == "second" for version in other.ls()):
+                other.erase("second")
+
+        disk.hook = lambda operation, path: erase_second() if path.suffix == ".seg" else None
+        with pytest.raises(Conflict):
+            put(store, "second", TOKENS, salt=1)
+        erase_second()
+        assert sorted(row.refs for row in other._parts.catalog.all_blobs()) == [1] * 5
+        with pytest.raises(Conflict):
+            put(store, "third", TOKENS, salt=1)
+    with open_store() as store:
+        assert raw(store.kv.open("third").tensors()) == raw(made(TOKENS, salt=1))
 
 
 def test_a_conflict_survives_a_rebuild(tmp_path: Path) -> None:
