@@ -118,8 +118,8 @@ def _needed(names: Names, versions: Sequence[StoredVersion]) -> tuple[list[Bad],
 
 
 def _batches(rows: dict[Digest, BlobRow], batch_bytes: int) -> Iterator[list[Digest]]:
-    batch, size = list[Digest](), 0
     """Yield digests in batches of about so many bytes, those that were checked longest ago first."""
+    batch, size = list[Digest](), 0
 
     def order(digest: Digest) -> tuple[int, int, int]:
         row = rows[digest]
