@@ -36,6 +36,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from .errors import FormatError
+from .planes import merge, split
 
 if TYPE_CHECKING:  # numpy and zstandard load with the first frame: `arstore ls` must not wait for them.
     import zstandard
@@ -47,7 +48,6 @@ SAMPLE_MAX_BYTES = 64 << 10  # what `choose` looks at; about 0.1 ms of zstd
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_LEVEL = 1  # 2 and 3 take a third more time for a tenth less text
 _SAMPLE_PIECES = 4
-_BLOCK_ELEMENTS = 1 << 17  # of a split or merge: a block and its planes stay in the L2 cache between passes
 _BIG_COPY_BYTES = 256 << 10
 
 
@@ -104,7 +104,7 @@ def encode(codec: Codec, plain: memoryview) -> bytes:
     elements, tail = divmod(len(plain), width)
     whole = len(plain) - tail
     planes = _workbench.planes(width, elements)
-    _split(plain[:whole], planes)
+    split(plain[:whole], planes)
     parts = [_pack(_workbench.coder, plane) for plane in planes]
     lengths = struct.pack(f"<{width}I", *(len(part) for part in parts))
     return b"".join([lengths, *parts, plain[whole:]])
@@ -269,32 +269,5 @@ def _decode_planes(width: int, encoded: memoryview, plain: memoryview) -> None:
         planes.append(_unpack(encoded[start : start + length], room))
         start += length
     whole = len(plain) - tail
-    _merge(planes, plain[:whole])
+    merge(planes, plain[:whole])
     plain[whole:] = encoded[start:]
-
-
-def _split(plain: memoryview, planes: list[memoryview]) -> None:
-    """Write byte k of each little-endian element to plane k, by shifts: strided copies are half as fast."""
-    import numpy as np
-
-    words = np.frombuffer(plain, np.dtype(f"<u{len(planes)}"))
-    for start in range(0, len(words), _BLOCK_ELEMENTS):
-        block = slice(start, start + _BLOCK_ELEMENTS)
-        for k, plane in enumerate(planes):
-            np.right_shift(words[block], 8 * k, out=np.frombuffer(plane[block], np.uint8), casting="unsafe")
-
-
-def _merge(planes: list[memoryview], plain: memoryview) -> None:
-    """Undo `_split`: shift the planes into each element, highest first."""
-    import numpy as np
-
-    words = np.frombuffer(plain, np.dtype(f"<u{len(planes)}"))
-    for start in range(0, len(words), _BLOCK_ELEMENTS):
-        block = slice(start, start + _BLOCK_ELEMENTS)
-        word = words[block]
-        lowest, *middle, highest = (np.frombuffer(plane[block], np.uint8) for plane in planes)
-        np.left_shift(highest, 8, out=word, dtype=word.dtype)
-        for plane in reversed(middle):
-            np.bitwise_or(word, plane, out=word)
-            np.left_shift(word, 8, out=word)
-        np.bitwise_or(word, lowest, out=word)

@@ -41,6 +41,7 @@ TESTED_IN = {
     "cli/words": "cli/test_start",
     "formats/errors": "formats/test_manifest",
     "formats/lease": "formats/test_catalog",
+    "formats/planes": "formats/test_codec",
     "formats/readers/model_config": "store/artifacts/test_model_identity",
     "formats/readers/torch_values": "formats/readers/test_torch_file",
     "formats/readers/weights_pickle": "formats/readers/test_torch_file",
