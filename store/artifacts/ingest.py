@@ -20,7 +20,7 @@ from ..segments.key_supply import SlotSupply
 from ..segments.reader import SegmentReader
 from ..segments.records import Draft, draft_record
 from ..segments.writer import WRITE_BUFFER_BYTES, SegmentWriter
-from ..workers import ThreadBuffers, run_all, workers_count
+from ..workers import ThreadBuffers, open_pool, workers_count
 from .cuts import GROUP_BYTES, Cut, Group
 
 # A worker holds a group (up to one blob of 64 MiB) and its staging buffer: four stay under 300 MB.
@@ -50,7 +50,9 @@ class Ingest:
     def run(self, groups: Sequence[Group]) -> list[list[Digest]]:
         """Store the blobs of the groups that are not stored yet; return the digests of each group. Not durable yet."""
         self._total_bytes = sum(group.length for group in groups)
-        return run_all(self._store_group, groups, workers=min(workers_count() + 1, _WORKERS_MAX))
+        # A single group has a thread, too: Ctrl-C stops only the main thread, and a blob that was begun is finished.
+        with open_pool(min(workers_count() + 1, _WORKERS_MAX, max(len(groups), 1))) as pool:
+            return list(pool.map(self._store_group, groups))
 
     def keep(self) -> None:
         """Give the written blobs rows in the catalog, though no version needs them yet; durable on return."""

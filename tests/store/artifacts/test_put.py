@@ -1,7 +1,10 @@
 """Put: every tensor is stored once, whichever files hold it, and cut at its rows."""
 
 import json
+import signal
 import struct
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import torch
 
 from arstore import Store, open_store
 from tests.support.checkpoints import MAKERS, MIB, assert_equal_tensors, noise, raw, snapshot, store
+from tests.support.room import HookedDisk
 
 __all__ = ["store"]  # fixtures
 
@@ -102,3 +106,25 @@ def test_plane_stores_a_third_less_of_bf16_weights(store: Store) -> None:
     assert put.bytes_stored < 0.72 * put.bytes_in
     plain = store.put(tensors={"w": noise(2048, 2048, seed=1)}, name="stored", codec="stored")
     assert plain.bytes_stored >= plain.bytes_in
+
+
+def test_ctrl_c_in_a_put_of_one_blob_leaves_it_whole(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "one.bin"
+    source.write_bytes(np.random.default_rng(0).bytes(12 * MIB))
+    disk = HookedDisk()
+    written: list[Path] = []
+
+    def interrupt_second_write(operation: str, path: Path) -> None:
+        if operation == "write" and path.suffix == ".seg":
+            written.append(path)
+            if len(written) == 2:  # after the header of the segment, so it is the first part of the blob
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                time.sleep(0.05)  # Python raises it in the main thread meanwhile, wherever that is
+
+    disk.hook = interrupt_second_write
+    with Store(tmp_path / "store", disk=disk) as writing, pytest.raises(KeyboardInterrupt):
+        writing.put(source, name="one")
+    for segment, row in store._parts.catalog.segments().items():
+        assert row.durable_bytes == (tmp_path / "store/segments" / f"{segment:016x}.seg").stat().st_size
+    again = store.put(source, name="one")
+    assert (again.blobs_reused, again.blobs_new) == (1, 0)
