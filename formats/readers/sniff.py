@@ -18,12 +18,8 @@ def read_table(path_name: str, source: Source) -> tuple[str, tuple[TensorSpan, .
     Raises FormatError if the file is of a tensor format and malformed, or a torch file that weights-only
     loading would not take.
     """
-    from . import (
-        gguf,
-        numpy_file,
-        safetensors,
-        zip_members,
-    )  # imported here, because only puts need them and imports delay every command
+    # Imported here, because only puts need them and imports delay every command.
+    from . import gguf, numpy_file, safetensors, zip_members
 
     name = path_name.lower()
     if name.endswith(".safetensors"):

@@ -42,9 +42,8 @@ def reclaim(directory: Path, survey: Survey, garbage: Garbage, disk: Disk, *, dr
                 size = os.fstat(fd).st_blocks * 512
                 if dry_run or garbage.is_empty(segment, row.durable_bytes):
                     freed, done = freed + size, done + bool(size)
-                    if (
-                        not dry_run
-                    ):  # the row goes last; if this is killed, the next collection finds a row without file
+                    if not dry_run:
+                        # The row goes last. If this is killed, the next collection finds a row without a file.
                         disk.remove(path)
                         disk.sync_dir(directory)
                         garbage.drop_segment(segment, row.durable_bytes)
