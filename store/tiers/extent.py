@@ -65,8 +65,8 @@ def remove_extent(path: Path, disk: Disk, *, expired_only: bool = False) -> bool
     try:
         fd = disk.open(path)
     except StorageFailed as error:
-        # Whether the path exists now says nothing: a stager may have published a new extent since.
-        if isinstance(error.__cause__, FileNotFoundError):
+        # That the path exists now says nothing if it was missing: a stager may have published a new extent since.
+        if isinstance(error.__cause__, FileNotFoundError) or not path.exists():
             return True
         raise
     try:
