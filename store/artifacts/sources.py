@@ -59,11 +59,7 @@ class FileSource:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`; raise FormatError if the file is shorter."""
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise FormatError(f"ends at byte {self.size}, wanted {length} bytes from {offset}")
-        out = bytearray(length)
-        self.read_into(offset, memoryview(out))
-        return bytes(out)
+        return _read_exactly(self, offset, length)
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` from `offset`; raise StorageFailed if the file is not the file that was seen first."""
@@ -121,11 +117,7 @@ class MemorySource:
         self.size = sum(len(piece) for piece in pieces)
 
     def read(self, offset: int, length: int) -> bytes:
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise FormatError(f"ends at byte {self.size}, wanted {length} bytes from {offset}")
-        out = bytearray(length)
-        self.read_into(offset, memoryview(out))
-        return bytes(out)
+        return _read_exactly(self, offset, length)
 
     def read_into(self, offset: int, out: memoryview) -> None:
         at = 0
@@ -169,3 +161,11 @@ class _input_errors:
             raise BadInput(str(self._path), reason(error)) from None
         if isinstance(error, OSError):
             raise StorageFailed(str(self._path), reason(error)) from None
+
+
+def _read_exactly(source: Source, offset: int, length: int) -> bytes:
+    if offset < 0 or length < 0 or offset + length > source.size:
+        raise FormatError(f"ends at byte {source.size}, wanted {length} bytes from {offset}")
+    out = bytearray(length)
+    source.read_into(offset, memoryview(out))
+    return bytes(out)
