@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmark.programs.answers import answer
+from benchmark.programs.answers import answer, import_all_of_arstore
 from benchmark.programs.memory import back
 
 Tensors = Mapping[str, Any]
@@ -24,6 +24,8 @@ def arstore_load(task: dict[str, Any]) -> Load:
     import torch  # noqa: F401
 
     import arstore
+
+    import_all_of_arstore()
 
     def load() -> Tensors:
         # The store stays open until the process ends; the tensors do not need it.
