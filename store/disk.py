@@ -18,6 +18,7 @@ from .progress import BytesTold, ignore_bytes
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
@@ -59,6 +60,19 @@ class Disk:
                     if error.errno != errno.EINVAL:
                         raise
             return os.open(path, flags, mode)
+
+    def open_as_allowed(self, path: Path) -> tuple[int, bool]:
+        """Open a file for reading and writing, or for reading alone if it may not be written.
+
+        Returns the descriptor, and whether it is for reading alone.
+        """
+        try:
+            return self.open(path), False
+        except StorageFailed as error:
+            if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _NOT_WRITABLE:
+                raise
+        with disk_errors(path):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC), True
 
     def write_at(self, fd: int, source: bytes | memoryview, offset: int) -> None:
         """Write all of `source` at `offset`; not durable until `sync`."""

@@ -30,14 +30,20 @@ def wait_lock(fd: int, *, shared: bool = False) -> None:
 _FLOCK = struct.Struct("hhqqi4x")  # fcntl(2), struct flock
 
 
-def lock_byte(fd: int, offset: int) -> None:
-    """Lock one byte of a file; raise StorageFailed if another opening holds it.
+def try_lock_byte(fd: int, offset: int, *, shared: bool = False) -> bool:
+    """Lock one byte of a file, alone or `shared`, without waiting. Return False if another opening holds it.
 
     The kernel drops the lock when the last process with this opening is gone. These are open file description locks.
-    They are seen across containers, where process ids are not, and two openings of one process are told apart.
+    They are seen across containers, where process ids are not, and two openings of one process are told apart. To lock
+    alone, the file must be open for writing.
     """
+    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
     with disk_errors("lock"):
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
+        except BlockingIOError:
+            return False
+    return True
 
 
 def unlock_byte(fd: int, offset: int) -> None:

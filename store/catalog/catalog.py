@@ -1,7 +1,8 @@
 """The catalog of one tenant: LMDB as the truth of one host.
 
-Every method is one transaction. One that changes rows is durable on return. `changes` has what a commit and a drop
-do inside their transaction. formats/row_keys.py describes the keys of rows, formats/catalog.py their values.
+Every method is one transaction, but for those that list rows. One that changes rows is durable on return. `changes` has
+what a commit and a drop do inside their transaction. formats/row_keys.py describes the keys of rows, formats/catalog.py
+their values.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -58,9 +59,8 @@ class Catalog:
 
     def all_blobs(self) -> Iterator[BlobRow]:
         """Yield the row of every blob of this tenant."""
-        with self.tables.reading() as rows:
-            for _, value in rows.scan("blobs", self.keys.prefix):
-                yield parse_blob(value)
+        for _, value in self.tables.scan("blobs", self.keys.prefix):
+            yield parse_blob(value)
 
     def live_slots(self, places: Mapping[Digest, Place]) -> set[int]:
         """Return the key slots of those places where the catalog reads these blobs. Other copies of them are dead."""
@@ -76,8 +76,7 @@ class Catalog:
     def versions(self, name: str | None = None) -> list[tuple[int, VersionRow]]:
         """Return every version of a name, or of every name, in order."""
         prefix = self.keys.prefix if name is None else self.keys.name(name)
-        with self.tables.reading() as rows:
-            return [(version_of(key), parse_version(value)) for key, value in rows.scan("versions", prefix)]
+        return [(version_of(key), parse_version(value)) for key, value in self.tables.scan("versions", prefix)]
 
     def usage_bytes(self) -> int:
         """Return the bytes this tenant's records take on disk."""
@@ -86,8 +85,7 @@ class Catalog:
 
     def segments(self) -> dict[int, SegmentRow]:
         """Return every segment row by id."""
-        with self.tables.reading() as rows:
-            return {segment_of(key): parse_segment(value) for key, value in rows.scan("segments", b"")}
+        return {segment_of(key): parse_segment(value) for key, value in self.tables.scan("segments", b"")}
 
     def new_segment(self, lifetime: int) -> int:
         """Return the id of a fresh segment row."""

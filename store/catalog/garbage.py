@@ -31,7 +31,7 @@ _BATCH = 10_000
 
 @dataclass(slots=True)
 class Survey:
-    """What one consistent pass over the catalog saw."""
+    """What one pass over the catalog saw. Rows may change during the pass."""
 
     # For each segment, the start and length of every record that a row refers to, one pair after the other.
     live: "dict[int, array[int]]" = field(default_factory=lambda: defaultdict(lambda: array("Q")))
@@ -67,17 +67,17 @@ class Garbage:
             if asked_slots and (pair := (tenant_of(key), place.slot)) in asked_slots:
                 survey.needed_slots.add(pair)
 
-        with self._tables.reading() as rows:
-            for key, value in rows.scan("segments", b""):
-                survey.segments[segment_of(key)] = parse_segment(value)
-            for key, value in rows.scan("versions", b""):
-                note(key, parse_version(value).place)
-            for key, value in rows.scan("blobs", b""):
-                blob = parse_blob(value)
-                survey.blobs += 1
-                note(key, blob.place)
-                if not blob.refs:
-                    survey.unneeded.append((key, blob))
+        # Segments come first. A record that gets a row from now on lies past the durable length of its segment here.
+        for key, value in self._tables.scan("segments", b""):
+            survey.segments[segment_of(key)] = parse_segment(value)
+        for key, value in self._tables.scan("versions", b""):
+            note(key, parse_version(value).place)
+        for key, value in self._tables.scan("blobs", b""):
+            blob = parse_blob(value)
+            survey.blobs += 1
+            note(key, blob.place)
+            if not blob.refs:
+                survey.unneeded.append((key, blob))
         return survey
 
     def next_cycle(self) -> int:

@@ -13,7 +13,8 @@ from pathlib import Path
 from ...formats.catalog import pack_slots, parse_slots
 from ...formats.row_keys import doomed_key, loan_key, loan_lock_offset, tenant_key, tenant_of
 from ..disk import Disk
-from ..locks import is_byte_locked, lock_byte, unlock_byte
+from ..errors import StorageFailed
+from ..locks import is_byte_locked, try_lock_byte, unlock_byte
 from .tables import Rows, Tables
 
 TABLES = ("loans", "spare", "doomed")
@@ -48,7 +49,8 @@ class SlotLedger:
     def borrow_spare(self, tenant: int, most: int) -> tuple[bytes, list[int]]:
         """Open a loan of up to `most` spare slots of a tenant; return the loan and the slots."""
         loan = loan_key(tenant, os.urandom(8))
-        lock_byte(self._lock_file(), loan_lock_offset(loan))
+        if not try_lock_byte(self._lock_file(), loan_lock_offset(loan)):
+            raise StorageFailed("loan", "its lock is held")  # two loans got one number of 64 bits
 
         def change(rows: Rows) -> list[int]:
             spare = parse_slots(rows.get("spare", tenant_key(tenant)) or b"")
@@ -87,8 +89,7 @@ class SlotLedger:
 
     def abandoned(self) -> dict[bytes, list[int]]:
         """Return the loans whose process is gone, with their slots."""
-        with self._tables.reading() as rows:
-            loans = {key: parse_slots(value) for key, value in rows.scan("loans", b"")}
+        loans = {key: parse_slots(value) for key, value in self._tables.scan("loans", b"")}
         if not loans or not self._locks.exists():
             return loans
         fd = os.open(self._locks, os.O_RDWR | os.O_CLOEXEC)  # this description also sees the locks of this process

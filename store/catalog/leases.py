@@ -108,8 +108,7 @@ class Leases:
 
     def held(self) -> list[HeldLease]:
         """Return every lease that has an owner."""
-        with self._tables.reading() as rows:
-            leases = [(key, parse_lease(value)) for key, value in rows.scan(TABLE, b"")]
+        leases = [(key, parse_lease(value)) for key, value in self._tables.scan(TABLE, b"")]
         return [self._shown(key, row) for key, row in leases if row.held]
 
     def break_(self, lease_id: str, *, dry_run: bool = False) -> HeldLease:

@@ -1,10 +1,12 @@
 """Opening: the tables of a store's catalog, made empty or opened."""
 
+import os
 from pathlib import Path
 
 from ..disk import Disk
 from ..keys.keyring import Keyring
 from .catalog import TABLES as CATALOG_TABLES
+from .environment import DATA_NAME
 from .key_slots import TABLES as SLOT_TABLES
 from .leases import TABLE as LEASES_TABLE
 from .tables import Tables
@@ -14,6 +16,7 @@ def create_tables(directory: Path, keyring: Keyring, disk: Disk) -> Tables:
     """Make an empty catalog in a directory, durably, and return it opened. Whatever the directory held is removed."""
     disk.remove(directory)
     disk.make_dirs(directory)
+    os.close(disk.open(directory / DATA_NAME, create=True))
     tables = open_tables(directory, keyring)
     try:
         disk.sync_dir(directory)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from arstore.store.errors import StorageFailed
-from arstore.store.locks import is_byte_locked, lock_byte, locked, try_lock, unlock_byte
+from arstore.store.locks import is_byte_locked, locked, try_lock, try_lock_byte, unlock_byte
 
 
 @pytest.fixture
@@ -48,14 +48,36 @@ def test_a_lock_of_what_is_not_there_names_it(tmp_path: Path) -> None:
 
 def test_bytes_of_a_file_are_locked_one_by_one(path: Path) -> None:
     mine, other = opened(path), opened(path)
-    lock_byte(mine, 3)
+    assert try_lock_byte(mine, 3)
     assert [is_byte_locked(other, at) for at in (2, 3, 4)] == [False, True, False]
     assert not is_byte_locked(mine, 3)  # it asks for other openings
-    with pytest.raises(StorageFailed):
-        lock_byte(other, 3)
+    assert not try_lock_byte(other, 3)
     unlock_byte(mine, 3)
     assert not is_byte_locked(other, 3)
-    lock_byte(mine, 3)
+    assert try_lock_byte(mine, 3)
     os.close(mine)
     assert not is_byte_locked(other, 3)
+    os.close(other)
+
+
+def test_a_byte_is_shared_or_held_alone(path: Path) -> None:
+    first, second = opened(path), os.open(path, os.O_RDONLY)
+    far = 1 << 62  # the file need not reach so far
+    assert try_lock_byte(first, far, shared=True)
+    assert try_lock_byte(second, far, shared=True)
+    assert not try_lock_byte(first, far)
+    unlock_byte(second, far)
+    assert try_lock_byte(first, far)  # its own shared lock becomes one that it holds alone
+    assert not try_lock_byte(second, far, shared=True)
+    os.close(first)
+    os.close(second)
+
+
+def test_a_close_of_another_descriptor_drops_no_byte(path: Path) -> None:
+    """Locks of the process, which LMDB would take, are dropped when a copy of the file reads and closes it."""
+    mine, other = opened(path), opened(path)
+    assert try_lock_byte(mine, 0)
+    path.read_bytes()
+    assert is_byte_locked(other, 0)
+    os.close(mine)
     os.close(other)

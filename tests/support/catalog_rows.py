@@ -11,6 +11,7 @@ from arstore.formats.manifest import Needs
 from arstore.store.catalog.catalog import TABLES as CATALOG_TABLES
 from arstore.store.catalog.catalog import Catalog
 from arstore.store.catalog.changes import NewVersion
+from arstore.store.catalog.environment import DATA_NAME
 from arstore.store.catalog.key_slots import TABLES as SLOT_TABLES
 from arstore.store.catalog.leases import TABLE as LEASES_TABLE
 from arstore.store.catalog.tables import Tables
@@ -23,6 +24,7 @@ ALL_TABLES = (*CATALOG_TABLES, *SLOT_TABLES, LEASES_TABLE)
 @contextmanager
 def opened_tables(directory: Path) -> Iterator[Tables]:
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / DATA_NAME).touch()
     tables = Tables(directory, ALL_TABLES, bytes(32))
     try:
         yield tables

@@ -106,7 +106,8 @@ def test_restored_blobs_that_are_bad_leave_a_mark(catalog: Catalog) -> None:
 
 
 def test_restored_segments_do_not_get_their_numbers_twice(stored: Catalog) -> None:
-    stored.tables.write(lambda rows: write_segments(rows, stored.segments(), 40))
+    segments = stored.segments()
+    stored.tables.write(lambda rows: write_segments(rows, segments, 40))
     assert stored.new_segment(1) == 41
 
 

@@ -1,6 +1,8 @@
 """Tables: checked rows in LMDB, transactions that are undone, and one environment a process."""
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,26 +56,27 @@ def test_a_transaction_that_raises_is_undone(tables: Tables) -> None:
 
 def test_a_view_does_not_change_while_it_is_read(tables: Tables) -> None:
     put(tables, b"key", b"before")
-    with tables.reading() as rows:
-        put(tables, b"key", b"after")
+    with tables.reading() as rows, ThreadPoolExecutor() as pool:
+        pool.submit(put, tables, b"key", b"after").result()
         assert rows.get("names", b"key") == b"before"
     assert get(tables, b"key") == b"after"
 
 
-def raw(tables: Tables) -> tuple[lmdb.Environment, Any]:
-    """Return the environment and the table of names, to write past the checks."""
-    environment = tables._env
-    return environment, environment.open_db(b"names")
+def write_raw(tables: Tables, change: Callable[[lmdb.Transaction, Any], None]) -> None:
+    """Change the table of names past the checks."""
+    tables._environment.write(lambda txn: change(txn, tables._environment.tables["names"]))
 
 
 @pytest.mark.parametrize("flipped", range(5 + 8))
 def test_a_row_with_a_flipped_bit_is_refused(tables: Tables, flipped: int) -> None:
     put(tables, b"key", b"value")
-    environment, names = raw(tables)
-    with environment.begin(write=True) as txn:
+
+    def flip(txn: lmdb.Transaction, names: Any) -> None:
         value = bytearray(txn.get(b"key", b"", db=names))
         value[flipped] ^= 1
         txn.put(b"key", bytes(value), db=names)
+
+    write_raw(tables, flip)
     with pytest.raises(Corrupt, match="check"):
         get(tables, b"key")
     with pytest.raises(Corrupt, match="check"), tables.reading() as rows:
@@ -82,11 +85,13 @@ def test_a_row_with_a_flipped_bit_is_refused(tables: Tables, flipped: int) -> No
 
 def test_a_row_holds_under_its_own_key_and_in_its_own_table_alone(tables: Tables) -> None:
     put(tables, b"key", b"value")
-    environment, names = raw(tables)
-    with environment.begin(write=True) as txn:
+
+    def copy(txn: lmdb.Transaction, names: Any) -> None:
         value = txn.get(b"key", b"", db=names)
         txn.put(b"other", value, db=names)
-        txn.put(b"key", value, db=environment.open_db(b"blobs", txn=txn))
+        txn.put(b"key", value, db=tables._environment.tables["blobs"])
+
+    write_raw(tables, copy)
     assert get(tables, b"key") == b"value"
     with pytest.raises(Corrupt):
         get(tables, b"other")
@@ -95,7 +100,7 @@ def test_a_row_holds_under_its_own_key_and_in_its_own_table_alone(tables: Tables
 
 
 def test_a_full_map_grows_and_the_change_runs_again(tables: Tables) -> None:
-    tables._env.set_mapsize(1 << 20)
+    tables._environment.lmdb.set_mapsize(1 << 20)
     runs: list[int] = []
 
     def change(rows: Rows) -> None:

@@ -64,7 +64,7 @@ def test_a_catalog_file_that_is_short_and_whole_is_opened(tmp_path: Path, root: 
     before = everything(tmp_path)
     with Store(root) as store:
         rng = random.Random(7)
-        environment = store._parts.tables._env
+        environment = store._parts.tables._environment.lmdb
 
         def come_and_go(found: Rows) -> None:
             rows = [rng.randbytes(24) for _ in range(rng.randrange(1, 400))]
