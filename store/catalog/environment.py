@@ -271,6 +271,4 @@ def _drop_in_child() -> None:
     _shared_guard.release()
 
 
-os.register_at_fork(
-    before=_shared_guard.acquire, after_in_parent=_shared_guard.release, after_in_child=_drop_in_child
-)
+os.register_at_fork(before=_shared_guard.acquire, after_in_parent=_shared_guard.release, after_in_child=_drop_in_child)
