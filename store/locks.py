@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .disk import disk_errors
+from .errors import StorageFailed, reason
 
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:
@@ -38,17 +39,20 @@ def try_lock_byte(fd: int, offset: int, *, shared: bool = False) -> bool:
     alone, the file must be open for writing.
     """
     kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
-    with disk_errors("lock"):
-        try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
-        except BlockingIOError:
-            return False
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise StorageFailed("lock", reason(error)) from error
     return True
 
 
 def unlock_byte(fd: int, offset: int) -> None:
-    with disk_errors("lock"):
+    try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0))
+    except OSError as error:
+        raise StorageFailed("lock", reason(error)) from error
 
 
 def is_byte_locked(fd: int, offset: int) -> bool:

@@ -77,33 +77,43 @@ class Environment:
     def close(self) -> None:
         self._opened.close()
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[lmdb.Transaction]:
-        """Give a view of the newest snapshot."""
-        with self._alone_in_thread():
-            txn, side = self._begin()
-            try:
-                yield txn
-            finally:
-                txn.abort()
-                with self._guard:
-                    self._leave(side)
+    def begin_reading(self) -> tuple[lmdb.Transaction, int]:
+        """Begin to read the newest snapshot; return the transaction and the byte that it shares, for `end_reading`."""
+        self._enter()
+        try:
+            return self._begin()
+        except BaseException:
+            self._busy.busy = False
+            raise
+
+    def end_reading(self, txn: lmdb.Transaction, side: int) -> None:
+        txn.abort()
+        with self._guard:
+            self._leave(side)
+        self._busy.busy = False
 
     def write(self, change: Callable[[lmdb.Transaction], T]) -> T:
         """Perform `change` in one transaction, durable on return. It runs again if the map had to grow.
 
         If it raises, nothing has changed.
         """
-        with self._alone_in_thread(), self._turn, _hold_byte(self._fd, _WRITER):
-            if self._failed:
-                raise StorageFailed(str(self.path), "a sync failed before", hint="open the store again")
-            try:
-                while True:
-                    with contextlib.suppress(lmdb.MapFullError, lmdb.MapResizedError):
-                        return self._commit(change)
-                    self._grow()
-            finally:
-                self._seal.renew()
+        self._enter()
+        try:
+            with self._turn, _hold_byte(self._fd, _WRITER):
+                return self._write(change)
+        finally:
+            self._busy.busy = False
+
+    def _write(self, change: Callable[[lmdb.Transaction], T]) -> T:
+        if self._failed:
+            raise StorageFailed(str(self.path), "a sync failed before", hint="open the store again")
+        try:
+            while True:
+                with contextlib.suppress(lmdb.MapFullError, lmdb.MapResizedError):
+                    return self._commit(change)
+                self._grow()
+        finally:
+            self._seal.renew()
 
     def _commit(self, change: Callable[[lmdb.Transaction], T]) -> T:
         number = self._newest() + 1
@@ -126,7 +136,6 @@ class Environment:
             return int(self.lmdb.info()["last_txnid"])
 
     def _begin(self) -> tuple[lmdb.Transaction, int]:
-        """Begin to read the newest snapshot; return the transaction and the byte that it shares."""
         for _ in _moments("a commit does not end"):
             try:
                 with self._guard:
@@ -177,17 +186,13 @@ class Environment:
         finally:
             self._growing = False
 
-    @contextlib.contextmanager
-    def _alone_in_thread(self) -> Iterator[None]:
+    def _enter(self) -> None:
+        """Note that this thread begins a transaction."""
         if os.getpid() != self._pid:
             raise _forked(self.path)
         if getattr(self._busy, "busy", False):
             raise RuntimeError("a transaction inside another one could wait for itself")
         self._busy.busy = True
-        try:
-            yield
-        finally:
-            self._busy.busy = False
 
     def _after_fork(self) -> None:
         """Close the descriptors in a forked child. If it kept them, locks would outlive their process."""

@@ -37,8 +37,12 @@ class Tables:
     @contextlib.contextmanager
     def reading(self) -> Iterator["Rows"]:
         """Give a view of all tables as they are at this moment. Be brief: a writer may wait for this to end."""
-        with _lmdb_errors(self._path), self._environment.reading() as txn:
-            yield Rows(txn, self._environment.tables, self._check_key)
+        with _lmdb_errors(self._path):
+            txn, side = self._environment.begin_reading()
+            try:
+                yield Rows(txn, self._environment.tables, self._check_key)
+            finally:
+                self._environment.end_reading(txn, side)
 
     def scan(self, table: str, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield keys that start with `prefix`, in order, with their values, however many these are.
