@@ -22,6 +22,7 @@ from ..store.errors import (
     NoRoom,
     NoStore,
     NotFound,
+    ReadOnly,
     StorageFailed,
     StoreError,
     reason,
@@ -32,6 +33,7 @@ from .words import Words, read_words
 
 EXIT_CODES: dict[type[StoreError], int] = {
     StorageFailed: 1,
+    ReadOnly: 1,
     BadInput: 2,
     NotFound: 3,
     NoStore: 10,
@@ -57,6 +59,9 @@ def _globals(
     tenant: Annotated[
         str | None, typer.Option(metavar="NAME", help="The tenant to work as. [env: ARSTORE_TENANT]")
     ] = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Write nothing to the store, not even when it was last used.")
+    ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print the result, or the error, as one JSON object on stdout.")
     ] = False,
@@ -66,7 +71,7 @@ def _globals(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print a traceback if the command fails.")] = False,
 ) -> None:
     """Store model weights, prefix KV and intermediates: each tensor once, encrypted, verified at every read."""
-    context.obj = Session(store, tenant, json, quiet, verbose)
+    context.obj = Session(store, tenant, json, quiet, verbose, read_only)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -42,6 +42,7 @@ class Session:
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    read_only: bool = False
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -58,7 +59,7 @@ class Session:
     def open(self) -> "Store":
         from ..store.access import open_store
 
-        return open_store(self.root, tenant=self.tenant, ask=ask_passphrase)
+        return open_store(self.root, tenant=self.tenant, read_only=self.read_only, ask=ask_passphrase)
 
     def emit(self, values: dict[str, object], text: Callable[[], str]) -> None:
         """Print one JSON object or its rendering to stdout."""

@@ -73,11 +73,15 @@ def open_store(
     tenant: str | None = None,
     key_file: str | Path | None = None,
     passphrase: bytes | None = None,
+    read_only: bool = False,
     ask: Ask = lambda: None,
 ) -> Store:
     """Open the store at `path` (default: `$ARSTORE_STORE`) as `tenant` (default: `$ARSTORE_TENANT`, or `default`).
 
-    Secrets come from the arguments, then the environment, then the store's config. Raises NoStore, KeyRefused.
+    Secrets come from the arguments, then the environment, then the store's config. With `read_only`, nothing is written
+    to the store, and what has to write raises ReadOnly. So it is, too, if the files of the store may not be written.
+    Raises NoStore, KeyRefused.
     """
     root = Path(path) if path is not None else default_store()
-    return Store(root, tenant=tenant or default_tenant(), held=_held(key_file, passphrase), ask=ask)
+    held = _held(key_file, passphrase)
+    return Store(root, tenant=tenant or default_tenant(), held=held, ask=ask, read_only=read_only)

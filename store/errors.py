@@ -9,6 +9,7 @@
       Corrupt           bytes differ from those that were stored
       NoRoom            the disk or the tenant's quota is full
       Conflict          the name is taken, or a compare-and-swap lost
+      ReadOnly          the store may not be written
       StorageFailed     the disk refused (I/O error)
 
 Every message reads `where: why` in one lower-case line; `hint` says what to do and stands on its own line.
@@ -58,6 +59,11 @@ class NoRoom(StoreError):
 
 class Conflict(StoreError):
     kind = "conflict"
+
+
+class ReadOnly(StoreError):
+    kind = "read-only"
+    usual_hint = "reading works; to write, open it without --read-only where its files may be written"
 
 
 class StorageFailed(StoreError):

@@ -26,6 +26,7 @@ from .disk import Disk
 from .errors import BadInput, Conflict
 from .keys.keyring import Keyring, create_keyring
 from .keys.unlock import Secrets, Stanzas, check_passphrase, new_key_file
+from .reserve import RESERVE_NAME, set_aside
 
 
 def init_store(
@@ -67,6 +68,7 @@ def init_store(
         create_tables(root / CATALOG_DIR, keyring, disk).close()
     finally:
         keyring.close()
+    set_aside(root, disk)
     write_config(root, config, disk)
     _place_root(config, disk)
     return config
@@ -129,7 +131,7 @@ def _check_empty(root: Path, root_file: Path | None) -> None:
         raise BadInput(str(root_file), "is there already; the root of another store is never overwritten")
     if root.exists() and not root.is_dir():
         raise BadInput(str(root), "is not a directory")
-    ours = {KEYS_DIR, SEGMENTS_DIR, CATALOG_DIR}
+    ours = {KEYS_DIR, SEGMENTS_DIR, CATALOG_DIR, RESERVE_NAME}
     if root.exists() and any(path.name not in ours and not path.name.startswith(".config") for path in root.iterdir()):
         raise BadInput(str(root), "the directory is not empty and holds no store")
     segments = root / SEGMENTS_DIR

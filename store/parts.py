@@ -4,7 +4,7 @@ Parts does no work of its own. A verb takes from it what it needs.
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -96,6 +96,12 @@ class Parts:
         """The directory of the segments."""
         return self.root / SEGMENTS_DIR
 
+    def spending_reserve(self) -> AbstractContextManager[None]:
+        """Let a body that frees space use what is set aside for it, unless the store is read-only."""
+        from .reserve import spent_reserve
+
+        return nullcontext() if self.keyring.read_only else spent_reserve(self.root, self.disk)
+
     def open_writer(self, kind: str) -> "SegmentWriter":
         """Return a writer for records of one lifetime."""
         from .segments.writer import LIFETIMES, SegmentWriter
@@ -116,9 +122,18 @@ class Parts:
         return recover_tails(parts, dry_run=dry_run)
 
 
-def open_parts(root: Path, tenant: str, held: Secrets, ask: Ask, disk: Disk, now: Callable[[], datetime]) -> Parts:
+def open_parts(
+    root: Path,
+    tenant: str,
+    held: Secrets,
+    ask: Ask,
+    disk: Disk,
+    now: Callable[[], datetime],
+    *,
+    read_only: bool = False,
+) -> Parts:
     """Open a store; raise NoStore if there is none, KeyRefused if key or tenant do not open it."""
-    config, held, keyring = open_keyring(root, held, ask, disk)
+    config, held, keyring = open_keyring(root, held, ask, disk, read_only=read_only)
     with ExitStack() as stack:
         stack.callback(keyring.close)
         number, record = keyring.tenant(tenant)
@@ -129,6 +144,7 @@ def open_parts(root: Path, tenant: str, held: Secrets, ask: Ask, disk: Disk, now
             raise Corrupt(str(root / CATALOG_DIR), "is missing", hint="run 'arstore repair --rebuild-catalog'")
         tables = open_tables(root / CATALOG_DIR, keyring)
         stack.callback(tables.close)
+        keyring.read_only = tables.read_only
         catalog = Catalog(tables, number, record.index_key)
         segments = SegmentReader(root / SEGMENTS_DIR, config.store_id)
         stack.callback(segments.close)

@@ -47,17 +47,18 @@ class Store:
 
     def __init__(
         self, root: Path, *, tenant: str = DEFAULT_TENANT, held: Secrets | None = None,
-        ask: Ask = lambda: None, disk: Disk | None = None,
+        ask: Ask = lambda: None, disk: Disk | None = None, read_only: bool = False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:  # fmt: skip
         """Open the store at `root`; raise NoStore if there is none, KeyRefused if key or tenant do not open it."""
-        self._parts = open_parts(root, tenant, held or Secrets.from_environment(), ask, disk or Disk(), now)
+        held = held or Secrets.from_environment()
+        self._parts = open_parts(root, tenant, held, ask, disk or Disk(), now, read_only=read_only)
         with ExitStack() as undo:
             undo.callback(self.close)
             if self._parts.ledger.doomed():  # an erase was killed, and it is finished before anything else
-                from .maintenance.shred import shred
+                from .maintenance.shred import finish_shred
 
-                shred(self._parts)
+                finish_shred(self._parts)
             undo.pop_all()
 
     def close(self) -> None:

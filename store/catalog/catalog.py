@@ -6,6 +6,7 @@ their values.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from ...formats.row_keys import (
     usage_key,
     version_of,
 )
+from ..errors import NoRoom, ReadOnly
 from .identities import TABLE as IDENTITIES_TABLE
 from .lookup import newest_version, read_blob, read_version
 from .tables import Rows, Tables
@@ -151,7 +153,7 @@ class Catalog:
                 rows.put("blobs", self.keys.blob(digest), replace(blob, state=QUARANTINED).packed())
                 mark(rows, quarantines_key(self.tenant))
 
-        self.tables.write(change)
+        self._note(change)
 
     def passed(self, places: Mapping[Digest, Place], checked_s: int) -> None:
         """Note that blobs were read at these places and are good. Those in quarantine leave it."""
@@ -163,7 +165,7 @@ class Catalog:
                     good = replace(blob, state=LIVE, checked_s=checked_s)
                     rows.put("blobs", self.keys.blob(digest), good.packed())
 
-        self.tables.write(change)
+        self._note(change)
 
     def set_pinned(self, name: str, version: int, pinned: bool) -> None:
         """Pin or unpin a version; raise Conflict if it is gone."""
@@ -172,6 +174,11 @@ class Catalog:
     def set_used(self, name: str, version: int, used_s: int) -> None:
         """Note when a version was read; raise Conflict if it is gone."""
         self._change_version(name, version, lambda row: replace(row, used_s=used_s))
+
+    def _note(self, change: Callable[[Rows], None]) -> None:
+        """Write what was found while reading. If the store can't be written, nothing happens."""
+        with suppress(ReadOnly, NoRoom):
+            self.tables.write(change)
 
     def _change_version(self, name: str, version: int, changed: Callable[[VersionRow], VersionRow]) -> None:
         def change(rows: Rows) -> None:

@@ -27,5 +27,6 @@ def create_tables(directory: Path, keyring: Keyring, disk: Disk) -> Tables:
 
 
 def open_tables(directory: Path, keyring: Keyring) -> Tables:
-    """Open the catalog in a directory."""
-    return Tables(directory, (*CATALOG_TABLES, *SLOT_TABLES, LEASES_TABLE), keyring.catalog_key)
+    """Open the catalog in a directory, for reading alone if the keyring is."""
+    names = (*CATALOG_TABLES, *SLOT_TABLES, LEASES_TABLE)
+    return Tables(directory, names, keyring.catalog_key, read_only=keyring.read_only)

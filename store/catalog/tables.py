@@ -10,7 +10,7 @@ import lmdb
 
 from ...formats.catalog import close_row, open_row
 from ...formats.errors import FormatError
-from ..errors import Corrupt, NoRoom, StorageFailed
+from ..errors import Corrupt, NoRoom, ReadOnly, StorageFailed
 from .environment import close_environment, open_environment
 
 T = TypeVar("T")
@@ -21,18 +21,14 @@ _SLICE_ROWS = 4096  # of one transaction of a scan: some milliseconds, because a
 class Tables:
     """Transactions over checked rows. Inside one, the same thread begins no other."""
 
-    def __init__(self, directory: Path, names: tuple[str, ...], check_key: bytes) -> None:
+    def __init__(self, directory: Path, names: tuple[str, ...], check_key: bytes, *, read_only: bool = False) -> None:
         self._path, self._check_key = directory, check_key
         with _lmdb_errors(directory):
             self._environment = open_environment(directory, names)
+        self.read_only = read_only or self._environment.read_only
 
     def close(self) -> None:
         close_environment(self._environment)
-
-    @property
-    def read_only(self) -> bool:
-        """Whether the file may not be written."""
-        return self._environment.read_only
 
     @contextlib.contextmanager
     def reading(self) -> Iterator["Rows"]:
@@ -61,8 +57,10 @@ class Tables:
     def write(self, change: Callable[["Rows"], T]) -> T:
         """Perform `change` in one transaction, durable on return. It runs again if the map had to grow.
 
-        If it raises, nothing has changed.
+        If it raises, nothing has changed. Raises ReadOnly if the store may not be written.
         """
+        if self.read_only:
+            raise ReadOnly(str(self._path.parent), "the store is read-only")
         with _lmdb_errors(self._path):
             return self._environment.write(lambda txn: change(Rows(txn, self._environment.tables, self._check_key)))
 

@@ -18,14 +18,16 @@ from ...formats.digest import derive
 from ...formats.errors import FormatError
 from ...formats.frames import KEY_BYTES
 from ...formats.keypage import (
+    DEPTH_MAX,
     LEAF_SLOTS,
+    PAGE_BYTES,
     TENANT_NAME_MAX_BYTES,
     Tenant,
     parse_tenant,
     slot_key,
 )
 from ..disk import Disk, disk_errors
-from ..errors import BadInput, Conflict, Corrupt, Fenced, KeyRefused, StorageFailed
+from ..errors import BadInput, Conflict, Corrupt, Fenced, KeyRefused, ReadOnly, StorageFailed
 from ..locks import try_lock, wait_lock
 from .keytree import NONE, Shadow, changed_leaves, filled_slots, find_leaf, leaf_refs, reached, read_page
 from .root_file import RootFile, create_root
@@ -47,10 +49,13 @@ def create_keyring(directory: Path, root_path: Path, master: bytes, store_id: by
 
 
 class Keyring:
-    """Opened keys of one store. Threads may share it. A process that forks must open its own."""
+    """Opened keys of one store. Threads may share it. A process that forks must open its own.
+
+    `read_only` says that nothing is to be committed, or that the files may not be written.
+    """
 
     def __init__(self, directory: Path, root_path: Path, masters: Sequence[bytes], store_id: bytes, disk: Disk) -> None:
-        self._store_id, self._disk = store_id, disk
+        self._directory, self._store_id, self._disk = directory, store_id, disk
         self._leaves: dict[tuple[int, int], bytes] = {}
         self._guard = threading.RLock()
         self._pid = os.getpid()
@@ -58,10 +63,11 @@ class Keyring:
             self._root_file = RootFile(root_path, masters, store_id, disk)
             opened.callback(self._root_file.close)
             with disk_errors(directory):
-                self._pages = disk.open(directory / PAGES_NAME)
+                self._pages, pages_fixed = disk.open_as_allowed(directory / PAGES_NAME)
                 opened.callback(os.close, self._pages)
-                self._lock = disk.open(directory / LOCK_NAME)
+                self._lock, lock_fixed = disk.open_as_allowed(directory / LOCK_NAME)
                 opened.callback(os.close, self._lock)
+            self.read_only = self._root_file.read_only or pages_fixed or lock_fixed
             if not try_lock(self._pages, shared=True):
                 raise Fenced("store", "its catalog is being made anew", hint="try again when that is done")
             self._root = self._root_file.read()
@@ -154,6 +160,19 @@ class Keyring:
                     directory = shadow.update(directory, {number: emptied.packed()})
             self._root = replace(self._root, epoch=self._root.epoch + 1, directory=directory)
 
+    def make_room(self, slots: int) -> None:
+        """Make room on the disk for a commit that changes so many slots; raise NoRoom, with no key changed."""
+        if self.read_only:
+            return  # the commit says so
+        with self._guard:
+            used = self._steady(self._used)
+            rewritten = min(
+                len(used), 2 * (DEPTH_MAX + 1) * slots
+            )  # a slot's path, in two trees, or all pages there are
+            length = (1 + len(used) + rewritten) * PAGE_BYTES
+            if os.fstat(self._pages).st_size < length:
+                self._disk.reserve(self._pages, length)
+
     def remove_tenant(self, number: int) -> None:
         """Destroy a tenant and every key of it at once, durably."""
         with self._commit() as shadow:
@@ -208,6 +227,8 @@ class Keyring:
         """Hold the keyring alone while the body sets the new root, then make that root the only one."""
         if os.getpid() != self._pid:  # the parent shares the lock, so it would keep nobody out
             raise StorageFailed(str(self._root_file.path), "opened before a fork")
+        if self.read_only:
+            raise ReadOnly(str(self._directory.parent), "the store is read-only")
         self._root_file.check()
         with self._guard:
             wait_lock(self._lock)

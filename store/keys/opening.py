@@ -12,12 +12,14 @@ from .unlock import Ask, Secrets, Stanzas, open_masters
 _ATTEMPTS = 100
 
 
-def open_keyring(root: Path, held: Secrets, ask: Ask, disk: Disk) -> tuple[Config, Secrets, Keyring]:
+def open_keyring(
+    root: Path, held: Secrets, ask: Ask, disk: Disk, *, read_only: bool = False
+) -> tuple[Config, Secrets, Keyring]:
     """Open a store as far as its keys; raise NoStore if there is none, KeyRefused if the key does not open it."""
     for _ in range(_ATTEMPTS):
         ways = _ways(root) if (root / KEYS_DIR).exists() else None
         try:
-            return _open_keyring(root, held, ask, disk)
+            return _open_keyring(root, held, ask, disk, read_only=read_only)
         except (Corrupt, KeyRefused):
             if ways is None or _ways(root) == ways:
                 raise  # ways that changed mean that a rotation ran between reading stanzas and root
@@ -28,13 +30,17 @@ def _ways(root: Path) -> tuple[Stanzas, Config]:
     return Stanzas.read(root / KEYS_DIR), read_config(root)
 
 
-def _open_keyring(root: Path, held: Secrets, ask: Ask, disk: Disk) -> tuple[Config, Secrets, Keyring]:
+def _open_keyring(
+    root: Path, held: Secrets, ask: Ask, disk: Disk, *, read_only: bool
+) -> tuple[Config, Secrets, Keyring]:
     config = read_config(root)
     if held.key_file is None:
         held = replace(held, key_file=config.key_file)
     masters = open_masters(root / KEYS_DIR, held, config.store_id, ask, encrypted=config.encrypted)
     keyring = Keyring(root / KEYS_DIR, root_path(root, config), masters, config.store_id, disk)
-    if len(masters) > 1 and _config_opens(root, config, masters[0]):  # a rotation was killed
+    keyring.read_only |= read_only
+    killed = len(masters) > 1 and not keyring.read_only  # with two master keys, a rotation was killed
+    if killed and _config_opens(root, config, masters[0]):
         from .rotate import Rekeying, finish_rotation
 
         finish_rotation(Rekeying(root, config, disk, held, keyring), masters[0])

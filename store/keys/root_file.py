@@ -35,7 +35,7 @@ class RootFile:
             raise KeyRefused(str(path), "the root of the key tree is missing", hint="without it nothing opens")
         self.path, self.master = path, masters[0]
         self._masters, self._store_id, self._disk = list(masters), store_id, disk
-        self._fd = disk.open(path)
+        self._fd, self.read_only = disk.open_as_allowed(path)
         self._durable_epoch = 0  # of the newest root that this process saw synced
         self._failure: StoreError | None = None
 

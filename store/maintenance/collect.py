@@ -55,7 +55,7 @@ def collect(
     parts: Parts, margins: Margins, retention: Retention, now_s: int, *, dry_run: bool, lock_wait_s: float
 ) -> Collected:
     """Collect garbage; raise Fenced if another collection runs for longer than `lock_wait_s`."""
-    with parts.leases.hold(SCOPE, "gc", lock_wait_s):
+    with parts.spending_reserve(), parts.leases.hold(SCOPE, "gc", lock_wait_s):
         if not dry_run:
             parts.recover()
         outdated = _outdated(parts, retention, now_s)

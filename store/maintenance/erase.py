@@ -55,7 +55,10 @@ def erase(parts: Parts, tiers: Tiers, name: str, *, dry_run: bool) -> Receipt:
     doomed = parts.names.addressed(name, all_versions=True)
     if "@" not in name and any(version.summary.kind == "kv" for version in doomed):
         doomed += parts.names.versions(bounds_name(name))  # they hold minimum and maximum of the erased keys
-    return _foretell(parts, doomed) if dry_run else _erase(parts, tiers, doomed)
+    if dry_run:
+        return _foretell(parts, doomed)
+    with parts.spending_reserve():
+        return _erase(parts, tiers, doomed)
 
 
 def _erase(parts: Parts, tiers: Tiers, doomed: Sequence[StoredVersion]) -> Receipt:
@@ -67,6 +70,7 @@ def _erase(parts: Parts, tiers: Tiers, doomed: Sequence[StoredVersion]) -> Recei
     staged = None if "" in ids else ids | blocks  # None is all: the id of a version that can't be opened is unknown
     tiers.wipe_before_erase(parts.keys.tenant, staged)
     _clear_leftovers(parts)
+    parts.keyring.make_room(len(doomed) + sum(len(needed.blobs) for needed in needs.values()))
     erased = 0
     if len(needs) < len(doomed):
         erased += _delete_unneeded(parts, parts.garbage.survey())

@@ -1,9 +1,12 @@
 """Shred: destroys the record keys that are doomed, whoever doomed them."""
 
+from contextlib import suppress
+
 from ...formats.row_keys import tenant_of
 from ..artifacts.drop import remove
 from ..artifacts.names import StoredVersion
 from ..catalog.garbage import Survey
+from ..errors import NoRoom, ReadOnly
 from ..locks import locked
 from ..parts import Parts
 
@@ -25,8 +28,15 @@ def shred(parts: Parts) -> int:
         doomed = parts.ledger.doomed()
         if doomed:
             parts.keyring.destroy(doomed)
-            parts.ledger.forget(doomed)
+            with suppress(NoRoom):  # the next open destroys them once more, which changes nothing
+                parts.ledger.forget(doomed)
     return sum(map(len, doomed.values()))
+
+
+def finish_shred(parts: Parts) -> None:
+    """Destroy what an erase that was killed left doomed. A store that can't be written is still read."""
+    with suppress(ReadOnly, NoRoom), parts.spending_reserve():
+        shred(parts)
 
 
 def remove_for_good(parts: Parts, name: str, *, all_versions: bool, dry_run: bool) -> list[StoredVersion]:
@@ -34,7 +44,10 @@ def remove_for_good(parts: Parts, name: str, *, all_versions: bool, dry_run: boo
 
     Without the keys, a rebuilt catalog does not have the names again. Blobs that nothing else needs become garbage.
     """
-    removed = remove(parts.names, name, all_versions=all_versions, dry_run=dry_run)
-    if not dry_run:
+    if dry_run:
+        return remove(parts.names, name, all_versions=all_versions, dry_run=True)
+    with parts.spending_reserve():
+        parts.keyring.make_room(len(parts.names.addressed(name, all_versions=all_versions)))
+        removed = remove(parts.names, name, all_versions=all_versions, dry_run=False)
         shred(parts)
     return removed

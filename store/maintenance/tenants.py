@@ -41,7 +41,9 @@ class Tenants:
         if dry_run:
             return gone
         self.tiers.wipe_before_erase(tenant, None)
-        p.garbage.drop_tenant(number)  # before its keys, so that a removal that is killed can be run again
-        p.keyring.remove_tenant(number)
-        p.garbage.drop_tenant(number)  # rows of what was put meanwhile
+        with p.spending_reserve():
+            p.keyring.make_room(1)
+            p.garbage.drop_tenant(number)  # before its keys, so that a removal that is killed can be run again
+            p.keyring.remove_tenant(number)
+            p.garbage.drop_tenant(number)  # rows of what was put meanwhile
         return replace(gone, still_staged=tuple(self.tiers.drop_after_erase(tenant, None)))
