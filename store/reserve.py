@@ -1,7 +1,4 @@
-"""Reserve: space on the store's disk that is set aside, so that what frees space works on a full disk.
-
-It is a file of its own. `rm`, `erase` and `gc` remove it while they run, and make it anew at their end.
-"""
+"""Reserve: space on the store's disk that is set aside, so that what frees space works on a full disk."""
 
 import contextlib
 import os
@@ -10,35 +7,42 @@ from pathlib import Path
 
 from .config import CATALOG_DIR
 from .disk import Disk
-from .errors import StoreError
+from .errors import NoRoom, StoreError
 
 RESERVE_NAME = "reserve"
 _MIN_BYTES, _LEAST_BYTES, _MAX_BYTES = 4 << 20, 64 << 10, 256 << 20
 
 
 def set_aside(root: Path, disk: Disk) -> None:
-    """Set aside as many bytes as the catalog has, at least 4 MiB, at most 256 MiB; less where there is no more room."""
-    with contextlib.suppress(OSError):
-        wanted = (root / CATALOG_DIR / "data.mdb").stat().st_size
-        length = min(max(wanted, _MIN_BYTES), _MAX_BYTES)
-        while length >= _LEAST_BYTES:
-            try:
-                _allocate(root / RESERVE_NAME, length, disk)
-            except StoreError:
-                length //= 2
-            else:
-                return
+    """Set aside as many bytes as the catalog has, at least 4 MiB, at most 256 MiB; less if there is no more room."""
+    path, length = root / RESERVE_NAME, _wanted_bytes(root)
+    while length >= _LEAST_BYTES and not (path.exists() and path.stat().st_size >= length):
+        with contextlib.suppress(NoRoom):
+            _allocate(path, length, disk)
+        length //= 2
 
 
 @contextlib.contextmanager
 def spent_reserve(root: Path, disk: Disk) -> Iterator[None]:
-    """Let the body use the space that is set aside. Afterwards as much of it is set aside anew as there is room for."""
-    with contextlib.suppress(StoreError):
+    """Let the body use what is set aside if the disk is nearly full. Afterwards it is set aside anew.
+
+    If there is no room all the same, as under a quota, the space is given up, so that a second try has it.
+    """
+    status = os.statvfs(root)
+    if status.f_bavail * status.f_frsize < 2 * _wanted_bytes(root):
         disk.remove(root / RESERVE_NAME)
     try:
         yield
-    finally:
+    except NoRoom:
+        disk.remove(root / RESERVE_NAME)
+        raise
+    with contextlib.suppress(StoreError):
         set_aside(root, disk)
+
+
+def _wanted_bytes(root: Path) -> int:
+    catalog = (root / CATALOG_DIR / "data.mdb").stat().st_size
+    return min(max(catalog, _MIN_BYTES), _MAX_BYTES)
 
 
 def _allocate(path: Path, length: int, disk: Disk) -> None:
