@@ -11,6 +11,7 @@ GLOBAL_FLAGS = {
     "-v": False,
     "--store": True,
     "--tenant": True,
+    "--read-only": False,
 }
 # The commands whose words from `--` on belong to another program.
 RUNS_ANOTHER = ("prefetch",)

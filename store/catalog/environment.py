@@ -29,7 +29,7 @@ import lmdb
 from ..disk import Disk
 from ..errors import Fenced, StorageFailed
 from ..locks import try_lock_byte, unlock_byte
-from .seal import Seal
+from .last_write import LastWrite
 
 T = TypeVar("T")
 DATA_NAME = "data.mdb"
@@ -54,9 +54,9 @@ class Environment:
             opened.callback(os.close, self._fd)
             self._reader_fd = os.open(directory / DATA_NAME, os.O_RDONLY | os.O_CLOEXEC)
             opened.callback(os.close, self._reader_fd)
-            self._seal = Seal(directory, self._fd)
+            self._last_write = LastWrite(directory, self._fd)
             with _hold_byte(self._reader_fd, _WRITER, shared=True):
-                self._seal.check()
+                self._last_write.check()
                 self.lmdb = lmdb.open(
                     str(directory), map_size=_room_for(os.fstat(self._fd).st_size), max_dbs=16, mode=0o600,
                     readonly=self.read_only, lock=False, metasync=False, create=False,
@@ -113,7 +113,7 @@ class Environment:
                     return self._commit(change)
                 self._grow()
         finally:
-            self._seal.renew()
+            self._last_write.renew()
 
     def _commit(self, change: Callable[[lmdb.Transaction], T]) -> T:
         number = self._newest() + 1

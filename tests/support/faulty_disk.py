@@ -24,7 +24,6 @@ from pathlib import Path
 from arstore.store.disk import Disk, disk_errors
 
 SECTOR_BYTES = 512
-_LMDB_LOCK = "lock.mdb"
 _FILLS = ("make_dirs", "write_at", "replace_file")
 
 
@@ -229,7 +228,7 @@ class FaultyDisk(Disk):
     def _die(self) -> None:
         """Copy the world as it would be found afterwards; what still runs of the dead process can't touch the copy."""
         self.crashed = True
-        shutil.copytree(self.world, self._survived, ignore=shutil.ignore_patterns(_LMDB_LOCK))
+        shutil.copytree(self.world, self._survived)
         chance = random.Random(self._loss)
         files: dict[tuple[int, int], _Contents] = {}
         for path in sorted(self.world.rglob("*")):
