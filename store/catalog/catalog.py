@@ -8,6 +8,7 @@ their values.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ...formats.catalog import (
@@ -33,7 +34,7 @@ from ...formats.row_keys import (
     usage_key,
     version_of,
 )
-from ..errors import NoRoom, ReadOnly
+from ..errors import Fenced, NoRoom, ReadOnly
 from .identities import TABLE as IDENTITIES_TABLE
 from .lookup import newest_version, read_blob, read_version
 from .tables import Rows, Tables
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from .changes import NewVersion
 
 TABLES = ("blobs", "versions", "names", "segments", "counters", IDENTITIES_TABLE)
+
+_NOTE_WAIT_S = 1.0  # reading must not wait for a process that is stopped
 
 
 class Catalog:
@@ -169,20 +172,17 @@ class Catalog:
 
     def set_pinned(self, name: str, version: int, pinned: bool) -> None:
         """Pin or unpin a version; raise Conflict if it is gone."""
-        self._change_version(name, version, lambda row: replace(row, pinned=pinned))
+        self.tables.write(partial(self._change_version, name, version, lambda row: replace(row, pinned=pinned)))
 
     def set_used(self, name: str, version: int, used_s: int) -> None:
         """Note when a version was read; raise Conflict if it is gone."""
-        self._change_version(name, version, lambda row: replace(row, used_s=used_s))
+        self._note(partial(self._change_version, name, version, lambda row: replace(row, used_s=used_s)))
 
     def _note(self, change: Callable[[Rows], None]) -> None:
-        """Write what was found while reading. If the store can't be written, nothing happens."""
-        with suppress(ReadOnly, NoRoom):
-            self.tables.write(change)
+        """Write what was found while reading. If the store can't be written soon, nothing happens."""
+        with suppress(ReadOnly, NoRoom, Fenced):
+            self.tables.write(change, _NOTE_WAIT_S)
 
-    def _change_version(self, name: str, version: int, changed: Callable[[VersionRow], VersionRow]) -> None:
-        def change(rows: Rows) -> None:
-            row = read_version(rows, self.keys, name, version)
-            rows.put("versions", self.keys.version(name, version), changed(row).packed())
-
-        self.tables.write(change)
+    def _change_version(self, name: str, version: int, changed: Callable[[VersionRow], VersionRow], rows: Rows) -> None:
+        row = read_version(rows, self.keys, name, version)
+        rows.put("versions", self.keys.version(name, version), changed(row).packed())

@@ -57,8 +57,10 @@ class Environment:
             self._last_write = LastWrite(directory, self._fd)
             with _hold_byte(self._reader_fd, _WRITER, shared=True):
                 self._last_write.check()
+                size = _room_for(os.fstat(self._fd).st_size)
+                _check_address_space(size)
                 self.lmdb = lmdb.open(
-                    str(directory), map_size=_room_for(os.fstat(self._fd).st_size), max_dbs=16, mode=0o600,
+                    str(directory), map_size=size, max_dbs=16, mode=0o600,
                     readonly=self.read_only, lock=False, metasync=False, create=False,
                 )  # fmt: skip
                 opened.callback(self.lmdb.close)
@@ -92,32 +94,32 @@ class Environment:
             self._leave(side)
         self._busy.busy = False
 
-    def write(self, change: Callable[[lmdb.Transaction], T]) -> T:
+    def write(self, change: Callable[[lmdb.Transaction], T], wait_s: float | None = None) -> T:
         """Perform `change` in one transaction, durable on return. It runs again if the map had to grow.
 
-        If it raises, nothing has changed.
+        If it raises, nothing has changed. Raises Fenced if other processes hold it up for `wait_s`.
         """
         self._enter()
         try:
-            with self._turn, _hold_byte(self._fd, _WRITER):
-                return self._write(change)
+            with self._turn, _hold_byte(self._fd, _WRITER, wait_s=wait_s):
+                return self._write(change, wait_s)
         finally:
             self._busy.busy = False
 
-    def _write(self, change: Callable[[lmdb.Transaction], T]) -> T:
+    def _write(self, change: Callable[[lmdb.Transaction], T], wait_s: float | None) -> T:
         if self._failed:
             raise StorageFailed(str(self.path), "a sync failed before", hint="open the store again")
         try:
             while True:
                 with contextlib.suppress(lmdb.MapFullError, lmdb.MapResizedError):
-                    return self._commit(change)
+                    return self._commit(change, wait_s)
                 self._grow()
         finally:
             self._last_write.renew()
 
-    def _commit(self, change: Callable[[lmdb.Transaction], T]) -> T:
+    def _commit(self, change: Callable[[lmdb.Transaction], T], wait_s: float | None) -> T:
         number = self._newest() + 1
-        with _hold_byte(self._fd, _READERS + number % 2):
+        with _hold_byte(self._fd, _READERS + number % 2, wait_s=wait_s):
             with self._guard:
                 txn, self._writing = self.lmdb.begin(write=True), True
             try:
@@ -202,8 +204,8 @@ class Environment:
 
 
 @contextlib.contextmanager
-def _hold_byte(fd: int, offset: int, *, shared: bool = False) -> Iterator[None]:
-    for _ in _moments("another process has kept it"):
+def _hold_byte(fd: int, offset: int, *, shared: bool = False, wait_s: float | None = None) -> Iterator[None]:
+    for _ in _moments("another process has kept it", wait_s):
         if try_lock_byte(fd, offset, shared=shared):
             break
     try:
@@ -212,15 +214,16 @@ def _hold_byte(fd: int, offset: int, *, shared: bool = False) -> Iterator[None]:
         unlock_byte(fd, offset)
 
 
-def _moments(why: str) -> Iterator[None]:
-    """Yield at once, and again after short waits; raise Fenced after `_WAIT_S`."""
-    deadline, wait_s = time.monotonic() + _WAIT_S, 0.0001
+def _moments(why: str, limit_s: float | None = None) -> Iterator[None]:
+    """Yield at once, and again after short waits; raise Fenced after `limit_s`, by default `_WAIT_S`."""
+    limit_s = _WAIT_S if limit_s is None else limit_s
+    deadline, pause_s = time.monotonic() + limit_s, 0.0001
     while True:
         yield
         if time.monotonic() > deadline:
-            raise Fenced("catalog", f"{why} for {_WAIT_S:.0f} s", hint="a process that uses the store may be stopped")
-        time.sleep(wait_s)
-        wait_s = min(1.5 * wait_s, 0.001)
+            raise Fenced("catalog", f"{why} for {limit_s:.0f} s", hint="a process that uses the store may be stopped")
+        time.sleep(pause_s)
+        pause_s = min(1.5 * pause_s, 0.001)
 
 
 def _room_for(used_bytes: int) -> int:
@@ -228,8 +231,12 @@ def _room_for(used_bytes: int) -> int:
 
 
 def _check_address_space(size: int) -> None:
-    """Raise OSError if a map of this size can't be made: LMDB gives its old one up first, and then has none."""
-    mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0).close()
+    """Raise StorageFailed if a map of this size can't be made: LMDB gives up its old one first, and then has none."""
+    try:
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0).close()
+    except OSError as error:
+        why = f"no address space for a map of {size >> 20} MiB"
+        raise StorageFailed("catalog", why, hint="raise the limit that 'ulimit -v' shows") from error
 
 
 def _forked(path: Path) -> StorageFailed:

@@ -54,15 +54,17 @@ class Tables:
                 return
             last = batch[-1][0]
 
-    def write(self, change: Callable[["Rows"], T]) -> T:
+    def write(self, change: Callable[["Rows"], T], wait_s: float | None = None) -> T:
         """Perform `change` in one transaction, durable on return. It runs again if the map had to grow.
 
-        If it raises, nothing has changed. Raises ReadOnly if the store may not be written.
+        If it raises, nothing has changed. Raises ReadOnly if the store may not be written, and Fenced if other
+        processes hold it up for `wait_s`, by default for minutes.
         """
         if self.read_only:
             raise ReadOnly(str(self._path.parent), "the store is read-only")
         with _lmdb_errors(self._path):
-            return self._environment.write(lambda txn: change(Rows(txn, self._environment.tables, self._check_key)))
+            tables, check_key = self._environment.tables, self._check_key
+            return self._environment.write(lambda txn: change(Rows(txn, tables, check_key)), wait_s)
 
 
 class Rows:

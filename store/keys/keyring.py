@@ -81,6 +81,11 @@ class Keyring:
         if not try_lock(self._pages):
             raise Fenced("store", "is open in another process or place", hint="stop what uses it and run it again")
 
+    def check_writable(self) -> None:
+        """Raise ReadOnly if nothing may be written to the store."""
+        if self.read_only:
+            raise ReadOnly(str(self._directory.parent), "the store is read-only")
+
     @property
     def master(self) -> bytes:
         """The master key that opens the root."""
@@ -227,8 +232,7 @@ class Keyring:
         """Hold the keyring alone while the body sets the new root, then make that root the only one."""
         if os.getpid() != self._pid:  # the parent shares the lock, so it would keep nobody out
             raise StorageFailed(str(self._root_file.path), "opened before a fork")
-        if self.read_only:
-            raise ReadOnly(str(self._directory.parent), "the store is read-only")
+        self.check_writable()
         self._root_file.check()
         with self._guard:
             wait_lock(self._lock)

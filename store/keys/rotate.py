@@ -37,6 +37,7 @@ class Rekeying:
     def add_passphrase(self, passphrase: bytes) -> None:
         """Let a passphrase open the store as well, durably; raise BadInput if it is too short."""
         check_passphrase(passphrase)
+        self.keyring.check_writable()
         with locked(self.root / KEYS_DIR):
             stanzas = _current(self)
             added = stanzas.adding("passphrase", passphrase, self.keyring.master, self.config.store_id)
@@ -48,6 +49,7 @@ class Rekeying:
         Other ways in go on to work if the caller holds their secrets. If one is missing, BadInput is raised; with
         `drop_others` that way in is dropped.
         """
+        self.keyring.check_writable()
         with locked(self.root / KEYS_DIR):
             return _rotate(self, key_file, drop_others=drop_others, dry_run=dry_run)
 

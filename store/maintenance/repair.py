@@ -209,6 +209,7 @@ def rebuild(root: Path, held: Secrets, ask: Ask, disk: Disk, progress: Progress,
     config, _, keyring = open_keyring(root, held, ask, disk)
     fresh = root / f"{CATALOG_DIR}.new"
     with closing(keyring):
+        keyring.check_writable()
         keyring.own_alone()
         salvaged = salvage(
             root / SEGMENTS_DIR, config.store_id, every_tenant(keyring, config), disk, progress, forget_lost=forget_lost

@@ -24,7 +24,8 @@ ALL_TABLES = (*CATALOG_TABLES, *SLOT_TABLES, LEASES_TABLE)
 @contextmanager
 def opened_tables(directory: Path) -> Iterator[Tables]:
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / DATA_NAME).touch()
+    if not (directory / DATA_NAME).exists():
+        (directory / DATA_NAME).touch()
     tables = Tables(directory, ALL_TABLES, bytes(32))
     try:
         yield tables

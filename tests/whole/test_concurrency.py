@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -275,7 +274,7 @@ def test_a_store_opened_later_sees_what_the_first_commits(store: Path, tmp_path:
             reader.put(source, name="other@1.0")
 
 
-# ---- forks and dead readers
+# ---- forks
 
 FORK = """
 import json, os, sys
@@ -342,30 +341,3 @@ def test_a_forked_child_is_refused(store: Path, tmp_path: Path) -> None:
     assert answers["closed"] == 0
     assert answers["late"] == ["after", "before", "late"]
     assert (tmp_path / "out").read_bytes() == source.read_bytes()
-
-
-READER = """
-import sys, time
-import lmdb
-
-env = lmdb.open(sys.argv[1], max_dbs=16, max_readers=1024)
-transaction = env.begin()
-print("reading", flush=True)
-time.sleep(60)
-"""
-
-
-def test_a_killed_reader_is_forgotten(store: Path, tmp_path: Path) -> None:
-    """Its slot would hold every page that is freed from then on, for ever."""
-    catalog = store / "catalog"
-    assert arstore("put", write_checkpoint(tmp_path / "source.safetensors", 64 * KIB, seed=1), "model").code == 0
-    # The table of readers is made anew when the first process opens it, so one has to have it open all the time.
-    with lmdb.open(str(catalog), max_dbs=16, max_readers=1024) as env:
-        reader = subprocess.Popen([sys.executable, "-c", READER, str(catalog)], stdout=subprocess.PIPE, text=True)
-        assert reader.stdout is not None
-        assert reader.stdout.readline() == "reading\n"
-        reader.kill()
-        reader.communicate()
-        assert str(reader.pid) in env.readers().split()
-        assert arstore("ls").code == 0
-        assert str(reader.pid) not in env.readers().split()
