@@ -127,7 +127,7 @@ def test_what_is_noted_while_reading_waits_for_nobody(directory: Path, monkeypat
     """A process that is stopped inside a transaction holds up no `get`, which notes a time of use."""
     with opened_tables(directory) as tables:
         catalog = Catalog(tables, 0, INDEX_KEY)
-        catalog.commit(new_version("model", 1, place(1, 1), {}))
+        catalog.commit(new_version("model", 1, place(catalog.new_segment(1), 1), {}))
         with inside(directory, "hold-write"):
             monkeypatch.setattr("arstore.store.catalog.catalog._NOTE_WAIT_S", 0.0)
             catalog.set_used("model", 1, 1000)
