@@ -19,7 +19,6 @@ import mmap
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,7 +67,6 @@ class Environment:
             if not tables:
                 tables = self.write(lambda txn: {name: self.lmdb.open_db(name.encode(), txn) for name in names})
             self.tables, self._opened = tables, opened.pop_all()
-        _environments_of_this_process.add(self)
 
     def _open_tables(self, names: Sequence[str]) -> dict[str, Any]:
         try:
@@ -196,11 +194,13 @@ class Environment:
             raise RuntimeError("a transaction inside another one could wait for itself")
         self._busy.busy = True
 
-    def _after_fork(self) -> None:
-        """Close the descriptors in a forked child. If it kept them, locks would outlive their process."""
+    def drop_in_child(self) -> None:
+        """Close the descriptors in a forked child, once. If it kept them, locks would outlive their process."""
         self._opened.pop_all()
         for fd in (self._fd, self._reader_fd):
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._reader_fd = -1
 
 
 @contextlib.contextmanager
@@ -248,7 +248,6 @@ def _forked(path: Path) -> StorageFailed:
 # share it. A value is the environment and how many use it.
 _shared: dict[tuple[int, int], tuple[Environment, int]] = {}
 _shared_guard = threading.Lock()
-_environments_of_this_process: "weakref.WeakSet[Environment]" = weakref.WeakSet()
 
 
 def open_environment(directory: Path, names: Sequence[str]) -> Environment:
@@ -278,8 +277,8 @@ def _file_key(directory: Path) -> tuple[int, int]:
 
 
 def _drop_in_child() -> None:
-    for environment in _environments_of_this_process:
-        environment._after_fork()
+    for environment, _ in _shared.values():
+        environment.drop_in_child()
     _shared_guard.release()
 
 
