@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         NoRoom,
         NoStore,
         NotFound,
+        ReadOnly,
         StorageFailed,
         StoreError,
     )
@@ -37,6 +38,7 @@ __all__ = [
     "NoRoom",
     "NoStore",
     "NotFound",
+    "ReadOnly",
     "StorageFailed",
     "Store",
     "StoreError",

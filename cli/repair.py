@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ..store.access import rebuild_catalog
-from ..store.errors import BadInput
+from ..store.errors import BadInput, ReadOnly
 from .session import ask_passphrase, session_of
 
 
@@ -36,6 +36,8 @@ def repair(
     session = session_of(context)
     if rebuild and dry_run:
         raise BadInput("flags", "--rebuild-catalog reads everything anyway; run 'verify' to only look")
+    if rebuild and session.read_only:
+        raise ReadOnly(str(session.root), "the store is read-only")
     if rebuild:
         with session.progress("repair") as progress:
             done = rebuild_catalog(session.root, ask=ask_passphrase, forget_lost=forget_lost, progress=progress)

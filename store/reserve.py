@@ -28,8 +28,7 @@ def spent_reserve(root: Path, disk: Disk) -> Iterator[None]:
 
     If there is no room all the same, as under a quota, the space is given up, so that a second try has it.
     """
-    status = os.statvfs(root)
-    if status.f_bavail * status.f_frsize < 2 * _wanted_bytes(root):
+    if _free_bytes(root) < 2 * _wanted_bytes(root):
         disk.remove(root / RESERVE_NAME)
     try:
         yield
@@ -38,6 +37,11 @@ def spent_reserve(root: Path, disk: Disk) -> Iterator[None]:
         raise
     with contextlib.suppress(StoreError):
         set_aside(root, disk)
+
+
+def _free_bytes(root: Path) -> int:
+    status = os.statvfs(root)
+    return status.f_bavail * status.f_frsize
 
 
 def _wanted_bytes(root: Path) -> int:
