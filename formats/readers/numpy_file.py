@@ -41,6 +41,13 @@ def read_table(source: Source) -> tuple[TensorSpan, ...]:
     return () if span is None else (span,)
 
 
+def read_header(source: Source) -> tuple[object, tuple[int, ...], int]:
+    """Return the dtype description and shape of an `.npy` file, and where its elements start; raise FormatError."""
+    header, start = _read_header(source, Member(ARRAY_NAME, 0, source.size, stored=True), "array")
+    descr, shape, _ = _check_header(header, "array")
+    return descr, shape, start
+
+
 def _read_archive(source: Source) -> tuple[TensorSpan, ...]:
     """Return the arrays that an `.npz` archive stores uncompressed, each named after its member."""
     spans = []

@@ -1,6 +1,5 @@
 """Tokens: the ids of a sequence, taken in each form that users have, and packed as u32 LE."""
 
-import io
 import json
 import os
 import re
@@ -8,6 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ...formats.errors import FormatError
+from ...formats.readers.numpy_file import read_header
+from ..artifacts.sources import MemorySource
 from ..errors import BadInput, StorageFailed, reason
 
 TOKEN_MAX = (1 << 32) - 1
@@ -56,13 +58,7 @@ def read_tokens(text: str) -> memoryview:
         return pack_tokens([int(part) if re.fullmatch(r"[0-9]{1,10}", part) else part for part in parts])
     content = _read(path)
     if content.startswith(b"\x93NUMPY"):
-        import numpy as np
-
-        try:
-            return pack_tokens(np.load(io.BytesIO(content), allow_pickle=False))
-        except (ValueError, EOFError, OSError, MemoryError, RecursionError, SyntaxError, TypeError) as error:
-            why = next(iter(str(error).splitlines()), type(error).__name__)
-            raise BadInput(text, f"not a .npy file of token ids: {why.lower()}") from None
+        return pack_tokens(_array(content, text))
     try:
         tokens = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -70,6 +66,22 @@ def read_tokens(text: str) -> memoryview:
     if not isinstance(tokens, list):
         raise BadInput(text, f"holds {type(tokens).__name__}, wanted a list of token ids")
     return pack_tokens(tokens)
+
+
+def _array(content: bytes, where: str) -> Any:
+    """Return the numpy array of an `.npy` file; raise BadInput if it is damaged or doesn't hold whole numbers."""
+    import numpy as np
+
+    try:
+        # Numpy's own reader isn't used, because a damaged header makes it raise errors of Python's tokenizer.
+        descr, shape, start = read_header(MemorySource([memoryview(content)]))
+        if not isinstance(descr, str) or not re.fullmatch(r"[<>]?[iu][248]|\|?[iu]1", descr) or len(shape) != 1:
+            raise FormatError(f"holds {str(descr)[:40]} with {len(shape)} axes, wanted whole numbers on one axis")
+        if shape[0] > (len(content) - start) // np.dtype(descr).itemsize:
+            raise FormatError("is cut short")
+        return np.frombuffer(content, descr, shape[0], start) if shape[0] else []
+    except (FormatError, ValueError) as error:
+        raise BadInput(where, f"not a .npy file of token ids: {error}") from None
 
 
 def _read(path: Path) -> bytes:
