@@ -10,6 +10,7 @@ import typer
 from ..store.artifacts.select import TP_STYLES, Selection, Shard
 from ..store.errors import BadInput
 from ..store.quantities import parse_range
+from ..store.user_file import open_user_file
 from .render import rate, size
 from .session import session_of
 
@@ -119,7 +120,7 @@ def _read_plan(path: Path | None) -> tuple[tuple[str, str], ...]:
     if path is None:
         return ()
     try:
-        with path.open("rb") as file:
+        with open_user_file(path) as file:
             plan = json.loads(file.read(_PLAN_MAX_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"--tp-plan {path}", f"can't be read as JSON ({error})") from None

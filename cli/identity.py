@@ -13,6 +13,7 @@ import typer
 from ..formats.identity import FIELDS, PROVENANCE
 from ..store.errors import BadInput, reason
 from ..store.store import Store
+from ..store.user_file import open_user_file
 
 _IDENTITY_MAX_BYTES = 1 << 20
 _HELP = {
@@ -126,7 +127,7 @@ def _flag(name: str) -> object:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        with path.open("rb") as file:
+        with open_user_file(path) as file:
             fields = json.loads(file.read(_IDENTITY_MAX_BYTES))
     except OSError as error:
         raise BadInput(str(path), reason(error)) from None

@@ -11,7 +11,7 @@ artifacts     files and tensors in, and back
 segments      bytes on disk, sealed and checked
 catalog       LMDB: rows, counts, leases
 keys          secrets to record keys, and how they are destroyed
-disk locks config errors libc progress quantities workers      the ground
+disk locks config errors libc progress quantities user_file workers      the ground
 
 DESIGN.md here says how the protocols work. Start reading at `store.py`.
 """

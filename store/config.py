@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .disk import Disk
 from .errors import BadInput, NoStore, StorageFailed, reason
+from .user_file import open_user_file
 
 FORMAT = 1
 CONFIG_NAME = "config.toml"
@@ -47,7 +48,7 @@ def setting(name: str) -> str | None:
     if given or not path:
         return given or None
     try:
-        with open(path, "rb") as file:
+        with open_user_file(path) as file:
             value = tomllib.loads(file.read(_SIZE_MAX).decode()).get(name)
     except (OSError, ValueError) as error:
         raise BadInput(f"ARSTORE_CONFIG {path}", f"can't be read as TOML ({error})") from None
@@ -86,7 +87,7 @@ def read_config(root: Path) -> Config:
     """Return a store's settings; raise NoStore if there is none at `root`."""
     path = root / CONFIG_NAME
     try:
-        with path.open("rb") as file:
+        with open_user_file(path) as file:
             values = tomllib.loads(file.read(_SIZE_MAX).decode())
     except (FileNotFoundError, NotADirectoryError):
         raise NoStore(

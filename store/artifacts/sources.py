@@ -11,6 +11,7 @@ from typing import Protocol
 
 from ...formats.errors import FormatError
 from ..errors import BadInput, NotFound, StorageFailed, reason
+from ..user_file import open_at_once
 from .fingerprint import fingerprint, stat_at_rest
 
 # Errors of opening a socket, a device without a driver, a loop of links, or a name that is too long.
@@ -41,7 +42,7 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         with _input_errors(path):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = open_at_once(path)
         try:
             status = stat_at_rest(fd)
         finally:
@@ -63,19 +64,12 @@ class FileSource:
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` from `offset`; raise StorageFailed if the file is not the file that was seen first."""
-        with _input_errors(self._path):
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                while out:
-                    got = os.preadv(fd, [out], offset)
-                    if not got:
-                        break
-                    out, offset = out[got:], offset + got
-                self._check(os.fstat(fd))
-            finally:
-                os.close(fd)
-        if out:
-            raise _changed(self._path)
+        with self.opened() as fd, _input_errors(self._path):
+            while out:
+                got = os.preadv(fd, [out], offset)
+                if not got:
+                    raise _changed(self._path)
+                out, offset = out[got:], offset + got
 
     @contextlib.contextmanager
     def mapped(self, offset: int, length: int) -> Iterator[memoryview]:
@@ -84,17 +78,23 @@ class FileSource:
         The bytes may change while they are read, so they can be compared but not stored. The length is checked just
         before. A file that is cut short during the read ends the process.
         """
+        start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        with (
+            self.opened() as fd,
+            mmap.mmap(fd, offset + length - start, prot=mmap.PROT_READ, offset=start) as whole,
+            memoryview(whole) as view,
+            view[offset - start :] as part,
+        ):
+            yield part
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """Give a descriptor; raise StorageFailed, before or after, if it is not the file that was seen first."""
         with _input_errors(self._path):
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_at_once(self._path)
         try:
             self._check(os.fstat(fd))
-            start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-            with (
-                mmap.mmap(fd, offset + length - start, prot=mmap.PROT_READ, offset=start) as whole,
-                memoryview(whole) as view,
-                view[offset - start :] as part,
-            ):
-                yield part
+            yield fd
             self._check(os.fstat(fd))
         finally:
             os.close(fd)

@@ -21,6 +21,7 @@ from ...formats.frames import KEY_BYTES, seal, unseal
 from ..config import setting
 from ..disk import Disk
 from ..errors import BadInput, Corrupt, KeyRefused, StoreError, reason
+from ..user_file import open_user_file
 
 STANZAS_NAME = "stanzas.json"
 _FORMAT = 1
@@ -188,7 +189,7 @@ def _stanza_key(stanza: dict[str, Any], secret: bytes) -> bytes:
 def _read_stanzas(directory: Path) -> list[dict[str, Any]]:
     path = directory / STANZAS_NAME
     try:
-        with path.open("rb") as file:
+        with open_user_file(path) as file:
             content = json.loads(file.read(_SECRET_MAX_BYTES))
         stanzas = content["stanzas"]
         known = content["format"] == _FORMAT and all(isinstance(stanza["kind"], str) for stanza in stanzas)
@@ -201,7 +202,7 @@ def _read_stanzas(directory: Path) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_user_file(path) as file:
             content = file.read(_SECRET_MAX_BYTES + 1)
     except OSError as error:
         raise KeyRefused(str(path), reason(error)) from None

@@ -1,6 +1,7 @@
 """Arrays: the KV that a user hands to `kv put`, from a file or from memory, and how it is cut into prefix blocks."""
 
 import contextlib
+import mmap
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ def arrays_from_path(path: Path, layout: str, tokens_count: int) -> KvArrays:
         spans = read_table(source)
         if not spans:
             raise FormatError("holds no tensors")
-        whole = np.memmap(path, np.uint8, "r")
+        with source.opened() as fd:
+            whole = np.frombuffer(mmap.mmap(fd, source.size, prot=mmap.PROT_READ), np.uint8)
         arrays = {}
         for span in spans:
             word = word_of(DTYPE_BITS[span.dtype])

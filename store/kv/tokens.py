@@ -11,6 +11,7 @@ from ...formats.errors import FormatError
 from ...formats.readers.numpy_file import read_header
 from ..artifacts.sources import MemorySource
 from ..errors import BadInput, StorageFailed, reason
+from ..user_file import open_user_file
 
 TOKEN_MAX = (1 << 32) - 1
 TOKENS_MAX_COUNT = 1 << 24
@@ -86,7 +87,7 @@ def _array(content: bytes, where: str) -> Any:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_user_file(path) as file:
             content = file.read(_FILE_MAX_BYTES + 1)
     except FileNotFoundError:
         raise BadInput(f"tokens {path}", "no such file, and not numbers parted by commas") from None

@@ -17,6 +17,7 @@ from ..artifacts.identity import take_identity
 from ..artifacts.refs import parse_ref
 from ..errors import BadInput, NotFound, StorageFailed, reason
 from ..quantities import parse_size
+from ..user_file import open_user_file
 from .fields import WHOLE_MAX, Fields
 from .model import BLOCK, Job, Object, PlannedTier, Request, RequestId
 
@@ -247,7 +248,7 @@ def _check_ref(name: str, where: str) -> None:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        with path.open("rb") as file:
+        with open_user_file(path) as file:
             yield file
     except FileNotFoundError:
         raise NotFound(str(path), "no such file") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import Corrupt, NotFound, StorageFailed, reason
 from ..tiers.extent import KEY
 from ..tiers.ipc import Handle
+from ..user_file import open_user_file
 
 SESSION_FORMAT = 1
 _SESSION_MAX_BYTES = 1 << 28
@@ -42,7 +43,7 @@ class RunSession:
 def read_session(path: Path) -> RunSession:
     """Return a session; raise NotFound if its objects were released, Corrupt if the file is no session."""
     try:
-        with path.open("rb") as file:
+        with open_user_file(path) as file:
             value = json.loads(file.read(_SESSION_MAX_BYTES))
         artifacts = tuple((str(row["name"]), str(row["key"])) for row in value["artifacts"])
         keys = tuple(map(str, value.get("keys", ())))

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..user_file import open_user_file
 from .device import kind_of
 
 _NAME = "tiers.json"
@@ -42,7 +43,7 @@ def pack_speeds(speeds: Speeds) -> bytes:
 def read_speeds(root: Path) -> Speeds:
     """Return the speeds that were measured last; none if nothing was measured, or if the file can't be read."""
     with suppress(OSError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
-        with speeds_path(root).open("rb") as file:
+        with open_user_file(speeds_path(root)) as file:
             rows = json.loads(file.read(_SIZE_MAX))
         speeds = {name: _parse_speed(row) for name, row in rows.items()}
         if speeds.keys() >= {"local", "host"} and all(map(_is_sane, speeds.values())):

@@ -45,6 +45,7 @@ LISTING = HELP | {
     ".store.keys", ".store.keys.keyring", ".store.keys.keytree", ".store.keys.opening", ".store.keys.root_file",
     ".store.keys.tenant_keys", ".store.keys.unlock",
     ".store.segments", ".store.segments.reader",
+    ".store.user_file",
 }  # fmt: skip
 
 HEAVY = {"torch", "numpy", "matplotlib", "safetensors", "zstandard", "transformers", "rich", "pydantic", "markdown_it"}

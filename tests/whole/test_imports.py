@@ -22,6 +22,7 @@ ORDER = (
         "store/config",
         "store/progress",
         "store/quantities",
+        "store/user_file",
         "store/workers",
         "store/libc",
     ),

@@ -1,6 +1,8 @@
 """Sources: a file and pieces of memory are read alike, and a file that changes is refused."""
 
+import contextlib
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +53,34 @@ def test_memory_in_one_piece_is_not_copied() -> None:
     with MemorySource([memoryview(piece)]).mapped(0, 6) as mapped:
         piece[:] = b"after!"
         assert bytes(mapped) == b"after!"
+
+
+def make_socket(path: Path) -> None:
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as made:  # a long path is refused
+        made.bind(path.name)
+
+
+IN_ITS_PLACE: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "directory": os.mkdir,
+    "link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "link to a pipe": lambda path: (os.mkfifo(path.with_name("pipe")), path.symlink_to("pipe")),
+    "link to another file": lambda path: (path.with_name("b").write_bytes(CONTENT), path.symlink_to("b")),
+    "link to the same bytes moved": lambda path: path.symlink_to("moved"),
+}
+
+
+@pytest.mark.parametrize("kind", [*IN_ITS_PLACE, "socket"])
+def test_what_takes_the_place_of_a_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    source, path = from_file(tmp_path), tmp_path / "file"
+    path.rename(tmp_path / "moved")
+    (IN_ITS_PLACE | {"socket": make_socket})[kind](path)
+    why = "no such device" if kind == "socket" else "changed while it was read"
+    for read in (lambda: source.read(0, 10), lambda: source.mapped(0, 10).__enter__()):
+        with pytest.raises((StorageFailed, BadInput), match=why):
+            read()
+    with pytest.raises(StorageFailed, match="changed while it was read"):
+        source.check_unchanged()
 
 
 @pytest.mark.parametrize("change", ["longer", "shorter", "replaced"])
