@@ -29,6 +29,10 @@ _SECRET_MAX_BYTES = 1 << 20
 _STANZAS_MAX = 64
 # RFC 9106's second recommendation: 64 MiB, 3 passes, 4 lanes; 0.12 s on a 2-core machine.
 _ARGON2 = {"memory_kib": 64 << 10, "iterations": 3, "lanes": 4}
+# KiB times passes: of one stanza, some seconds; of all, what as many stanzas cost as a file may have of ours.
+_WORK_MAX = 4 << 20
+_WORK_OF_ALL_MAX = _STANZAS_MAX * _ARGON2["memory_kib"] * _ARGON2["iterations"]
+_MALFORMED = (FormatError, KeyError, ValueError, TypeError, OverflowError)  # what a damaged stanza raises
 
 # Asks a person for a passphrase. Returns None if nobody is there to answer.
 Ask = Callable[[], bytes | None]
@@ -96,7 +100,10 @@ class Stanzas:
         return cls(tuple(_read_stanzas(directory)))
 
     def write(self, directory: Path, disk: Disk) -> None:
-        """Make these the ways into the store, durably, in one step."""
+        """Make these the ways into the store, durably, in one step; raise BadInput if they are too many."""
+        if len(self.ways) > _STANZAS_MAX:
+            hint = "'arstore key rotate --drop-others' drops those whose secret is not at hand"
+            raise BadInput("key", f"the store may have {_STANZAS_MAX} ways in, not {len(self.ways)}", hint=hint)
         content = json.dumps({"format": _FORMAT, "stanzas": list(self.ways)}, indent=1)
         disk.replace_file(directory / STANZAS_NAME, content.encode())
 
@@ -168,7 +175,7 @@ def _unsealed(way: dict[str, Any], secret: bytes, store_id: bytes) -> bytes | No
         if way["kind"] == "open":
             return bytes.fromhex(way["master"])
         return unseal(_stanza_key(way, secret), _context(store_id), bytes.fromhex(way["sealed"]))
-    except (FormatError, KeyError, ValueError, TypeError, OverflowError):
+    except _MALFORMED:
         return None
 
 
@@ -178,12 +185,27 @@ def _stanza_key(stanza: dict[str, Any], secret: bytes) -> bytes:
         return derive(salt + secret, "stanza key")
     from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-    memory, iterations, lanes = (int(stanza[name]) for name in _ARGON2)
-    # These come from disk: whoever changes them must not make opening cost all memory.
-    if not (8 * lanes <= memory <= 4 << 20 and 1 <= iterations <= 100 and 1 <= lanes <= 64):
-        raise FormatError("passphrase parameters exceed the limits")
+    memory, iterations, lanes = _parameters(stanza)
     kdf = Argon2id(salt=salt, length=KEY_BYTES, iterations=iterations, lanes=lanes, memory_cost=memory)
     return kdf.derive(secret)
+
+
+def _parameters(stanza: dict[str, Any]) -> tuple[int, int, int]:
+    """Return the parameters of Argon2id that a passphrase stanza states; raise FormatError if they are out of range."""
+    memory, iterations, lanes = (int(stanza[name]) for name in _ARGON2)
+    # These come from disk: whoever changes them must not make opening cost all memory, or hours.
+    in_range = 8 * lanes <= memory <= 4 << 20 and 1 <= iterations <= 100 and 1 <= lanes <= 64
+    if not in_range or memory * iterations > _WORK_MAX:
+        raise FormatError("passphrase parameters exceed the limits")
+    return memory, iterations, lanes
+
+
+def _work(stanza: dict[str, Any]) -> int:
+    """Return what it costs to try a stanza: KiB times passes; 0 for one that is skipped, or needs no passphrase."""
+    with contextlib.suppress(*_MALFORMED):
+        memory, iterations, _ = _parameters(stanza) if stanza["kind"] == "passphrase" else (0, 0, 0)
+        return memory * iterations
+    return 0
 
 
 def _read_stanzas(directory: Path) -> list[dict[str, Any]]:
@@ -197,6 +219,9 @@ def _read_stanzas(directory: Path) -> list[dict[str, Any]]:
             raise ValueError("stanzas")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Corrupt(str(path), f"the key stanzas can't be read ({type(error).__name__})") from None
+    if sum(map(_work, stanzas)) > _WORK_OF_ALL_MAX:
+        why = "its passphrase stanzas together would take too much time to try"
+        raise Corrupt(str(path), why, hint="put it back from a backup of the store")
     return list(stanzas)
 
 

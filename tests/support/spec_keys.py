@@ -13,6 +13,8 @@ from tests.support.spec_records import Refused, derive, gcm_open, need, unseal
 def open_stanzas(document: Any, encrypted: bool, secrets: Mapping[str, bytes], store_id: bytes) -> list[bytes]:
     """Return the master key that one of the secrets, by stanza kind, opens, and behind it the one before, if any."""
     need(document["format"] == 1 and 1 <= len(document["stanzas"]) <= 64, "stanzas file")
+    work = [s["memory_kib"] * s["iterations"] for s in document["stanzas"] if "memory_kib" in s and may_be_tried(s)]
+    need(sum(work) <= 12582912, "Argon2id limits of all stanzas")
     for kind in ("key-file", "command", "passphrase") if encrypted else ("open",):
         if kind == "open" or kind in secrets:
             found = open_ways(document, kind, secrets.get(kind, b""), store_id)
@@ -43,9 +45,15 @@ def stanza_key(stanza: Any, secret: bytes) -> bytes:
     if stanza["kind"] != "passphrase":
         return derive(salt + secret, "stanza key")
     memory, iterations, lanes = stanza["memory_kib"], stanza["iterations"], stanza["lanes"]
-    need(8 * lanes <= memory <= 4194304 and 1 <= iterations <= 100 and 1 <= lanes <= 64, "Argon2id limits")
+    need(may_be_tried(stanza), "Argon2id limits")
     kdf = Argon2id(salt=salt, length=32, iterations=iterations, lanes=lanes, memory_cost=memory)
     return kdf.derive(secret)
+
+
+def may_be_tried(stanza: Any) -> bool:
+    memory, iterations, lanes = stanza["memory_kib"], stanza["iterations"], stanza["lanes"]
+    in_range = 8 * lanes <= memory <= 4194304 and 1 <= iterations <= 100 and 1 <= lanes <= 64
+    return bool(in_range and memory * iterations <= 4194304)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """Unlock: secrets as a person holds them, and the ways in that they open."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from arstore.store.disk import Disk
-from arstore.store.errors import Corrupt, KeyRefused
+from arstore.store.errors import BadInput, Corrupt, KeyRefused
 from arstore.store.keys.unlock import STANZAS_NAME, Secrets, Stanzas, new_key_file, open_masters
 
 OLD, NEW, STORE_ID = bytes([1]) * 32, bytes([2]) * 32, bytes(range(16))
@@ -119,6 +121,47 @@ def test_no_secret_stands_in_the_stanzas(tmp_path: Path, stanzas: Stanzas) -> No
 
 @pytest.mark.parametrize("ways", [0, 65])
 def test_no_way_in_or_too_many_are_corrupt(tmp_path: Path, ways: int) -> None:
-    Stanzas(({"kind": "open", "master": NEW.hex()},) * ways).write(tmp_path, Disk())
+    document = {"format": 1, "stanzas": [{"kind": "open", "master": NEW.hex()}] * ways}
+    (tmp_path / STANZAS_NAME).write_text(json.dumps(document))
     with pytest.raises(Corrupt, match="can't be read"):
         Stanzas.read(tmp_path)
+
+
+def passphrase_stanzas(count: int, **parameters: Any) -> Stanzas:
+    """Return as many passphrase stanzas, which no passphrase opens."""
+    way = {"kind": "passphrase", "salt": bytes(16).hex(), "sealed": bytes(60).hex()} | parameters
+    return Stanzas((way,) * count)
+
+
+@pytest.mark.parametrize(
+    ("memory_kib", "iterations"), [(4 << 20, 100), (4 << 20, 2), (1 << 20, 5), (64 << 10, 65), (1 << 19, 9)]
+)
+def test_a_stanza_that_costs_too_much_is_skipped(tmp_path: Path, memory_kib: int, iterations: int) -> None:
+    costly = passphrase_stanzas(63, memory_kib=memory_kib, iterations=iterations, lanes=4)
+    cheap = Stanzas().adding("passphrase", b"a passphrase", NEW, STORE_ID)
+    assert opened(tmp_path, Stanzas(cheap.ways + costly.ways), Secrets(passphrase=b"a passphrase")) == [NEW]
+
+
+@pytest.mark.parametrize(("count", "memory_kib", "iterations"), [(63, 1 << 20, 4), (4, 1 << 20, 4), (64, 65 << 10, 3)])
+def test_stanzas_that_cost_too_much_together_are_refused(
+    tmp_path: Path, count: int, memory_kib: int, iterations: int
+) -> None:
+    costly = passphrase_stanzas(count, memory_kib=memory_kib, iterations=iterations, lanes=4)
+    for held in (Secrets(passphrase=b"a passphrase"), Secrets(command="echo secret")):
+        with pytest.raises(Corrupt, match=f"{STANZAS_NAME}: its passphrase stanzas together would take too much time"):
+            opened(tmp_path, costly, held)
+
+
+def test_as_many_passphrases_as_a_file_may_have_are_read_and_one_more_is_not_written(tmp_path: Path) -> None:
+    ours = passphrase_stanzas(64, memory_kib=64 << 10, iterations=3, lanes=4)
+    ours.write(tmp_path, Disk())
+    with pytest.raises(BadInput, match="may have 64 ways in, not 65"):
+        Stanzas((*ours.ways, ours.ways[0])).write(tmp_path, Disk())
+    assert Stanzas.read(tmp_path) == ours
+
+
+@pytest.mark.parametrize("parameters", [{}, {"memory_kib": "much"}, {"memory_kib": 1e300, "iterations": 1, "lanes": 1}])
+def test_a_passphrase_stanza_without_sound_parameters_is_skipped(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    damaged = passphrase_stanzas(63, **parameters)
+    with pytest.raises(KeyRefused, match="does not open"):
+        opened(tmp_path, damaged, Secrets(passphrase=b"a passphrase"))
