@@ -60,12 +60,17 @@ def make_socket(path: Path) -> None:
         made.bind(path.name)
 
 
+def link(path: Path, to: str) -> Path:
+    path.symlink_to(to)
+    return path.with_name(to)
+
+
 IN_ITS_PLACE: dict[str, Callable[[Path], object]] = {
     "pipe": os.mkfifo,
     "directory": os.mkdir,
     "link to a device": lambda path: path.symlink_to("/dev/zero"),
-    "link to a pipe": lambda path: (os.mkfifo(path.with_name("pipe")), path.symlink_to("pipe")),
-    "link to another file": lambda path: (path.with_name("b").write_bytes(CONTENT), path.symlink_to("b")),
+    "link to a pipe": lambda path: os.mkfifo(link(path, "pipe")),
+    "link to another file": lambda path: link(path, "b").write_bytes(CONTENT),
     "link to the same bytes moved": lambda path: path.symlink_to("moved"),
 }
 
