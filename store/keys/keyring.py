@@ -8,6 +8,7 @@ Invariant: a key is durable here before a byte that it seals reaches a segment.
 import contextlib
 import fcntl
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +35,8 @@ from .root_file import RootFile, create_root
 
 PAGES_NAME, LOCK_NAME = "pages", "lock"
 _RETRIES = 50
+# Of new tenants. Stores from before may have other names, as `..` or letters that look like these; they go on to open.
+_TENANT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 T = TypeVar("T")
 
 
@@ -123,8 +126,9 @@ class Keyring:
         `open_keys` is for stores without encryption. It derives the tenant's keys from the store id, so such a store
         can be rebuilt from its segments alone.
         """
-        if not name or len(name.encode()) > TENANT_NAME_MAX_BYTES or not all(c.isalnum() or c in "._-" for c in name):
-            raise BadInput(f"tenant {name!r}", "a name is letters, digits, '.', '_' and '-', at most 128 bytes")
+        if not _TENANT_NAME.fullmatch(name) or len(name) > TENANT_NAME_MAX_BYTES:
+            why = f"a name is ASCII letters, digits, '.', '_' and '-', at most {TENANT_NAME_MAX_BYTES} bytes"
+            raise BadInput(f"tenant {name!a}", f"{why}, and does not start with '.' or '-'")
         seed = derive(self._store_id + name.encode(), "open tenant", 80) if open_keys else os.urandom(80)
         with self._commit() as shadow:
             if any(tenant.name == name for tenant in self.tenants().values()):

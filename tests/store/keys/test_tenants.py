@@ -1,5 +1,6 @@
 """Tenants: none of them sees or opens what another has."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from arstore.formats.errors import FormatError
 from arstore.formats.record import KIND_BLOB, KIND_VERSION
 from arstore.store.access import create_store, open_store
-from arstore.store.errors import Corrupt, NotFound
+from arstore.store.errors import BadInput, Corrupt, NotFound
+from arstore.store.keys import keyring
 from arstore.store.segments.records import OpenRecord
 from tests.support.keyed import places, refused, root, source, works
 
@@ -54,11 +56,32 @@ def test_an_unknown_tenant(two_tenants: Path, monkeypatch: pytest.MonkeyPatch) -
     assert works("ls", "--json").json["artifacts"][0]["name"] == "theirs"
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a/b", "../a", "a" * 129, "a\nb", "a\0b"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "a b", "a/b", "../a", "a" * 129, "a\nb", "a\0b", ".", "..", ".a", "-a", "--json", "a\n", "\xe4",
+     "default\u0430", "\uff41", "\u0661", "\u00b2", "\ud800"],
+    ids=ascii,
+)  # fmt: skip
 def test_a_bad_name_for_a_tenant(root: Path, name: str) -> None:
     create_store()
-    with open_store() as store, pytest.raises(Exception, match="name"):
+    with open_store() as store, pytest.raises(BadInput, match="a name is ASCII letters"):
         store.tenants.add(name)
+
+
+@pytest.mark.parametrize("name", ["..", "-a", "d\u0435fault"], ids=ascii)
+def test_a_tenant_whose_name_was_allowed_before_opens_and_can_be_removed(
+    root: Path, source: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_store()
+    with monkeypatch.context() as before, open_store() as store:
+        before.setattr(keyring, "_TENANT_NAME", re.compile(".*"))
+        store.tenants.add(name)
+    works(f"--tenant={name}", "put", source, "theirs")
+    works(f"--tenant={name}", "get", "theirs", tmp_path / "out")
+    assert name in works("tenant", "ls").out
+    refused(15, "tenant", "rm", "--", name)
+    works("tenant", "rm", "--erase", "--", name)
+    assert [one["name"] for one in works("tenant", "ls", "--json").json["tenants"]] == ["default"]
 
 
 def test_a_tenant_is_made_once(two_tenants: Path) -> None:
