@@ -19,6 +19,7 @@ ORDER = (
         "store/errors",
         "store/disk",
         "store/locks",
+        "store/reserve",
         "store/config",
         "store/progress",
         "store/quantities",

@@ -13,8 +13,13 @@ TENANT = 3
 
 
 @pytest.fixture
-def tables(tmp_path: Path) -> Iterator[Tables]:
-    with opened_tables(tmp_path / "catalog") as tables:
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "catalog"
+
+
+@pytest.fixture
+def tables(directory: Path) -> Iterator[Tables]:
+    with opened_tables(directory) as tables:
         yield tables
 
 

@@ -1,53 +1,24 @@
 """Environment: LMDB under locks of the store's own, which hold between threads, processes and containers."""
 
-import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from arstore.store.catalog import environment, page_check
+from arstore.store.catalog import environment
 from arstore.store.catalog.catalog import Catalog
 from arstore.store.catalog.tables import Rows, Tables
 from arstore.store.errors import Fenced, StorageFailed
+from tests.support.beside import inside, leave, worker
 from tests.support.catalog_rows import ALL_TABLES, INDEX_KEY, new_version, opened_tables, place
 from tests.support.catalog_worker import FIRST, add_one, number, read
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "catalog"
-
-
-def worker(directory: Path, what: str, count: int = 0, *, before: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
-    command = [*before, sys.executable, "-m", "tests.support.catalog_worker", str(directory), what, str(count)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-@contextmanager
-def inside(directory: Path, what: str) -> Iterator["subprocess.Popen[str]"]:
-    """Keep a process inside a transaction while the body runs."""
-    with worker(directory, what) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "inside\n"
-            yield process
-        finally:
-            process.kill()
-
-
-def leave(process: "subprocess.Popen[str]") -> None:
-    process.communicate("\n")
-    assert process.returncode == 0
 
 
 def put_all(tables: Tables, keys: Sequence[bytes], value: bytes) -> None:
@@ -276,55 +247,7 @@ def test_a_map_that_can_not_grow_is_an_error_and_loses_nothing(directory: Path) 
         assert tables.write(add_one) == 2
 
 
-# ---- pages are checked when something else wrote
-
-
-@pytest.fixture
-def checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    checked: list[Path] = []
-    real = page_check.check_pages
-
-    def check(directory: Path) -> None:
-        checked.append(directory)
-        real(directory)
-
-    monkeypatch.setattr(page_check, "check_pages", check)
-    return checked
-
-
-def test_pages_are_not_checked_after_the_store_alone_wrote(directory: Path, checks: list[Path]) -> None:
-    for count in (1, 2):
-        with opened_tables(directory) as tables:
-            assert tables.write(add_one) == count
-            with worker(directory, "read", 1) as other:  # also while it is open elsewhere
-                assert other.wait() == 0
-    assert checks == []
-
-
-def test_pages_are_checked_after_a_writer_was_killed(directory: Path, checks: list[Path]) -> None:
-    with opened_tables(directory) as tables:
-        tables.write(add_one)
-    with worker(directory, "write", 10_000) as process:
-        assert process.stdout is not None
-        while process.stdout.readline() != "20\n":
-            pass
-        process.send_signal(signal.SIGSTOP)
-        os.utime(directory / "data.mdb")  # as if it had been killed while it wrote pages
-        process.kill()
-    for _ in range(2):
-        with opened_tables(directory) as tables:
-            assert read(tables) >= 20
-    assert checks == [directory]
-
-
-def test_pages_are_checked_in_a_copy(directory: Path, tmp_path: Path, checks: list[Path]) -> None:
-    with opened_tables(directory) as tables:
-        tables.write(add_one)
-    shutil.copytree(directory, tmp_path / "copy")
-    for _ in range(2):
-        with opened_tables(tmp_path / "copy") as tables:
-            assert read(tables) == 1
-    assert checks == [tmp_path / "copy"]
+# ---- a new file
 
 
 def test_all_tables_are_there_in_a_new_file(directory: Path) -> None:
