@@ -44,6 +44,9 @@ _TpPlan = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Split as this JSON says: {pattern: colwise or rowwise}. Needs --shard."),
 ]
+_AllowUnmatched = Annotated[
+    bool, typer.Option("--allow-unmatched", help="Go on if a glob, a layer or a rule of the plan matches nothing.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -60,6 +63,7 @@ def get(
     shard: _Shard = None,
     positions: _Positions = None,
     tp_plan: _TpPlan = None,
+    allow_unmatched: _AllowUnmatched = False,
 ) -> None:
     """Write the files of an artifact to DEST, byte for byte.
 
@@ -74,6 +78,7 @@ def get(
         shard=parse_shard(shard) if shard is not None else None,
         plan=_read_plan(tp_plan),
         positions=parse_range("--positions", positions) if positions is not None else None,
+        allow_unmatched=allow_unmatched,
     )
     if tp_plan and shard is None:
         raise BadInput("--tp-plan", "says how to split, not which part; add --shard RANK/WORLD")

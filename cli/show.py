@@ -7,6 +7,7 @@ import typer
 
 from ..formats.manifest import Manifest
 from ..store.artifacts.names import StoredVersion
+from ..store.artifacts.tensor_names import TensorNames
 from ..store.staging.unstage import StagedCopy
 from .ls import summary_values
 from .render import pairs, size, table
@@ -41,13 +42,13 @@ def _values(found: StoredVersion, manifest: Manifest, staged: Sequence[StagedCop
         ],
         "tensors": [
             {
-                "name": tensor.span.name,
+                "name": name,
                 "dtype": tensor.span.dtype,
                 "shape": list(tensor.span.shape),
                 "bytes": tensor.span.length,
                 "file": manifest.files[tensor.file].path,
             }
-            for tensor in manifest.tensors
+            for name, tensor in zip(TensorNames(manifest).of_each, manifest.tensors, strict=True)
         ],
         "kv": _kv_values(manifest),
         "blobs": [{"digest": blob.digest.hex(), "bytes": blob.length} for blob in manifest.blobs],
@@ -83,8 +84,8 @@ def _text(found: StoredVersion, manifest: Manifest, staged: Sequence[StagedCopy]
     parts = [pairs(head), table(("FILE", "SIZE", "MODE", "FORMAT"), files)]
     if manifest.tensors:
         rows = [
-            (tensor.span.name, tensor.span.dtype, str(list(tensor.span.shape)), size(tensor.span.length))
-            for tensor in manifest.tensors
+            (name, tensor.span.dtype, str(list(tensor.span.shape)), size(tensor.span.length))
+            for name, tensor in TensorNames(manifest).items()
         ]
         parts.append(table(("TENSOR", "DTYPE", "SHAPE", "SIZE"), rows))
     return "\n\n".join(parts)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from ...formats.manifest import Manifest, Tensor
 from ...formats.tensor import TensorSpan
 from ..disk import Out, make_buffer
-from ..errors import BadInput, Corrupt, NotFound
+from ..errors import BadInput, Corrupt
 from ..segments.blobs import BlobReader, Piece, ReadParts
 from .names import Names, StoredVersion, Summary
-from .select import tensor_names
+from .tensor_names import TensorNames
 from .tensors import aligned, tensor_from
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Artifact:
     @property
     def tensor_bytes(self) -> int:
         """Bytes that a buffer for all `tensors` needs."""
-        return _layout(tensor_names(self.manifest).values())[1]
+        return _layout(TensorNames(self.manifest).values())[1]
 
     def tensors(
         self, names: Iterable[str] | None = None, *, into: "memoryview | bytearray | None" = None
@@ -49,13 +49,11 @@ class Artifact:
         They lie in one buffer of huge pages, which is freed with the last tensor. With `into` they lie there instead:
         at least `tensor_bytes` writable bytes, which the caller leaves alone while the tensors are in use. Tensors
         that share their bytes in the file share memory here. Block-quantised types come as raw bytes.
-        Raises NotFound for an unknown name, Corrupt if a blob is bad, BadInput if `into` does not fit.
+        Raises NotFound for an unknown name, BadInput if the files of the artifact differ in it or `into` does not fit,
+        Corrupt if a blob is bad.
         """
-        known = tensor_names(self.manifest)
-        try:
-            chosen = known if names is None else {name: known[name] for name in names}
-        except KeyError as error:
-            raise NotFound(f"{self._version.text}: {error.args[0]}", "no such tensor") from None
+        known, text = TensorNames(self.manifest), self._version.text
+        chosen = known if names is None else {name: known[known.find(f"{text}: {name}", name)] for name in names}
         starts, total = _layout(chosen.values())
         buffer = memoryview(make_buffer(total) if into is None else into).cast("B")
         if len(buffer) < total or buffer.readonly:
@@ -82,7 +80,7 @@ class Artifact:
         The first part gives the place in the buffer of each range of file bytes. The second gives the tensors by
         place; a file counts as a tensor named `FILE_PREFIX` + path.
         """
-        tensors = tensor_names(self.manifest)
+        tensors = TensorNames(self.manifest)
         starts, total = _layout(tensors.values())
         spans = [replace(tensor.span, name=name, start=starts[_range(tensor)]) for name, tensor in tensors.items()]
         with_tensors = {tensor.file for tensor in self.manifest.tensors}

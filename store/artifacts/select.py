@@ -2,13 +2,14 @@
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 from ...formats.manifest import Manifest, Tensor
 from ...formats.tensor import DTYPE_BITS
 from ..errors import BadInput, NotFound
+from .tensor_names import TensorNames
 
 COLWISE, ROWWISE, REPLICATE = "colwise", "rowwise", "replicate"
 # How each style of a transformers tensor-parallel plan cuts a stored tensor. The rest of a style is about the output of
@@ -45,6 +46,7 @@ class Selection:
     shard: Shard | None = None
     plan: tuple[tuple[str, str], ...] = ()
     positions: tuple[int, int] | None = None  # of tokens; the artifact's identity must say which it holds
+    allow_unmatched: bool = False  # a glob, a layer or a rule of the plan may pick nothing
 
     def __bool__(self) -> bool:
         return bool(self.globs or self.layers or self.slices or self.shard or self.positions)
@@ -79,19 +81,8 @@ class TensorPart:
         return span.length // span.shape[0] if span.shape and span.shape[0] else span.length
 
 
-def tensor_names(manifest: Manifest) -> dict[str, Tensor]:
-    """Return every tensor by a name that is unique in the artifact: PATH:NAME if two files have a tensor NAME."""
-    counts: dict[str, int] = {}
-    for tensor in manifest.tensors:
-        counts[tensor.span.name] = counts.get(tensor.span.name, 0) + 1
-    return {
-        t.span.name if counts[t.span.name] == 1 else f"{manifest.files[t.file].path}:{t.span.name}": t
-        for t in manifest.tensors
-    }
-
-
 def layer_of(name: str) -> int | None:
-    """Return the layer in a tensor's name: its first part that is a number (`model.layers.7.mlp…` is 7)."""
+    """Return the layer in a tensor's own name: its first part that is a number (`model.layers.7.mlp…` is 7)."""
     number = re.search(r"(?:^|\.)(\d{1,9})(?:\.|$)", name)
     return int(number[1]) if number else None
 
@@ -99,23 +90,20 @@ def layer_of(name: str) -> int | None:
 def select(manifest: Manifest, wanted: Selection) -> list[TensorPart]:
     """Return the parts of tensors that a selection picks, in the artifact's order.
 
-    Raises NotFound if a glob, layer or slice picks nothing, BadInput if a range or shard does not fit.
+    Raises NotFound if a glob, layer or rule picks nothing, unless that is allowed, or if the whole selection does.
+    Raises BadInput if a name means tensors in which files differ, or if a range or shard does not fit.
     """
-    named = tensor_names(manifest)
-    slices = {name: (start, stop) for name, start, stop in wanted.slices}
+    named = TensorNames(manifest)
+    slices = {named.find(f"--slice {name}", name): (start, stop) for name, start, stop in wanted.slices}
     held = dict(manifest.identity).get("positions", "")
-    _check_hits(named, wanted)
     if wanted.positions and slices:
         raise BadInput("--slice", "and --positions both cut the first axis; give one of them")
+    picked = _picked(named, wanted) | slices.keys()
+    if not (wanted.globs or wanted.layers or wanted.slices):
+        picked = set(named)
     parts = []
     for name, tensor in named.items():
-        picked = (
-            any(fnmatch.fnmatchcase(name, glob) for glob in wanted.globs)
-            or layer_of(name) in wanted.layers
-            or name in slices
-            or not (wanted.globs or wanted.layers or wanted.slices)
-        )
-        if not picked:
+        if name not in picked:
             continue
         part = _whole(name, tensor)
         if wanted.positions:
@@ -126,21 +114,31 @@ def select(manifest: Manifest, wanted: Selection) -> list[TensorPart]:
             part = _sharded(part, wanted.shard, wanted.plan)
         parts.append(part)
     if not parts:
-        raise NotFound("selection", "the artifact has no tensors")
+        raise NotFound("selection", "picks no tensor" if named else "the artifact has no tensors")
     return parts
 
 
-def _check_hits(named: Mapping[str, Tensor], wanted: Selection) -> None:
+def _picked(named: TensorNames, wanted: Selection) -> set[str]:
+    """Return the names that globs and layers pick; raise NotFound if one of them, or a rule of the plan, has none."""
+    picked: set[str] = set()
     for glob in wanted.globs:
-        if not any(fnmatch.fnmatchcase(name, glob) for name in named):
-            raise NotFound(f"--tensor {glob}", "matches no tensor", hint="'arstore show NAME' lists the tensors")
-    layers = {layer_of(name) for name in named}
+        picked |= (names := named.matching(f"--tensor {glob}", glob))
+        if not names:
+            _unmatched(wanted, f"--tensor {glob}", "matches no tensor")
+    layers = {name: layer_of(tensor.span.name) for name, tensor in named.items()}
     for layer in wanted.layers:
-        if layer not in layers:
-            raise NotFound(f"--layer {layer}", "no tensor belongs to this layer")
-    for name, _, _ in wanted.slices:
-        if name not in named:
-            raise NotFound(f"--slice {name}", "no such tensor", hint="'arstore show NAME' lists the tensors")
+        if layer not in layers.values():
+            _unmatched(wanted, f"--layer {layer}", "no tensor belongs to this layer")
+    for pattern, _ in wanted.plan:
+        if not any(_covers(pattern, tensor.span.name) for tensor in named.values()):
+            _unmatched(wanted, f"--tp-plan {pattern}", "names no tensor of the artifact")
+    return picked | {name for name, layer in layers.items() if layer in wanted.layers}
+
+
+def _unmatched(wanted: Selection, where: str, why: str) -> None:
+    if not wanted.allow_unmatched:
+        hint = "'arstore show NAME' lists the tensors; --allow-unmatched goes on without it"
+        raise NotFound(where, why, hint=hint)
 
 
 def _whole(name: str, tensor: Tensor) -> TensorPart:
@@ -173,7 +171,7 @@ def _positioned(part: TensorPart, positions: tuple[int, int], held: str) -> Tens
 def _sharded(part: TensorPart, shard: Shard, plan: Sequence[tuple[str, str]]) -> TensorPart:
     axis = shard.axis
     if plan:
-        style = next((style for pattern, style in plan if _covers(pattern, part.name)), None)
+        style = next((style for pattern, style in plan if _covers(pattern, part.tensor.span.name)), None)
         shape = part.tensor.span.shape
         # The bias of a row-wise layer is added once, after the sum over ranks. So it stays whole. So do
         # tensors that no pattern names.

@@ -10,8 +10,8 @@ from ..artifacts.artifact import FILE_PREFIX
 from ..artifacts.commit import PutParts
 from ..artifacts.cuts import Cut, group_cuts
 from ..artifacts.ingest import Ingest
-from ..artifacts.select import tensor_names
 from ..artifacts.sources import MemorySource
+from ..artifacts.tensor_names import TensorNames
 from ..disk import make_buffer
 from ..errors import Corrupt, NotFound, StorageFailed
 from ..progress import ignore_progress
@@ -60,7 +60,7 @@ def _find_copies(parts: PutParts, tier: Arena, wanted: Set[Digest], names: Itera
 def _copies(manifest: Manifest, extent: Held, wanted: Set[Digest]) -> Iterator[tuple[Digest, memoryview]]:
     """Yield the staged bytes of wanted blobs. KV is staged in another layout, so it yields none."""
     spans = {span.name: span for span in extent.spans}
-    tensors = tensor_names(manifest)
+    tensors = TensorNames(manifest)
     for number, file in enumerate(manifest.files if not manifest.shape else ()):
         ranges = [(FILE_PREFIX + file.path, 0, file.size)] + [
             (name, tensor.span.start, tensor.span.length) for name, tensor in tensors.items() if tensor.file == number

@@ -29,10 +29,18 @@ class StagedTensors(Mapping[str, "torch.Tensor"]):
     def __getitem__(self, name: str) -> "torch.Tensor":
         from ..artifacts.tensors import shape_tensor, tensor_from
 
-        span = self._spans[name]
+        span = self._spans.get(name)
+        if span is None:
+            raise KeyError(self._why_not(name))
         if isinstance(self._held, OnDevice):
             return shape_tensor(self._held.memory[span.place], span)
         return tensor_from(self._bytes(span), span)
+
+    def _why_not(self, name: str) -> str:
+        placed = [other for other in self._spans if other.endswith(f":{name}")]
+        if placed:
+            return f"{name} stands in several files with different bytes; ask for one of {', '.join(placed[:8])}"
+        return name
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._spans)
