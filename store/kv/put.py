@@ -20,6 +20,7 @@ from ..progress import Progress, ignore_progress
 from ..segments.blobs import ReadParts
 from .arrays import BlockPart, KvArrays, KvSource, arrays_from_path, arrays_from_tensors, cut_of, parts_of
 from .find import chain_under, find_chain
+from .identity import check_precision
 from .key_bounds import bound_keys, bounds_name, check_bounds
 from .match import Chain, find_blocks, find_shape
 from .prefix import Prefix
@@ -70,7 +71,8 @@ def _put_bounds(parts: PutParts, wish: Wish, prefix: Prefix, page_tokens: int) -
 
 def check_shape(given: KvArrays, fields: Mapping[str, str]) -> None:
     """Raise BadInput for KV that differs from what its identity says, or that lacks a layer."""
-    shape, (_, layer) = given.shape, given.shape.layers[0]
+    shape = given.shape
+    check_precision(fields["precision"], shape.dtype)
     numbers = [number for number, _ in shape.layers]
     layers = str(dict(make_identity({"layers": numbers}))["layers"])
     if fields.get("layers", layers) != layers:
@@ -78,6 +80,7 @@ def check_shape(given: KvArrays, fields: Mapping[str, str]) -> None:
     if "layers" not in fields and numbers != list(range(len(numbers))):
         missing = next(n for n, number in enumerate([*numbers, -1]) if n != number)
         raise BadInput("kv", f"layer {missing} is missing", hint="if it is meant to be, say so with the field layers")
+    layer = shape.layers[0][1]
     for name, value in (("kv_heads", layer.key_heads), ("head_dim", layer.key_dim), ("page_tokens", given.page)):
         if value is not None and fields.get(name, str(value)) != str(value):
             raise BadInput("kv", f"has {name} {value}, the identity says {fields[name]}")

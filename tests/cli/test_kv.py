@@ -354,7 +354,7 @@ def test_why_miss_names_the_field(place: Path, flags: list[str], field: str | No
 
 
 def test_why_miss_compares_with_the_nearest(place: Path) -> None:
-    far = ["--model", "gpt", "--revision", "r9", "--precision", "fp32", "--adapter", "a", "--window", "8"]
+    far = ["--model", "gpt", "--revision", "r9", "--precision", "float16", "--adapter", "a", "--window", "8"]
     save_file(made([1]), place / "far")
     for name in ("a/far", "z/far"):
         assert cli("kv", "put", place / "far", name, "--tokens", "1", *far).code == 0

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-BASE: dict[str, object] = {"model": "m", "revision": "r", "precision": "bf16"}
+BASE: dict[str, object] = {"model": "m", "revision": "r", "precision": "fp16"}
 
 
 TOKENS = [5, 0, 2**32 - 1, 7, 8, 9, 10, 11, 12, 13]
@@ -19,7 +19,7 @@ TOKENS = [5, 0, 2**32 - 1, 7, 8, 9, 10, 11, 12, 13]
 
 # Two values of every field, near to each other: what a key that is cut, folded or joined carelessly takes for one.
 VALUES: dict[str, tuple[object, object]] = dict.fromkeys(FIELDS, ("one", "One")) | {
-    "revision": ("r2", "r\u0332"), "precision": ("fp8", "fp8_e4m3"), "adapter": ("sql", "sql "),
+    "revision": ("r2", "r\u0332"), "precision": ("f16", "float16"), "adapter": ("sql", "sql "),
     "adapter_scale": (1, 1.0000000000000002), "adapter_targets": (["q_proj"], ["q_proj", "v", "o", "up", "k", "down"]),
     "rope_theta": (10000, 1000000), "rope_factor": (4, "4.5"), "rope_partial": ("0.5", "0.25"),
     "rope_original_positions": (4096, 8192), "rope_sections": ([16, 24], [24, 16]),

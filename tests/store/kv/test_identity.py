@@ -273,3 +273,40 @@ def test_joining_heals_what_was_lost_with_other_bits(store: arstore.Store) -> No
     for name, tensor in found.items():
         wanted = torch.cat([first[name][:6], other[name][6:9], first[name][9:]])
         assert torch.equal(tensor.view(torch.int16), wanted.view(torch.int16))
+
+
+# ---- what the arrays are is held against what the identity says
+
+
+def arrays(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {f"layers.0.{side}": torch.ones(20, 2, 8).to(dtype) for side in ("key", "value")}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "BF16", "bfloat16", "fp32", "f16", "fp8_e5m2", "int8"])
+def test_arrays_of_another_dtype_than_the_precision_are_refused(store: arstore.Store, precision: str) -> None:
+    identity = {"model": "m", "revision": "1", "precision": precision}
+    with pytest.raises(BadInput, match=f"holds F8_E4M3, the identity says precision {precision}"):
+        store.kv.put(arrays(torch.float8_e4m3fn), name="kv", tokens=list(range(20)), identity=identity)
+    assert store.ls() == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("bf16", torch.bfloat16), ("bf16", torch.uint16), ("fp16", torch.float16), ("f32", torch.float32),
+        ("fp8", torch.float8_e4m3fn), ("fp8", torch.float8_e5m2), ("fp8", torch.uint8), ("int8", torch.int8),
+        ("float8_e4m3fn", torch.float8_e4m3fn), ("kivi-2bit", torch.uint8),
+    ],
+)  # fmt: skip
+def test_arrays_of_the_precision_are_taken(store: arstore.Store, precision: str, dtype: torch.dtype) -> None:
+    identity = {"model": "m", "revision": "1", "precision": precision}
+    store.kv.put(arrays(dtype), name="kv", tokens=list(range(20)), identity=identity)
+    assert store.longest_prefix(list(range(20)), identity).tokens_count == 20
+
+
+def test_auto_is_no_precision(store: arstore.Store) -> None:
+    identity = {"model": "m", "revision": "1", "precision": "auto"}
+    with pytest.raises(BadInput, match="precision auto: means another dtype in another process"):
+        store.kv.put(arrays(torch.bfloat16), name="kv", tokens=list(range(20)), identity=identity)
+    with pytest.raises(BadInput, match="precision auto"):
+        store.longest_prefix([1, 2], identity)
