@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from .render import size
 from .session import session_of
 
 
@@ -32,6 +33,7 @@ def erase(
             "id": receipt.id,
             "versions": list(receipt.versions),
             "keys_destroyed": receipt.keys_destroyed,
+            "freed_bytes": receipt.freed_bytes,
             "root_epoch": receipt.root_epoch,
             "level": receipt.level,
             "still_staged": list(receipt.still_staged),
@@ -47,7 +49,8 @@ def erase(
         values,
         lambda: (
             f"{verb} {', '.join(receipt.versions)}: {receipt.blobs_erased} blobs, {receipt.keys_destroyed} keys, "
-            f"{receipt.blobs_shared} blobs kept for others, in {seconds:.3f} s\n"
+            f"{receipt.blobs_shared} blobs kept for others, gc can free {size(receipt.freed_bytes)}, "
+            f"in {seconds:.3f} s\n"
             f"receipt {receipt.id}, key root {receipt.root_epoch}: holds {receipt.level}"
         ),
     )

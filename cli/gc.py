@@ -33,11 +33,20 @@ def gc(
     ] = None,
     keep_within: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Keep versions younger than this, as 30d, and drop the others first."),
+        typer.Option(
+            metavar="TIME",
+            help="Keep versions at most this much older than the newest of their name, as 30d. Drop the others first.",
+        ),
     ] = None,
+    drop_last: Annotated[
+        bool,
+        typer.Option(
+            "--drop-last", help="Let --keep-last and --keep-within drop the newest version of a name, too: see below."
+        ),
+    ] = False,
     max_bytes: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Drop the least valuable versions first, until the rest takes at most SIZE."),
+        typer.Option(metavar="SIZE", help="Drop what is worth least, until the rest takes at most SIZE."),
     ] = None,
     lock_wait: Annotated[
         str, typer.Option(metavar="TIME", help="How long to wait for another gc that runs. Then exit 11.")
@@ -47,8 +56,9 @@ def gc(
 
     Garbage is what no version needs. Two runs must have seen it, and it must be as old as --grace says. Puts and gets
     may run at the same time. Run again after a kill, gc finishes the work. The garbage of all tenants goes. Versions go
-    only from the chosen tenant. A version stays if --keep-last or --keep-within keeps it. Versions that are pinned or
-    have a label (NAME@LABEL) always stay.
+    only from the chosen tenant. A version stays if --keep-last or --keep-within keeps it. The newest version of a name
+    stays, unless --drop-last is given; then ages count from now. --max-bytes may drop any version. Versions that are
+    pinned or have a label (NAME@LABEL) always stay.
     """
     session = session_of(context)
     margins = CAREFUL
@@ -58,6 +68,7 @@ def gc(
         keep_last,
         parse_duration(keep_within) if keep_within is not None else None,
         parse_size(max_bytes) if max_bytes is not None else None,
+        drop_last,
     )
     with session.open() as store:
         done = store.gc(margins, retention, dry_run=dry_run, lock_wait_s=parse_duration(lock_wait))
@@ -70,6 +81,7 @@ def gc(
 def _values(done: Collected, dry_run: bool, seconds: float) -> dict[str, object]:
     return {
         "freed_bytes": done.freed_bytes,
+        "freeable_bytes": done.freeable_bytes,
         "deleted_blobs": done.deleted_blobs,
         "kept_blobs": done.kept_blobs,
         "condemned_blobs": done.condemned_blobs,
@@ -81,9 +93,10 @@ def _values(done: Collected, dry_run: bool, seconds: float) -> dict[str, object]
 
 
 def _text(done: Collected, dry_run: bool, seconds: float) -> str:
-    lines = [f"{'would drop' if dry_run else 'dropped'} {text}" for text in done.dropped]
-    lines.append(
-        f"{'would free' if dry_run else 'freed'} {size(done.freed_bytes)}: {done.deleted_blobs} blobs deleted, "
+    waits = done.freeable_bytes - done.freed_bytes
+    later = f", {size(done.freeable_bytes)} in the end" if waits else ""
+    head = (
+        f"{'would free' if dry_run else 'freed'} {size(done.freed_bytes)}{later}: {done.deleted_blobs} blobs deleted, "
         f"{done.kept_blobs} kept, {done.condemned_blobs} of them garbage in its grace, in {seconds:.2f} s"
     )
-    return "\n".join(lines)
+    return "\n".join([head, *(f"{'would drop' if dry_run else 'dropped'} {text}" for text in done.dropped)])

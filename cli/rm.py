@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from .render import size
 from .session import session_of
 
 
@@ -28,6 +29,15 @@ def rm(
         for version in dropped
     ]
     verb = "would drop" if dry_run else "dropped"
+    values: dict[str, object] = {
+        "removed": removed,
+        "keys_destroyed": dropped.keys_destroyed,
+        "freed_bytes": dropped.freed_bytes,
+        "dry_run": dry_run,
+    }
     session.emit(
-        {"removed": removed, "dry_run": dry_run}, lambda: "\n".join(f"{verb} {version.text}" for version in dropped)
+        values,
+        lambda: "\n".join(
+            [*(f"{verb} {version.text}" for version in dropped), f"gc can free {size(dropped.freed_bytes)}"]
+        ),
     )

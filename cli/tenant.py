@@ -52,6 +52,7 @@ def rm(
         "erased": erase,
         "artifacts": gone.artifacts,
         "bytes": gone.stored_bytes,
+        "keys_destroyed": gone.keys,
         "still_staged": list(gone.still_staged),
         "dry_run": dry_run,
     }

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .maintenance.repair import Repaired
     from .maintenance.retention import Retention
     from .maintenance.scrub import Scrubbed
+    from .maintenance.shred import Removed
     from .maintenance.stats import Stats
     from .maintenance.tenants import Tenants
     from .maintenance.why_miss import Miss
@@ -130,7 +131,7 @@ class Store:
         version = self._parts.names.resolve(name)
         return version, self._parts.names.manifest(version)
 
-    def rm(self, name: str, *, all_versions: bool = False, dry_run: bool = False) -> list[StoredVersion]:
+    def rm(self, name: str, *, all_versions: bool = False, dry_run: bool = False) -> Removed:
         """Drop a version, or all versions of a name. Blobs that nothing else needs become garbage for `gc`."""
         from .maintenance.shred import remove_for_good
 

@@ -40,9 +40,13 @@ AT_ONCE = Margins(cycles=1, grace_s=0)
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What a collection did, or with `dry_run` would do."""
+    """What a collection did, or with `dry_run` would do.
+
+    `freeable_bytes` is what becomes free in the end: now, and once the garbage that waits is old enough.
+    """
 
     freed_bytes: int
+    freeable_bytes: int
     deleted_blobs: int
     kept_blobs: int
     condemned_blobs: int
@@ -75,7 +79,9 @@ def collect(
         survey.forget(deleted)
         freed = reclaim(parts.directory, survey, parts.garbage, parts.disk, dry_run=False)
         kept = survey.blobs - len(deleted)
-        return Collected(freed.freed_bytes, len(deleted), kept, len(waiting), freed.segments, dropped, keys)
+        waits = sum(row.place.record_bytes for _, row in waiting)
+        total = freed.freed_bytes + waits
+        return Collected(freed.freed_bytes, total, len(deleted), kept, len(waiting), freed.segments, dropped, keys)
 
 
 def _outdated(parts: Parts, retention: Retention, now_s: int) -> list[StoredVersion]:
@@ -94,7 +100,10 @@ def _foretell(
     due, waiting = _sort(survey.unneeded, margins, now_s)
     survey.forget(row.place for _, row in due)
     seen = reclaim(parts.directory, survey, parts.garbage, parts.disk, dry_run=True)
-    return Collected(seen.freed_bytes, len(due), survey.blobs - len(due), len(waiting), seen.segments, dropped, 0)
+    total = seen.freed_bytes + sum(row.place.record_bytes for _, row in waiting)
+    keys = len({(key, row.place.slot) for key, row in due}) + len(outdated)
+    kept = survey.blobs - len(due)
+    return Collected(seen.freed_bytes, total, len(due), kept, len(waiting), seen.segments, dropped, keys)
 
 
 def _sort(

@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ...formats.catalog import Place
 from ...formats.manifest import Needs
+from ...formats.row_keys import tenant_of
 from ..artifacts.drop import recount_needs, settle_claims
 from ..artifacts.names import Names, StoredVersion
 from ..catalog.garbage import Survey
@@ -26,7 +28,8 @@ from .shred import foreclose_abandoned, shred
 class Receipt:
     """What an erase destroyed. `level` says against whom it holds.
 
-    `still_staged` names copies that a process staged during the erase and uses, and tiers that failed during it.
+    `freed_bytes` is what the next collection gives back. `still_staged` names copies that a process staged during the
+    erase and uses, and tiers that failed during it.
     """
 
     id: str
@@ -34,6 +37,7 @@ class Receipt:
     blobs_erased: int
     blobs_shared: int
     keys_destroyed: int
+    freed_bytes: int
     root_epoch: int
     level: str
     still_staged: tuple[str, ...] = ()
@@ -69,6 +73,7 @@ def _erase(parts: Parts, tiers: Tiers, doomed: Sequence[StoredVersion]) -> Recei
     blocks = {id_.hex() for needed in needs.values() for id_, _ in needed.claims}
     staged = None if "" in ids else ids | blocks  # None is all: the id of a version that can't be opened is unknown
     tiers.wipe_before_erase(parts.keys.tenant, staged)
+    before = parts.catalog.usage_bytes()
     _clear_leftovers(parts)
     parts.keyring.make_room(len(doomed) + sum(len(needed.blobs) for needed in needs.values()))
     erased = 0
@@ -83,7 +88,8 @@ def _erase(parts: Parts, tiers: Tiers, doomed: Sequence[StoredVersion]) -> Recei
     shared = len(parts.catalog.find_blobs({digest for needed in needs.values() for digest in needed.blobs}))
     level = _OUTSIDE if parts.config.root_file is not None else _INSIDE
     texts = tuple(version.text for version in doomed)
-    return Receipt(secrets.token_hex(8), texts, erased, shared, keys, parts.keyring.epoch, level, tuple(used))
+    freed = before - parts.catalog.usage_bytes()
+    return Receipt(secrets.token_hex(8), texts, erased, shared, keys, freed, parts.keyring.epoch, level, tuple(used))
 
 
 def _foretell(parts: Parts, doomed: Sequence[StoredVersion]) -> Receipt:
@@ -93,9 +99,24 @@ def _foretell(parts: Parts, doomed: Sequence[StoredVersion]) -> Receipt:
         _count_without(parts, doomed, needs, dry_run=True)
     counts = Counter(digest for needed in needs.values() for digest in needed.blobs)
     rows = parts.catalog.find_blobs(counts)
-    erased = sum(row.refs <= counts[digest] for digest, row in rows.items())
-    texts = tuple(version.text for version in doomed)
-    return Receipt("dry-run", texts, erased, len(rows) - erased, 0, parts.keyring.epoch, "nothing was erased")
+    erased = [row for digest, row in rows.items() if row.refs <= counts[digest]]
+    gone = {row.place for row in erased} | {version.row.place for version in doomed}
+    lent, garbage = _leftovers(parts)
+    slots = {place.slot for place in gone | garbage} - {0}
+    texts, freed = tuple(version.text for version in doomed), sum(place.record_bytes for place in gone | garbage)
+    keys, epoch = len(slots) + lent, parts.keyring.epoch
+    return Receipt("dry-run", texts, len(erased), len(rows) - len(erased), keys, freed, epoch, "nothing was erased")
+
+
+def _leftovers(parts: Parts) -> tuple[int, set[Place]]:
+    """Return how many keys of killed puts sealed nothing that has a row, and where the garbage lies that goes, too."""
+    loans = parts.ledger.abandoned()
+    if not parts.marks.leftovers() and not loans:
+        return 0, set()
+    asked = {(tenant_of(loan), slot) for loan, slots in loans.items() for slot in slots}
+    survey, mine = parts.garbage.survey(asked), parts.catalog.keys.prefix
+    garbage = {row.place for key, row in survey.unneeded if key.startswith(mine)}
+    return len(asked - survey.needed_slots), garbage
 
 
 def _count_without(parts: Parts, doomed: Sequence[StoredVersion], needs: Mapping[str, Needs], *, dry_run: bool) -> None:

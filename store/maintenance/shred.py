@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from ...formats.row_keys import tenant_of
-from ..artifacts.drop import remove
+from ..artifacts.drop import released, remove
 from ..artifacts.names import StoredVersion
 from ..catalog.garbage import Survey
 from ..errors import NoRoom, ReadOnly
@@ -39,15 +39,25 @@ def finish_shred(parts: Parts) -> None:
         shred(parts)
 
 
-def remove_for_good(parts: Parts, name: str, *, all_versions: bool, dry_run: bool) -> list[StoredVersion]:
+class Removed(list[StoredVersion]):
+    """The versions that were dropped, how many keys went with them, and the bytes that the next collections free."""
+
+    keys_destroyed = freed_bytes = 0
+
+
+def remove_for_good(parts: Parts, name: str, *, all_versions: bool, dry_run: bool) -> Removed:
     """Drop a version, or all versions of a name, and destroy the keys of their records. Durable on return.
 
     Without the keys, a rebuilt catalog does not have the names again. Blobs that nothing else needs become garbage.
     """
-    if dry_run:
-        return remove(parts.names, name, all_versions=all_versions, dry_run=True)
-    with parts.spending_reserve():
-        parts.keyring.make_room(len(parts.names.addressed(name, all_versions=all_versions)))
-        removed = remove(parts.names, name, all_versions=all_versions, dry_run=False)
-        shred(parts)
+    removed = Removed(remove(parts.names, name, all_versions=all_versions, dry_run=True))
+    places = [version.row.place for version in removed]
+    places += [row.place for row in released(parts.names, removed)]
+    removed.freed_bytes = sum(place.record_bytes for place in places)
+    removed.keys_destroyed = sum(version.row.place.slot != 0 for version in removed)
+    if not dry_run:
+        with parts.spending_reserve():
+            parts.keyring.make_room(len(removed))
+            removed[:] = remove(parts.names, name, all_versions=all_versions, dry_run=False)
+            removed.keys_destroyed = shred(parts)
     return removed

@@ -34,13 +34,14 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a tenant has: its versions, and the bytes that its records take in segments.
+    """What a tenant has: its versions, the bytes that its records take in segments, and its record keys.
 
     After the tenant was removed, `still_staged` names copies that could not be wiped, see `Receipt`.
     """
 
     artifacts: int
     stored_bytes: int
+    keys: int = 0
     still_staged: tuple[str, ...] = ()
 
 

@@ -31,10 +31,12 @@ class Tenants:
         and Fenced, before anything is destroyed, if a process uses a staged copy of its artifacts.
         """
         p = self.parts
+        p.keyring.refresh()  # another process may have put for the tenant
         number, tenant = p.keyring.tenant(name)
         if number == p.keys.number:
             raise BadInput(f"tenant {name}", "is the one the store is opened as; use --tenant with another")
         gone = holding(Catalog(p.tables, number, tenant.index_key))
+        gone = replace(gone, keys=len(p.keyring.slots(number)))
         if gone.artifacts and not erase:
             why = f"has artifacts: {gone.artifacts}, {gone.stored_bytes} bytes stored"
             raise Conflict(f"tenant {name}", why, hint="add --erase to destroy them with it")

@@ -92,7 +92,7 @@ def read_job(path: Path) -> JobFile:
         path=path,
         to=to,
         weights=weights,
-        budget=tuple((tier, _size(budget, tier)) for tier in BUDGETS if tier in budget),
+        budget=tuple((tier, _size(budget, tier, plain=False)) for tier in BUDGETS if tier in budget),
         tokens_per_s=tokens_per_s,
         block_bytes=_size(job, "block_bytes") if "block_bytes" in job else None,
         block_tokens=job.whole("block_tokens", least=1) if "block_tokens" in job else BLOCK_TOKENS,
@@ -221,10 +221,10 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, text
 
 
-def _size(fields: Fields, name: str) -> int:
-    """Return a size in bytes, given as a number or as text like 16GiB; raise BadInput unless it is above 0."""
+def _size(fields: Fields, name: str, *, plain: bool = True) -> int:
+    """Return a size in bytes, given as text like 16GiB, or `plain` as a number; raise BadInput unless it is above 0."""
     given = fields.get(name)
-    value = given
+    value = given if plain else None
     with suppress(BadInput):
         value = parse_size(given) if isinstance(given, str) else given
     if type(value) is not int or not 0 < value <= WHOLE_MAX:

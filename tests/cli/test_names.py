@@ -37,7 +37,7 @@ def test_a_label_is_listed_beside_its_number_and_keeps_its_version(stocked: Path
     assert (first.split()[0], second.split()[0], third.split()[0]) == ("w@1", "w@2", "w@3")
     assert second.endswith("Z  @v1.0")
     assert (first[-1], third[-1]) == ("Z", "Z")
-    for flags, dropped in (("--keep-last", 1), ["w@1"]), (("--max-bytes", 1), ["w@1", "w@3"]):
+    for flags, dropped in (("--keep-last", 1), ["w@1"]), (("--max-bytes", "1B"), ["w@1", "w@3"]):
         assert cli("gc", *flags, "--dry-run", "--json").json["dropped"] == dropped
     cli("pin", "w@v1.0")
     assert "Z  @v1.0 pinned\n" in cli("ls").out
@@ -52,12 +52,13 @@ def test_what_a_tenant_has_is_told_before_it_goes(stocked: Path) -> None:
         assert said in fails(15, "tenant", "rm", "team", *flags).err
     before = [stocked.joinpath(name).read_bytes() for name in ("keys/root", "keys/pages")]
     told = cli("tenant", "rm", "team", "--erase", "--dry-run", "--json").json
+    assert told.pop("keys_destroyed") > 0
     said_of_it = {"tenant": "team", "erased": True, "artifacts": 2, "bytes": sum(stored), "still_staged": []}
     assert told == said_of_it | {"dry_run": True}
     assert cli("tenant", "rm", "team", "--erase", "--dry-run").out == "would remove team, artifacts: 2, 24.0 KiB\n"
     assert [stocked.joinpath(name).read_bytes() for name in ("keys/root", "keys/pages")] == before
     assert cli("get", "x", "out", "--tenant", "team").code == 0
-    assert cli("tenant", "rm", "team", "--erase", "--json").json == told | {"dry_run": False}
+    assert told.items() <= (cli("tenant", "rm", "team", "--erase", "--json").json | {"dry_run": True}).items()
     fails(12, "ls", "--tenant", "team")
 
 

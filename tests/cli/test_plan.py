@@ -95,7 +95,7 @@ def test_a_plan_that_was_written_is_what_prefetch_stages(store: Store, tmp_path:
         assert {one["name"] for one in staged.json["staged"]} == {"base", "x", "y"}
         assert staged.json["predicted_seconds"] == (3 * SIZE / 1e6 if staged.json["moved_bytes"] else 0)
     assert cli("unstage", "--all").code == 0
-    assert cli("prefetch", tmp_path / "PLAN", "--budget", str(3 * SIZE - 1)).code == 14  # what is said here counts
+    assert cli("prefetch", tmp_path / "PLAN", "--budget", f"{3 * SIZE - 1}B").code == 14  # what is said here counts
     again = cli("prefetch", job(tmp_path, [{"artifacts": ["x", "y"]}], f"[budget]\nhost = {2 * SIZE - 1}\n"))
     assert again.code == 14
 

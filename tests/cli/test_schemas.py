@@ -9,7 +9,6 @@ import os
 import runpy
 import secrets
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from arstore.formats.identity import FIELDS
 from arstore.formats.manifest import KINDS
 from arstore.store.staging.arenas import UPWARD
 from arstore.store.tiers import probe as probe_room
-from tests.support.command import Ran, arstore, cli, start
+from tests.support.command import Ran, arstore, cli, stopped
 from tests.support.kv_made import FLAGS, IDENTITY, made
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -357,13 +356,11 @@ def leases(o: Outputs) -> None:
 
 def a_dead_owner(o: Outputs) -> None:
     o.run("init")
-    Path("large").write_bytes(secrets.token_bytes(64 << 20))
-    owner = start("put", "large", "x")
-    while not (found := o.run("lease ls")["leases"]):
-        assert owner.poll() is None, "it was done before it was seen"
-    owner.send_signal(signal.SIGKILL)
+    Path("large").write_bytes(secrets.token_bytes(1 << 20))
+    owner = stopped("put", "large", "x", part="segments", written_bytes=1 << 19)
+    assert [one["state"] for one in o.run("lease ls")["leases"]] == ["live"]
+    owner.kill()
     owner.wait()
-    assert found[0]["state"] == "live"
     assert [one["state"] for one in o.run("lease ls")["leases"]] == ["dead"]
     assert o.run("put", "a.txt", "x")["version"] == 1
     o.run("repair")

@@ -58,17 +58,45 @@ def test_nothing_asked_nothing_dropped() -> None:
     ("wanted", "kept"),
     [
         (Retention(keep_last=2), {4, 5}),
-        (Retention(keep_last=0), set()),
+        (Retention(keep_last=0), {5}),
+        (Retention(keep_last=0, drop_last=True), set()),
         (Retention(keep_last=9), {1, 2, 3, 4, 5}),
         (Retention(keep_within_s=15 * DAY_S), {4, 5}),
         (Retention(keep_within_s=20 * DAY_S), {3, 4, 5}),
         (Retention(keep_within_s=0), {5}),
+        (Retention(keep_within_s=0, drop_last=True), {5}),  # made this very second
         (Retention(keep_last=1, keep_within_s=25 * DAY_S), {3, 4, 5}),  # what either rule keeps is kept
         (Retention(keep_last=4, keep_within_s=5 * DAY_S), {2, 3, 4, 5}),
     ],
 )
 def test_by_count_and_age(wanted: Retention, kept: set[int]) -> None:
     assert set(chosen(reversed(FIVE), wanted)) == {f"model@{n}" for n in range(1, 6) if n not in kept}
+
+
+def test_age_is_counted_back_from_the_newest_version() -> None:
+    """A base model that was put 31 days ago stays under a rule of 30 days, and so do those that were near it."""
+    versions = [version("base", n, age_s=(60 - n) * DAY_S) for n in (1, 20, 29)]
+    assert chosen(versions, Retention(keep_within_s=15 * DAY_S)) == ["base@1"]
+    everything = ["base@29", "base@20", "base@1"]
+    assert chosen(versions, Retention(keep_within_s=15 * DAY_S, drop_last=True)) == everything
+
+
+def test_no_rule_empties_a_store_by_itself() -> None:
+    versions = [version(name, 1, age_s=400 * DAY_S) for name in "abcdef"]
+    for wanted in (Retention(keep_within_s=30), Retention(keep_last=0), Retention(0, 0)):
+        assert chosen(versions, wanted) == []
+
+
+def test_what_is_dropped_for_room_is_enough_and_no_more() -> None:
+    """Not a small file, an adapter and the model in use before the one that would have done."""
+    used = {"note": 30, "adapter": 20, "old": 9, "model": 0}
+    versions = [version(name, 1, age_s=40 * DAY_S, used_ago_s=days * DAY_S) for name, days in used.items()]
+    lengths = {"note": 123, "adapter": 50_000_000, "old": 2_300_000_000, "model": 2_000_000_000}
+    needs = {f"{name}@1": [blob(n, length)] for n, (name, length) in enumerate(lengths.items())}
+    assert chosen(versions, Retention(max_bytes=2_500_000_000), needs) == ["old@1"]
+    assert chosen(versions, Retention(max_bytes=4_300_000_200), needs) == ["adapter@1"]
+    assert chosen(versions, Retention(max_bytes=4_350_000_100), needs) == ["note@1"]
+    assert set(chosen(versions, Retention(max_bytes=100), needs)) == {f"{name}@1" for name in used}
 
 
 def test_each_name_counts_for_itself() -> None:
@@ -80,15 +108,16 @@ def test_a_pin_beats_every_rule() -> None:
     versions = [version("model", n, age_s=99 * DAY_S, pinned=n == 1) for n in (1, 2)]
     needs = {"model@1": [blob(1)], "model@2": [blob(2)]}
     assert chosen(versions, Retention(0, 0, 0), needs) == ["model@2"]
+    assert chosen(versions, Retention(0, 0, None), needs) == []  # the newest one
 
 
 def test_a_label_is_as_good_as_a_pin() -> None:
     versions = [version("model", n, age_s=99 * DAY_S, label="release" if n == 1 else None) for n in (1, 2, 3)]
     needs = {f"model@{n}": [blob(n)] for n in (1, 2, 3)}
-    for wanted in (Retention(keep_last=1), Retention(keep_within_s=0, keep_last=1), Retention(max_bytes=200)):
+    for wanted in (Retention(keep_last=1), Retention(max_bytes=200)):
         assert chosen(versions, wanted, needs) == ["model@2"], wanted
     assert chosen(versions, Retention(max_bytes=0), needs) == ["model@2", "model@3"]
-    assert chosen(versions, Retention(keep_within_s=0), needs) == ["model@3", "model@2"]
+    assert chosen(versions, Retention(keep_within_s=0, drop_last=True), needs) == ["model@3", "model@2"]
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -108,7 +137,8 @@ def test_the_least_recently_used_goes_first() -> None:
 def test_what_was_computed_is_worth_four_times_what_is_fetched(costly: str) -> None:
     """Four times is two half-lives of a week each."""
     for age_s, first in ((2 * WEEK_S - DAY_S, "fetched@1"), (2 * WEEK_S + DAY_S, "computed@1")):
-        versions = [version("computed", 1, age_s=age_s, kind=costly), version("fetched", 1)]
+        both_s = 2 * DAY_S  # what was used within a day goes last
+        versions = [version("computed", 1, age_s=age_s + both_s, kind=costly), version("fetched", 1, age_s=both_s)]
         needs = {"computed@1": [blob(1)], "fetched@1": [blob(2)]}
         assert chosen(versions, Retention(max_bytes=100), needs) == [first]
 
@@ -163,6 +193,7 @@ def cases(draw: st.DrawFn) -> Case:
         draw(st.one_of(st.none(), st.integers(0, 4))),
         draw(st.one_of(st.none(), st.integers(0, 60 * DAY_S))),
         draw(limit),
+        draw(st.booleans()),
     )
     return Case(draw(st.permutations(versions)), needs, wanted)
 
@@ -180,17 +211,20 @@ def test_every_rule_holds(case: Case) -> None:
     if limit is None:
         assert set(dropped) == outdated
         return
-    # By value, in order, and not one more than is needed: shared blobs are counted once.
     evicted = [text for text in dropped if text not in outdated]
-    assert evicted == sorted(evicted, key=lambda text: (value(by_text[text]), text))
-    left = [text for text in by_text if text not in outdated]
-    for text in evicted:
-        assert size(case, left) > limit
-        left.remove(text)
+    left = [text for text in by_text if text not in dropped]
     rest = [text for text in left if not is_kept(by_text[text])]
     assert size(case, left) <= limit or not rest
-    if evicted and rest:
-        assert min((value(by_text[text]), text) for text in rest) > (value(by_text[evicted[-1]]), evicted[-1])
+    if size(case, left) <= limit:
+        for text in evicted:
+            assert size(case, [*left, text]) > limit, "one more than is needed"
+        if any(map(is_fresh, map(by_text.__getitem__, evicted))):
+            stale = [text for text in by_text if not is_fresh(by_text[text]) and not is_kept(by_text[text])]
+            assert size(case, [text for text in by_text if text not in {*outdated, *stale}]) > limit
+
+
+def is_fresh(found: StoredVersion) -> bool:
+    return min(NOW_S - created_s(found), NOW_S - found.row.used_s) < DAY_S
 
 
 def size(case: Case, texts: Iterable[str]) -> int:
@@ -201,13 +235,6 @@ def created_s(found: StoredVersion) -> float:
     return datetime.fromisoformat(found.summary.created).timestamp()
 
 
-def value(found: StoredVersion) -> float:
-    """The documented value of a byte: cost by kind, halved by every week since the last use."""
-    cost = 4 if found.summary.kind in ("kv", "intermediate") else 1
-    unused_s = min(NOW_S - created_s(found), NOW_S - found.row.used_s)
-    return float(cost * 0.5 ** (max(unused_s, 0) / WEEK_S))
-
-
 def is_kept(found: StoredVersion) -> bool:
     return found.summary.pinned or bool(found.summary.label)
 
@@ -216,8 +243,12 @@ def is_outdated(found: StoredVersion, case: Case) -> bool:
     last, within_s = case.wanted.keep_last, case.wanted.keep_within_s
     if (last is None and within_s is None) or is_kept(found):
         return False
-    one = found.summary
-    newer = sum(other.summary.name == one.name and other.summary.version > one.version for other in case.versions)
+    own = [other for other in case.versions if other.summary.name == found.summary.name]
+    newest = max(own, key=lambda other: other.summary.version)
+    newer = sum(other.summary.version > found.summary.version for other in own)
+    if not newer and not case.wanted.drop_last:
+        return False
+    from_s = NOW_S if case.wanted.drop_last else created_s(newest)
     kept_by_count = last is not None and newer < last
-    kept_by_age = within_s is not None and NOW_S - created_s(found) <= within_s
+    kept_by_age = within_s is not None and from_s - created_s(found) <= within_s
     return not (kept_by_count or kept_by_age)
