@@ -48,6 +48,9 @@ def plan(
     if plot is not None:
         check_suffix(plot)
     run = read_measured(measured) if measured is not None else None
+    for report in (out, plot):
+        if report is not None:
+            session.check_report(report)
     with session.open() as store:
         made = store.tiers.plan(job, order=order, to=to)
     if run is not None:

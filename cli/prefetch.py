@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..store.disk import Disk
 from ..store.errors import BadInput, NotFound, StoreError
 from ..store.quantities import parse_duration, parse_size
 from ..store.staging.prefetch import StagingOptions
@@ -101,7 +100,7 @@ def _carry_out(asked: Asked) -> int:
     if asked.command:  # if a process of the command dies, the next write to it must not end this one
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     if asked.timeline is not None:
-        Disk().check_output(asked.timeline)
+        asked.session.check_report(asked.timeline)
     with asked.session.open() as store:
         plan = _plan_in(asked, store)
         _check_target(asked.to or (plan.job.tiers[0].name if plan else "host"), asked.command)

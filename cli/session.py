@@ -61,6 +61,14 @@ class Session:
 
         return open_store(self.root, tenant=self.tenant, read_only=self.read_only, ask=ask_passphrase)
 
+    def check_report(self, path: Path) -> None:
+        """Raise BadInput or StorageFailed unless a report may be written to `path`; see `Outputs.check_report`."""
+        from ..store.config import read_config
+        from ..store.disk import Disk
+        from ..store.outputs import Outputs
+
+        Outputs(self.root, read_config(self.root), Disk()).check_report(path)
+
     def emit(self, values: dict[str, object], text: Callable[[], str]) -> None:
         """Print one JSON object or its rendering to stdout."""
         if self.json:

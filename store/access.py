@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from .config import Config, default_store, default_tenant
 from .disk import Disk
+from .errors import BadInput
 from .keys.unlock import Ask, Secrets
 from .locks import locked
+from .outputs import lies_in_store
 from .progress import Progress, ignore_progress
 from .store import Store
 
@@ -59,6 +61,8 @@ def create_store(
     root = Path(path) if path is not None else default_store()
     root_file = Path(root_file) if root_file is not None else None
     disk = Disk()
+    if lies_in_store(root.resolve().parent):
+        raise BadInput(str(root), "lies in a store; another one is kept outside of it")
     if not root.exists():
         disk.make_dirs(root)
     with locked(root):  # two at once would mix the keys of two stores

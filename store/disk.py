@@ -45,6 +45,11 @@ class Disk:
                     os.mkdir(made, mode)
                 self.sync_dir(made.parent)
 
+    def make_dir(self, path: Path, mode: int) -> None:
+        """Make one new directory; not durable."""
+        with disk_errors(path):
+            os.mkdir(path, mode)
+
     def open(self, path: Path, *, create: bool = False, direct: bool = False, mode: int = 0o600) -> int:
         """Open a file for reading and writing and return its descriptor.
 
@@ -177,8 +182,7 @@ class Disk:
         parent = dest if dest.is_dir() else dest.parent
         path = parent / f".arstore-{os.urandom(8).hex()}"
         self.make_dirs(parent, 0o777)
-        with disk_errors(dest):
-            os.mkdir(path, 0o700)
+        self.make_dir(path, 0o700)
         return path
 
     def rename(self, source: Path, target: Path) -> None:

@@ -26,6 +26,7 @@ from .disk import Disk
 from .errors import BadInput, Conflict
 from .keys.keyring import Keyring, create_keyring
 from .keys.unlock import Secrets, Stanzas, check_passphrase, new_key_file
+from .outputs import check_key_place
 from .reserve import RESERVE_NAME, set_aside
 
 
@@ -85,8 +86,7 @@ def _first_way(
     if held.key_file is None and (command := held.get("command")):
         return Stanzas().adding("command", command, master, config.store_id), config
     key_file = (held.key_file or default_key_file(config.store_id)).absolute()
-    if key_file.is_relative_to(root.absolute()):
-        raise BadInput(str(key_file), "a key file inside the store protects nothing; keep it elsewhere")
+    check_key_place(key_file, root)
     ways = Stanzas().adding("key-file", new_key_file(key_file, disk), master, config.store_id)
     return ways, replace(config, key_file=key_file)
 
@@ -129,6 +129,8 @@ def _place_root(config: Config, disk: Disk) -> None:
 def _check_empty(root: Path, root_file: Path | None) -> None:
     if root_file and root_file.exists():
         raise BadInput(str(root_file), "is there already; the root of another store is never overwritten")
+    if root_file:
+        check_key_place(root_file, root)
     if root.exists() and not root.is_dir():
         raise BadInput(str(root), "is not a directory")
     ours = {KEYS_DIR, SEGMENTS_DIR, CATALOG_DIR, RESERVE_NAME}

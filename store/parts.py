@@ -30,6 +30,7 @@ from .segments.reader import SegmentReader
 if TYPE_CHECKING:
     from .artifacts.commit import PutParts
     from .keys.rotate import Rekeying
+    from .outputs import Outputs
     from .segments.blobs import ReadParts
     from .segments.writer import SegmentWriter
 
@@ -78,6 +79,13 @@ class Parts:
             now=self.now,
             recover=self.recover,
         )
+
+    @property
+    def outputs(self) -> "Outputs":
+        """Where what a user asks for may be written."""
+        from .outputs import Outputs
+
+        return Outputs(self.root, self.config, self.disk)
 
     @property
     def rekeying(self) -> "Rekeying":

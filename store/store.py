@@ -121,7 +121,7 @@ class Store:
             from .kv.export import write_kv as write
         else:
             from .artifacts.get import write_artifact as write
-        return artifact, write(artifact, dest, selection, self._parts.disk, progress)
+        return artifact, write(artifact, dest, selection, self._parts.outputs, progress)
 
     def ls(self, glob: str | None = None, kind: str | None = None) -> list[StoredVersion]:
         return self._parts.names.listed(glob, kind)
@@ -224,7 +224,7 @@ class Store:
         from .kv.kv import Kv
 
         p = self._parts
-        return Kv(p.put, p.read, p.names, p.disk)
+        return Kv(p.put, p.read, p.names, p.outputs)
 
     def longest_prefix(self, tokens: Any, identity: Mapping[str, object]) -> Prefix:
         """Return the longest stored prefix of a sequence of token ids under an identity; see `Kv.longest_prefix`."""

@@ -12,14 +12,16 @@ from pathlib import Path
 
 from ...formats.errors import FormatError
 from ...formats.frames import WEIGHT_FRAME_BYTES
-from ...formats.manifest import Manifest, StoredFile
+from ...formats.manifest import StoredFile
 from ...formats.readers.safetensors import write_header
 from ...formats.tensor import DTYPE_BITS, dense_bytes
 from ..disk import Disk, make_buffer
-from ..errors import BadInput, Corrupt
+from ..errors import BadInput
+from ..outputs import Outputs
 from ..progress import Progress
 from ..workers import run_all, workers_count
 from .artifact import Artifact
+from .placing import check_tree, move_tree, place_dest, tensors_file
 from .select import Selection, TensorPart, select
 
 _BLOCK_BYTES = 64 << 20
@@ -37,63 +39,47 @@ class Written:
 
 
 def write_artifact(
-    artifact: Artifact, dest: str | Path, selection: Selection | None, disk: Disk, progress: Progress
+    artifact: Artifact, dest: str | Path, selection: Selection | None, outputs: Outputs, progress: Progress
 ) -> Written:
     """Write the files of a version, or one safetensors file of the selected tensors, to `dest`; see `place_dest`.
 
     Raises Corrupt, with nothing new at `dest`, if a blob is bad.
     """
-    dest = place_dest(dest, disk)
+    dest = place_dest(dest, outputs)
     if selection:
-        return write_selected(artifact, dest, selection, disk, progress)
-    return write_files(artifact, dest, disk, progress)
+        return write_selected(artifact, dest, selection, outputs, progress)
+    return write_files(artifact, dest, outputs, progress)
 
 
-def place_dest(dest: str | Path, disk: Disk) -> Path:
-    """Return where a get writes, as an absolute path. A `dest` that ends in a slash is made a directory."""
-    place = Path(dest).absolute()
-    if str(dest).endswith("/"):
-        disk.make_dirs(place, 0o777)
-    return place
-
-
-def tensors_file(dest: Path, name: str) -> Path:
-    """Return the safetensors file that a get of a name writes: `dest`, or a file in it if `dest` is a directory."""
-    return dest / f"{name.rpartition('/')[2]}.safetensors" if dest.is_dir() else dest
-
-
-def write_files(artifact: Artifact, dest: Path, disk: Disk, progress: Progress) -> Written:
+def write_files(artifact: Artifact, dest: Path, outputs: Outputs, progress: Progress) -> Written:
     """Write the artifact's files, byte-identical, modes included, to `dest`.
 
     An artifact that was put as a file becomes the file `dest`, or a file in it where it is a directory.
     Raises Corrupt, with nothing new at `dest`, if a blob is bad.
     """
-    files = artifact.manifest.files
-    into = dest.is_dir() if artifact.manifest.single else True
-    if not artifact.manifest.single and dest.exists() and not dest.is_dir():
+    manifest, disk = artifact.manifest, outputs.disk
+    if not manifest.single and os.path.lexists(dest) and not dest.is_dir():
         raise BadInput(str(dest), "is a file; the artifact is a directory")
-    # Checked before anything is read or written, and again below, because the destination may change meanwhile.
-    _places(artifact.manifest, dest, into)
+    inside = not manifest.single or dest.is_dir()
+    check_tree(manifest, dest, outputs)
     private = disk.make_private_dir(dest)
     try:
-        _write_blobs(artifact, private, disk, progress)
-        for number, file in enumerate(files):
-            disk.set_mode(private / str(number), file.mode)
-        if not artifact.manifest.single:
-            disk.make_dirs(dest, 0o777)
-        folders, places = _places(artifact.manifest, dest, into)
-        for folder in folders:
-            disk.make_dirs(folder, 0o700)
-        for number, place in enumerate(places):
-            disk.rename(private / str(number), place)
-        for path, mode in reversed(artifact.manifest.directories):
+        tree = private / "tree"  # in a directory of its own, so that nobody enters it before it is complete
+        disk.make_dir(tree, 0o777)
+        for path, _ in sorted(manifest.directories):
+            disk.make_dir(tree / path, 0o700)
+        _write_blobs(artifact, tree, disk, progress)
+        for file in manifest.files:
+            disk.set_mode(tree / file.path, file.mode)
+        move_tree(tree if inside else tree / manifest.files[0].path, dest, disk)
+        for path, mode in sorted(manifest.directories, reverse=True):
             disk.set_mode(dest / path, mode)
     finally:
         disk.remove(private)
-    return Written(len(files), artifact.manifest.plain_bytes, artifact.bytes_read)
+    return Written(len(manifest.files), manifest.plain_bytes, artifact.bytes_read)
 
 
-def write_selected(artifact: Artifact, dest: Path, wanted: Selection, disk: Disk, progress: Progress) -> Written:
+def write_selected(artifact: Artifact, dest: Path, wanted: Selection, outputs: Outputs, progress: Progress) -> Written:
     """Write the selected tensors as one safetensors file, reading only the frames they lie in."""
     # Wider types first, as the safetensors library writes them, so that every tensor is aligned.
     chosen = sorted(select(artifact.manifest, wanted), key=lambda part: -DTYPE_BITS.get(part.tensor.span.dtype, 0))
@@ -106,9 +92,11 @@ def write_selected(artifact: Artifact, dest: Path, wanted: Selection, disk: Disk
         header = write_header([(part.name, part.tensor.span.dtype, part.shape) for part in chosen])
     except FormatError as error:
         raise BadInput("selection", str(error)) from None
-    dest = tensors_file(dest, artifact.summary.name)
+    dest = tensors_file(dest, artifact.summary.name, outputs)
     total = len(header) + sum(dense_bytes(part.tensor.span.dtype, part.shape) for part in chosen)
-    written = write_whole(dest, _with_first(memoryview(header), _blocks(artifact, chosen)), total, disk, progress)
+    written = write_whole(
+        dest, _with_first(memoryview(header), _blocks(artifact, chosen)), total, outputs.disk, progress
+    )
     return Written(1, written, artifact.bytes_read)
 
 
@@ -128,9 +116,9 @@ def write_whole(dest: Path, blocks: Iterable[memoryview], total: int, disk: Disk
     return at
 
 
-def _write_blobs(artifact: Artifact, private: Path, disk: Disk, progress: Progress) -> None:
-    """Write every file into a private directory, under its number, with several threads."""
-    blobs = artifact.manifest.blobs
+def _write_blobs(artifact: Artifact, tree: Path, disk: Disk, progress: Progress) -> None:
+    """Write every file into a tree whose directories are there, with several threads."""
+    blobs, files = artifact.manifest.blobs, artifact.manifest.files
     artifact.check_blobs()  # a blob that is missing or in quarantine is refused before anything is written
 
     def write(task: tuple[int, int, list[int]]) -> int:
@@ -141,12 +129,12 @@ def _write_blobs(artifact: Artifact, private: Path, disk: Disk, progress: Progre
             length = blobs[member].length
             read += artifact.read_blob(member, buffer[at : at + length])
             at += length
-        disk.write_file_at(private / str(number), buffer[:at], offset)
+        disk.write_file_at(tree / files[number].path, buffer[:at], offset)
         progress(at, artifact.manifest.plain_bytes)
         return read
 
-    for number in range(len(artifact.manifest.files)):
-        disk.write_file_at(private / str(number), b"", 0)
+    for file in files:
+        disk.write_file_at(tree / file.path, b"", 0)
     artifact.bytes_read += sum(run_all(write, _tasks(artifact), workers=min(workers_count(), _WORKERS_MAX)))
 
 
@@ -215,30 +203,3 @@ def _inner(part: TensorPart, rows: int, block: memoryview) -> memoryview:
 def _with_first(first: memoryview, rest: Iterator[memoryview]) -> Iterator[memoryview]:
     yield first
     yield from rest
-
-
-def _places(manifest: Manifest, dest: Path, into: bool) -> tuple[list[Path], list[Path]]:
-    """Return where the directories and the files of an artifact go; raise BadInput if something else is in the way.
-
-    Raises Corrupt if the manifest puts something into a directory that it does not name, or into a file.
-    """
-    known = {"", *(path for path, _ in manifest.directories)}
-    for path in (*known, *(file.path for file in manifest.files)):
-        if path.rpartition("/")[0] not in known:
-            raise Corrupt(path, "lies in no directory of the artifact")
-    folders = [_inside(dest, path, True) for path, _ in manifest.directories]
-    places = [_inside(dest, file.path, False) for file in manifest.files] if into else [dest]
-    return folders, places
-
-
-def _inside(dest: Path, path: str, directory: bool) -> Path:
-    """Return `dest/path`; raise BadInput if a link below `dest` leads out of it, or it can't be put there."""
-    parts, at = path.split("/"), dest
-    for part in parts if directory else parts[:-1]:
-        at = at / part
-        if os.path.islink(at):
-            raise BadInput(str(at), "is a link; files would be written outside the destination")
-    at = dest / path
-    if os.path.lexists(at) and not os.path.islink(at) and at.is_dir() != directory:
-        raise BadInput(str(at), "is not a directory" if directory else "is a directory; a file goes there")
-    return at

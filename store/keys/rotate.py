@@ -20,6 +20,7 @@ from ..config import KEYS_DIR, Config, write_config
 from ..disk import Disk
 from ..errors import BadInput, Conflict, KeyRefused
 from ..locks import locked
+from ..outputs import check_key_place
 from .keyring import Keyring
 from .unlock import Secrets, Stanzas, check_passphrase, fresh_secret, new_key_file
 
@@ -76,8 +77,7 @@ def _rotate(parts: Rekeying, key_file: Path | None, *, drop_others: bool, dry_ru
     if old is None:
         raise BadInput(str(parts.root), "opens with no key file; rotate the secret where it is kept")
     fresh_file = key_file.absolute() if key_file else _next_name(old)
-    if fresh_file.is_relative_to(parts.root.absolute()):
-        raise BadInput(str(fresh_file), "a key file inside the store protects nothing; keep it elsewhere")
+    check_key_place(fresh_file, parts.root)
     directory, store_id = parts.root / KEYS_DIR, parts.config.store_id
     stanzas = _current(parts)
     secret_of_file = _secret_for(fresh_file, parts, stanzas)

@@ -8,34 +8,35 @@ from ...formats.kv_layout import array_shapes, slot_name
 from ...formats.readers.safetensors import write_header
 from ...formats.tensor import dense_bytes
 from ..artifacts.artifact import Artifact
-from ..artifacts.get import Written, place_dest, tensors_file, write_whole
+from ..artifacts.get import Written, write_whole
+from ..artifacts.placing import place_dest, tensors_file
 from ..artifacts.select import Selection
-from ..disk import Disk
 from ..errors import BadInput
+from ..outputs import Outputs
 from ..progress import Progress
 from .prefix import Prefix, prefix_of
 
 
 def write_kv(
-    artifact: Artifact, dest: str | Path, selection: Selection | None, disk: Disk, progress: Progress
+    artifact: Artifact, dest: str | Path, selection: Selection | None, outputs: Outputs, progress: Progress
 ) -> Written:
     """Write the KV of a version, or of the selected layers, as one safetensors file to `dest`; see `place_dest`.
 
     Raises BadInput if anything but layers is selected. Raises Corrupt, with nothing new at `dest`, if a blob is bad.
     """
-    dest, name = place_dest(dest, disk), artifact.summary.name
+    dest, name = place_dest(dest, outputs), artifact.summary.name
     layers = selection.layers if selection else ()
     if selection and selection != Selection(layers=layers):
         raise BadInput(name, "is kv: of it layers can be selected", hint="see 'arstore kv get'")
-    return write_prefix(prefix_of(artifact), tensors_file(dest, name), layers or None, None, disk, progress)
+    return write_prefix(prefix_of(artifact), tensors_file(dest, name, outputs), layers or None, None, outputs, progress)
 
 
 def write_prefix(
     prefix: Prefix,
-    dest: str | Path,
+    dest: Path,
     layers: Sequence[int] | None,
     positions: tuple[int, int] | None,
-    disk: Disk,
+    outputs: Outputs,
     progress: Progress,
 ) -> Written:
     """Write the KV of some layers and token positions of a prefix as one safetensors file, a layer at a time."""
@@ -56,5 +57,5 @@ def write_prefix(
         for _, loaded in prefix.stream_loaded(wanted, range, (first, end), None, ahead=2):
             yield from (loaded.buffer[span.place] for span in loaded.spans)
 
-    written = write_whole(Path(dest).absolute(), blocks(), total, disk, progress)
+    written = write_whole(dest, blocks(), total, outputs.disk, progress)
     return Written(1, written, prefix.bytes_read)

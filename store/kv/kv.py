@@ -14,8 +14,9 @@ from ..artifacts.artifact import Artifact
 from ..artifacts.commit import PutParts, PutResult, Wish
 from ..artifacts.get import Written
 from ..artifacts.names import Names
+from ..artifacts.placing import place_dest
 from ..artifacts.refs import parse_new_ref
-from ..disk import Disk
+from ..outputs import Outputs
 from ..progress import Progress, ignore_progress
 from ..segments.blobs import ReadParts
 from .export import write_prefix
@@ -33,7 +34,7 @@ class Kv:
     parts: PutParts
     read: ReadParts
     names: Names
-    disk: Disk
+    outputs: Outputs
 
     def put(
         self,
@@ -89,7 +90,7 @@ class Kv:
         progress: Progress = ignore_progress,
     ) -> Written:
         """Write the KV of a prefix, or of some layers and token positions, to `dest` as one safetensors file."""
-        return write_prefix(prefix, dest, layers, positions, self.disk, progress)
+        return write_prefix(prefix, place_dest(dest, self.outputs), layers, positions, self.outputs, progress)
 
     def blocks_of(self, identity: Mapping[str, object]) -> Callable[[str], Prefix | None]:
         """Return a function that finds a good block of an identity by its id in hex, as a prefix of its own."""

@@ -26,6 +26,7 @@ ORDER = (
         "store/user_file",
         "store/workers",
         "store/libc",
+        "store/outputs",
     ),
     ("store/keys",),
     ("store/catalog",),
