@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from ..store.errors import BadInput
+from .session import put_out
 
 
 def register(app: typer.Typer) -> None:
@@ -19,4 +20,4 @@ def completion(
 
     if shell not in ("bash", "zsh", "fish", "powershell"):
         raise BadInput(f"shell {shell!r}", "wanted bash, zsh, fish or powershell")
-    print(get_completion_script(prog_name="arstore", complete_var="_ARSTORE_COMPLETE", shell=shell))
+    put_out(get_completion_script(prog_name="arstore", complete_var="_ARSTORE_COMPLETE", shell=shell))

@@ -28,7 +28,7 @@ from ..store.errors import (
     reason,
 )
 from .commands import Commands
-from .session import Reported, Session, tell
+from .session import STDOUT, Reported, Session, tell
 from .words import Words, read_words
 
 EXIT_CODES: dict[type[StoreError], int] = {
@@ -76,12 +76,11 @@ def _globals(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    while (
-        spare := os.open(os.devnull, os.O_RDWR)
-    ) <= 2:  # 0, 1 or 2 is closed, and no file of the store may get its number
+    # If 0, 1 or 2 is closed, no file of the store may get its number. Writing to it fails, as if it were still closed.
+    while (spare := os.open(os.devnull, os.O_RDONLY)) <= 2:
         pass
     os.close(spare)
-    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
+    sys.stdout, sys.stderr = sys.stdout or io.TextIOWrapper(io.FileIO(1, "w")), sys.stderr or io.StringIO()
     # If the reader of a pipe has gone (`arstore ls | head`), the program ends quietly, as others do.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # A name that the terminal's encoding lacks is printed escaped, because the command has done its work already.
@@ -94,8 +93,10 @@ def main(arguments: list[str] | None = None) -> None:
     code = run(sys.argv[1:] if arguments is None else arguments)
     try:
         sys.stdout.flush()
-    except OSError:  # the error is printed already, and the interpreter must not flush once more
-        sys.stdout, code = io.StringIO(), code or _INTERNAL
+    except OSError as error:
+        if not code:  # else the error is printed already
+            tell(f"arstore: error: {STDOUT}: {reason(error)}")
+        sys.stdout, code = io.StringIO(), code or _INTERNAL  # the interpreter must not flush once more
     gc.freeze()  # saves the interpreter a search for cycles in memory that ends with the process
     sys.exit(code)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..store.errors import StoreError
+from ..store.errors import StorageFailed, StoreError, reason
 from ..store.progress import Progress, TierProgress, ignore_progress, ignore_tiers
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..store.store import Store
 
+STDOUT = "standard output"
 PARTIAL = 4  # the exit code if some of several objects failed
 
 
@@ -72,9 +73,9 @@ class Session:
     def emit(self, values: dict[str, object], text: Callable[[], str]) -> None:
         """Print one JSON object or its rendering to stdout."""
         if self.json:
-            print(json.dumps(values), flush=True)
+            put_out(json.dumps(values))
         elif not self.quiet and (shown := text()):
-            print(shown, flush=True)  # so that it comes before what stderr says later
+            put_out(shown)
 
     def say(self, line: str) -> None:
         """Talk to the person, on stderr."""
@@ -141,6 +142,14 @@ class Session:
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
             yield bars
+
+
+def put_out(text: str) -> None:
+    """Print to stdout, before what stderr says later. Raises StorageFailed if it can't be written."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        raise StorageFailed(STDOUT, reason(error)) from None
 
 
 def tell(text: str) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from ..store.maintenance.stats import Stats
 from .render import pairs, size
-from .session import session_of
+from .session import put_out, session_of
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +30,7 @@ def stats(
         "tenant": tenant,
     }
     if prometheus and not session.json:
-        print(_prometheus(values, tenant))
+        put_out(_prometheus(values, tenant))
     else:
         session.emit(values, lambda: _text(found))
 

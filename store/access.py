@@ -9,7 +9,6 @@ from .disk import Disk
 from .errors import BadInput
 from .keys.unlock import Ask, Secrets
 from .locks import locked
-from .outputs import lies_in_store
 from .progress import Progress, ignore_progress
 from .store import Store
 
@@ -57,6 +56,7 @@ def create_store(
     Raises Conflict if a store of another kind is there, BadInput if the directory holds something else.
     """
     from .init import init_store
+    from .outputs import lies_in_store
 
     root = Path(path) if path is not None else default_store()
     root_file = Path(root_file) if root_file is not None else None

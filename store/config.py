@@ -5,7 +5,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from .disk import Disk
+from .disk import Disk, file_name, name_text
 from .errors import BadInput, NoStore, StorageFailed, reason
 from .user_file import open_user_file
 
@@ -33,7 +33,7 @@ class Config:
         ]
         for name, path in (("key_file", self.key_file), ("root_file", self.root_file)):
             if path is not None:
-                lines.append(f"{name} = {_quoted(str(path))}")
+                lines.append(f"{name} = {_quoted(name_text(path))}")
         return "\n".join(lines) + "\n"
 
 
@@ -54,7 +54,7 @@ def setting(name: str) -> str | None:
         raise BadInput(f"ARSTORE_CONFIG {path}", f"can't be read as TOML ({error})") from None
     if value is not None and not isinstance(value, str):
         raise BadInput(f"ARSTORE_CONFIG {path}", f"{name} is not text")
-    return value or None
+    return file_name(value) if value else None
 
 
 def default_store() -> Path:
@@ -103,9 +103,9 @@ def read_config(root: Path) -> Config:
         store_id = bytes.fromhex(values["store_id"])
         if len(store_id) != 16 or not isinstance(values["encrypted"], bool):
             raise ValueError("store_id or encrypted")
-        paths = {n: Path(values[n]) if n in values else None for n in ("key_file", "root_file")}
+        paths = {n: Path(file_name(values[n])) if n in values else None for n in ("key_file", "root_file")}
         return Config(store_id, values["encrypted"], **paths)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StorageFailed(str(path), f"not a valid config: {error}") from None
 
 

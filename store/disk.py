@@ -33,6 +33,16 @@ def disk_errors(where: object) -> Iterator[None]:
         raise StorageFailed(str(where), why) from error
 
 
+def file_name(text: str) -> str:
+    """Return a stored path as this process must spell it. Names on disk are bytes: UTF-8, whatever the locale is."""
+    return os.fsdecode(text.encode())
+
+
+def name_text(name: str | Path) -> str:
+    """Return the text of a path on disk, to be stored; raise UnicodeDecodeError if it is not UTF-8."""
+    return os.fsencode(name).decode()
+
+
 class Disk:
     """The real disk."""
 

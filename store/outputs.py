@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .config import CATALOG_DIR, CONFIG_NAME, KEYS_DIR, SEGMENTS_DIR, Config, setting
-from .disk import Disk
+from .disk import Disk, name_text
 from .errors import BadInput
 
 # What a file is, whichever path leads to it: the numbers of its device and of its inode.
@@ -88,6 +88,10 @@ def check_key_place(path: Path, root: Path) -> None:
     """Raise BadInput if a key file or root file would lie in the store at `root`, or in another one."""
     if lies_in_store(path, {inode for name in ("", KEYS_DIR) if (inode := _inode(root / name))}):
         raise BadInput(str(path), "a key file inside the store protects nothing; keep it elsewhere")
+    try:
+        name_text(path)
+    except UnicodeDecodeError:
+        raise BadInput(ascii(str(path)), "the path of a key file must be UTF-8: the store keeps it") from None
 
 
 def is_store(directory: Path) -> bool:

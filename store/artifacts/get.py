@@ -15,7 +15,7 @@ from ...formats.frames import WEIGHT_FRAME_BYTES
 from ...formats.manifest import StoredFile
 from ...formats.readers.safetensors import write_header
 from ...formats.tensor import DTYPE_BITS, dense_bytes
-from ..disk import Disk, make_buffer
+from ..disk import Disk, file_name, make_buffer
 from ..errors import BadInput
 from ..outputs import Outputs
 from ..progress import Progress
@@ -67,13 +67,13 @@ def write_files(artifact: Artifact, dest: Path, outputs: Outputs, progress: Prog
         tree = private / "tree"  # in a directory of its own, so that nobody enters it before it is complete
         disk.make_dir(tree, 0o777)
         for path, _ in sorted(manifest.directories):
-            disk.make_dir(tree / path, 0o700)
+            disk.make_dir(tree / file_name(path), 0o700)
         _write_blobs(artifact, tree, disk, progress)
         for file in manifest.files:
-            disk.set_mode(tree / file.path, file.mode)
-        move_tree(tree if inside else tree / manifest.files[0].path, dest, disk)
+            disk.set_mode(tree / file_name(file.path), file.mode)
+        move_tree(tree if inside else tree / file_name(manifest.files[0].path), dest, disk)
         for path, mode in sorted(manifest.directories, reverse=True):
-            disk.set_mode(dest / path, mode)
+            disk.set_mode(dest / file_name(path), mode)
     finally:
         disk.remove(private)
     return Written(len(manifest.files), manifest.plain_bytes, artifact.bytes_read)
@@ -129,12 +129,12 @@ def _write_blobs(artifact: Artifact, tree: Path, disk: Disk, progress: Progress)
             length = blobs[member].length
             read += artifact.read_blob(member, buffer[at : at + length])
             at += length
-        disk.write_file_at(tree / files[number].path, buffer[:at], offset)
+        disk.write_file_at(tree / file_name(files[number].path), buffer[:at], offset)
         progress(at, artifact.manifest.plain_bytes)
         return read
 
     for file in files:
-        disk.write_file_at(tree / file.path, b"", 0)
+        disk.write_file_at(tree / file_name(file.path), b"", 0)
     artifact.bytes_read += sum(run_all(write, _tasks(artifact), workers=min(workers_count(), _WORKERS_MAX)))
 
 

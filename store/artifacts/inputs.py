@@ -12,6 +12,7 @@ from ...formats.errors import FormatError
 from ...formats.manifest import check_path
 from ...formats.readers.sniff import read_table
 from ...formats.tensor import DTYPE_BITS, TensorSpan
+from ..disk import name_text
 from ..errors import BadInput, NotFound, StorageFailed, reason
 from .sources import FileSource, MemorySource, Source
 
@@ -133,8 +134,8 @@ def _walk(top: Path) -> list[tuple[Path, list[str]]]:
 
 
 def _checked(relative: str) -> str:
+    """Return the text of a path as it is stored."""
     try:
-        relative.encode()
-        return check_path(relative)
-    except (FormatError, UnicodeEncodeError):
+        return check_path(name_text(relative))
+    except (FormatError, UnicodeDecodeError):
         raise BadInput(ascii(relative), "a path must be UTF-8, each part at most 255 bytes") from None

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ...formats.manifest import Manifest
-from ..disk import Disk
+from ..disk import Disk, file_name
 from ..errors import BadInput, Corrupt, StorageFailed
 from ..outputs import Outputs
 
@@ -44,12 +44,12 @@ def check_tree(manifest: Manifest, dest: Path, outputs: Outputs) -> None:
             raise Corrupt(path, "lies in no directory of the artifact")
     there = {""} if dest.is_dir() else set[str]()
     for path in sorted(known - {""}):  # a directory comes before what is in it
-        if path.rpartition("/")[0] in there and os.path.lexists(dest / path):
-            _check_folder(dest / path, outputs)
+        if path.rpartition("/")[0] in there and os.path.lexists(folder := dest / file_name(path)):
+            _check_folder(folder, outputs)
             there.add(path)
     for file in manifest.files:
         if file.path.rpartition("/")[0] in there:
-            _check_file(dest / file.path, outputs)
+            _check_file(dest / file_name(file.path), outputs)
 
 
 def _check_folder(folder: Path, outputs: Outputs) -> None:

@@ -42,6 +42,11 @@ def parse_new_ref(text: str) -> Ref:
     ref = parse_ref(text)
     if ref.version is not None:
         raise BadInput(text, "version numbers are given by the store; use a label")
+    # Older stores may hold such names, and they are still read. But a path or a flag is what programs take them for.
+    if any(part in ("", ".", "..") or part.startswith("-") for part in f"{ref.name}/{ref.label or 'none'}".split("/")):
+        raise BadInput(
+            repr(text[:80]), "between slashes there is a part that is empty, '.' or '..', or begins with '-'"
+        )
     return ref
 
 

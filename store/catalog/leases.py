@@ -40,7 +40,7 @@ def sees_dead(here: ProcessId, other: ProcessId) -> bool:
 def process_start(pid: int) -> int | None:
     """Return when a process started, in clock ticks after boot; None if there is none or it is a zombie."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else int(fields[19])

@@ -15,6 +15,7 @@ from ...formats.errors import FormatError
 from ...formats.strict_json import parse_json
 from ..artifacts.identity import take_identity
 from ..artifacts.refs import parse_ref
+from ..disk import file_name
 from ..errors import BadInput, NotFound, StorageFailed, reason
 from ..quantities import parse_size
 from ..user_file import open_user_file
@@ -98,7 +99,7 @@ def read_job(path: Path) -> JobFile:
         block_tokens=job.whole("block_tokens", least=1) if "block_tokens" in job else BLOCK_TOKENS,
         identity=_identity(tables, f"{path}: [identity]") if "identity" in tables else (),
     )
-    return _with_requests(read, path.parent / job.text("requests")) if "requests" in job else read
+    return _with_requests(read, path.parent / file_name(job.text("requests"))) if "requests" in job else read
 
 
 def _read_tables(path: Path) -> Fields:

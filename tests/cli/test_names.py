@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from arstore import open_store
+from arstore import BadInput, open_store
 from arstore.formats.manifest import Manifest
+from arstore.store.artifacts.refs import parse_ref
 from tests.support.stocked import cli, fails, holdings, stocked, store, work
 
 __all__ = ["stocked", "store", "work"]  # fixtures
@@ -98,7 +99,7 @@ def test_an_ambiguous_prefix_is_refused(store: Path) -> None:
         assert cli("show", found[:longer], "--json").json["id"] == found
 
 
-GOOD_NAMES = ["a", "A-Z_0.9", "team/model/v1", ".hidden", "a/b@x", "w@1.0", "..", "/", "x" * 512, "n@" + "l" * 128]
+GOOD_NAMES = ["a", "A-Z_0.9", "team/model/v1", ".hidden", "a/b@x", "w@1.0", "a-b/..c", "x" * 512, "n@" + "l" * 128]
 
 
 BAD_NAMES = [
@@ -134,10 +135,37 @@ def test_version_numbers_are_given_not_taken(stocked: Path, name: str) -> None:
     assert holdings() == before
 
 
-def test_a_name_that_begins_with_a_dash_stands_behind_two(store: Path) -> None:
-    assert cli("put", "a.txt", "--", "-x").code == 0
-    assert cli("get", "--", "-x", "-out").code == 0
+NAMES_OF_OLD = ["..", "/", "../x", "/x", "x/", "-x", "a//b", ".", "a/./b", "a/../b", "a/-b", "n@../x", "n@-x"]
+
+
+@pytest.mark.parametrize("name", NAMES_OF_OLD)
+def test_names_that_read_as_paths_or_flags_are_not_given_any_more(stocked: Path, name: str) -> None:
+    before = holdings()
+    for words in (["put", "--", "a.txt", name], ["tag", "--", "w", name]):
+        assert "between slashes" in fails(2, *words).error
+    with open_store() as store, pytest.raises(BadInput, match="between slashes"):
+        store.kv.put("kv", name=name, tokens=[1], identity={"model": "m", "revision": "r", "precision": "bf16"})
+    assert holdings() == before
+
+
+@pytest.mark.parametrize("name", NAMES_OF_OLD)
+def test_names_that_older_stores_gave_are_read_renamed_and_removed(
+    store: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr("arstore.store.artifacts.put.parse_new_ref", parse_ref)
+        assert cli("put", "--", "a.txt", name).code == 0
+    assert cli("repair", "--rebuild-catalog").code == 0
+    assert cli("show", "--json", "--", name).json["name"] == name.partition("@")[0]
+    assert cli("get", "--", name, "-out").code == 0
     assert Path("-out").read_text() == "a text"
+    assert cli("tag", "--", name, "good").code == 0
+    assert cli("rm", "--", name).code == 0
+    assert [found["name"] for found in cli("ls", "--json").json["artifacts"]] == ["good"]
+
+
+def test_a_path_that_begins_with_a_dash_stands_behind_two(store: Path) -> None:
     Path("-in").write_text("in")
     assert cli("put", "--json", "--", "-in", "y").code == 0
-    assert cli("rm", "--", "-x").code == 0
+    assert cli("get", "--", "y", "-out").code == 0
+    assert Path("-out").read_text() == "in"

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -249,3 +250,61 @@ def test_a_full_stdout_is_an_error_and_no_traceback(words: list[str]) -> None:
     assert done.returncode == (3 if "get" in words else 0 if words == ["ls"] else 1)
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+PRINTS = {
+    "init": ["init"],
+    "put": ["put", "a.txt", "n"],
+    "get": ["get", "w", "out"],
+    "ls": ["ls"],
+    "show": ["show", "w"],
+    "pin": ["pin", "w"],
+    "unpin": ["unpin", "w"],
+    "tag": ["tag", "w", "t"],
+    "plan": ["plan", "job.toml"],
+    "tiers": ["tiers"],
+    "unstage": ["unstage", "--all"],
+    "verify": ["verify"],
+    "gc": ["gc"],
+    "repair": ["repair"],
+    "stats": ["stats"],
+    "prometheus": ["stats", "--prometheus"],
+    "completion": ["completion"],
+    "lease ls": ["lease", "ls", "--json"],
+    "key rotate": ["key", "rotate", "--dry-run"],
+    "tenant ls": ["tenant", "ls"],
+    "tenant add": ["tenant", "add", "other"],
+    "tenant rm": ["tenant", "rm", "default", "--dry-run"],
+    "rm": ["rm", "w", "--dry-run"],
+    "erase": ["erase", "w", "--dry-run"],
+    "help": ["--help"],
+    "help of a command": ["ls", "--help"],
+    "JSON": ["ls", "--json"],
+}
+
+
+@pytest.mark.parametrize("how", [">&-", ">/dev/full"])
+@pytest.mark.parametrize("what", PRINTS)
+def test_a_command_that_cannot_print_does_not_succeed(stocked: Path, what: str, how: str) -> None:
+    Path("job.toml").write_text('[job]\nto = "host"\nweights = ["w"]\n')
+    usual = arstore(*PRINTS[what])
+    assert (usual.code, usual.out != "") == (0, True), usual.err
+    command = shlex.join([*PROGRAM, *PRINTS[what]])
+    done = subprocess.run(["bash", "-c", f"{command} {how}"], check=False, capture_output=True, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.decode().splitlines() if "error" in line]
+    assert line.endswith("bad file descriptor" if how == ">&-" else "no space left on device")
+    assert b"Traceback" not in done.stderr
+    assert b"ignored" not in done.stderr
+    quiet = f"{shlex.join([*PROGRAM, '-q', 'pin', 'w'])} {how}"
+    assert subprocess.run(["bash", "-c", quiet], check=False, timeout=PATIENCE_S).returncode == 0
+
+
+@pytest.mark.parametrize("what", ["ls", "show", "help", "completion", "prometheus", "JSON"])
+def test_a_reader_that_goes_away_ends_a_command_quietly(stocked: Path, what: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [*PROGRAM, *PRINTS[what]]
+    done = subprocess.run(command, check=False, stdout=writing, stderr=subprocess.PIPE, timeout=PATIENCE_S)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
