@@ -10,6 +10,39 @@ from ..store.quantities import parse_duration, parse_size
 from .render import size
 from .session import session_of
 
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what a collection would do, and change nothing.")]
+_Grace = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="How long to keep garbage after a gc first saw it. 0s deletes it at once. [default: 24h]",
+    ),
+]
+_KeepLast = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=0, help="Keep the N newest versions of each name, and drop the others first."),
+]
+_KeepWithin = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Keep versions at most this much older than the newest of their name, as 30d. Drop the others first.",
+    ),
+]
+_DropLast = Annotated[
+    bool,
+    typer.Option(
+        "--drop-last", help="Let --keep-last and --keep-within drop the newest version of a name, too: see below."
+    ),
+]
+_MaxBytes = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Drop what is worth least, until the rest takes at most SIZE."),
+]
+_LockWait = Annotated[
+    str, typer.Option(metavar="TIME", help="How long to wait for another gc that runs. Then exit 11.")
+]
+
 
 def register(app: typer.Typer) -> None:
     app.command()(gc)
@@ -17,40 +50,13 @@ def register(app: typer.Typer) -> None:
 
 def gc(
     context: typer.Context,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what a collection would do, and change nothing.")
-    ] = False,
-    grace: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="How long to keep garbage after a gc first saw it. 0s deletes it at once. [default: 24h]",
-        ),
-    ] = None,
-    keep_last: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, help="Keep the N newest versions of each name, and drop the others first."),
-    ] = None,
-    keep_within: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Keep versions at most this much older than the newest of their name, as 30d. Drop the others first.",
-        ),
-    ] = None,
-    drop_last: Annotated[
-        bool,
-        typer.Option(
-            "--drop-last", help="Let --keep-last and --keep-within drop the newest version of a name, too: see below."
-        ),
-    ] = False,
-    max_bytes: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Drop what is worth least, until the rest takes at most SIZE."),
-    ] = None,
-    lock_wait: Annotated[
-        str, typer.Option(metavar="TIME", help="How long to wait for another gc that runs. Then exit 11.")
-    ] = "0s",
+    dry_run: _DryRun = False,
+    grace: _Grace = None,
+    keep_last: _KeepLast = None,
+    keep_within: _KeepWithin = None,
+    drop_last: _DropLast = False,
+    max_bytes: _MaxBytes = None,
+    lock_wait: _LockWait = "0s",
 ) -> None:
     """Collect garbage and give its space back.
 

@@ -192,7 +192,8 @@ class Disk:
         parent = dest if dest.is_dir() else dest.parent
         path = parent / f".arstore-{os.urandom(8).hex()}"
         self.make_dirs(parent, 0o777)
-        self.make_dir(path, 0o700)
+        with disk_errors(dest):
+            os.mkdir(path, 0o700)
         return path
 
     def rename(self, source: Path, target: Path) -> None:

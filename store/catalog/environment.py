@@ -29,9 +29,9 @@ from ..disk import Disk
 from ..errors import Fenced, StorageFailed
 from ..locks import try_lock_byte, unlock_byte
 from .last_write import LastWrite
+from .page_check import DATA_NAME
 
 T = TypeVar("T")
-DATA_NAME = "data.mdb"
 _WRITER, _READERS = 1 << 62, (1 << 62) + 1
 _WAIT_S = 300.0  # no transaction takes as long
 # The map is address space alone, which some machines limit. It has room for twice the file, and is made anew when full.

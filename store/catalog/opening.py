@@ -6,9 +6,9 @@ from pathlib import Path
 from ..disk import Disk
 from ..keys.keyring import Keyring
 from .catalog import TABLES as CATALOG_TABLES
-from .environment import DATA_NAME
 from .key_slots import TABLES as SLOT_TABLES
 from .leases import TABLE as LEASES_TABLE
+from .page_check import DATA_NAME
 from .tables import Tables
 
 

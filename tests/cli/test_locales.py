@@ -25,7 +25,7 @@ def locale(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
     if name == "utf-8":
         return {**kept, "PYTHONUTF8": "1"}
     if name == LATIN:
-        made = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", tmp_path / name]
+        made = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(tmp_path / name)]
         try:
             subprocess.run(made, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):

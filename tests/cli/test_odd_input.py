@@ -273,8 +273,6 @@ PRINTS = {
     "lease ls": ["lease", "ls", "--json"],
     "key rotate": ["key", "rotate", "--dry-run"],
     "tenant ls": ["tenant", "ls"],
-    "tenant add": ["tenant", "add", "other"],
-    "tenant rm": ["tenant", "rm", "default", "--dry-run"],
     "rm": ["rm", "w", "--dry-run"],
     "erase": ["erase", "w", "--dry-run"],
     "help": ["--help"],

@@ -41,7 +41,7 @@ LISTING = HELP | {
     ".store.artifacts", ".store.artifacts.names", ".store.artifacts.refs",
     ".store.catalog", ".store.catalog.catalog", ".store.catalog.garbage", ".store.catalog.identities",
     ".store.catalog.key_slots", ".store.catalog.leases", ".store.catalog.lookup", ".store.catalog.opening",
-    ".store.catalog.environment", ".store.catalog.last_write", ".store.catalog.tables", ".store.catalog.usage",
+    ".store.catalog.environment", ".store.catalog.last_write", ".store.catalog.page_check", ".store.catalog.tables", ".store.catalog.usage",
     ".store.keys", ".store.keys.keyring", ".store.keys.keytree", ".store.keys.opening", ".store.keys.root_file",
     ".store.keys.tenant_keys", ".store.keys.unlock",
     ".store.segments", ".store.segments.reader",

@@ -11,9 +11,9 @@ from arstore.formats.manifest import Needs
 from arstore.store.catalog.catalog import TABLES as CATALOG_TABLES
 from arstore.store.catalog.catalog import Catalog
 from arstore.store.catalog.changes import NewVersion
-from arstore.store.catalog.environment import DATA_NAME
 from arstore.store.catalog.key_slots import TABLES as SLOT_TABLES
 from arstore.store.catalog.leases import TABLE as LEASES_TABLE
+from arstore.store.catalog.page_check import DATA_NAME
 from arstore.store.catalog.tables import Tables
 
 RECORD_BYTES = 4096  # what the record of every place here takes: header, one frame and footer, padded
