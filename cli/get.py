@@ -44,6 +44,9 @@ _TpPlan = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Split as this JSON says: {pattern: colwise or rowwise}. Needs --shard."),
 ]
+_SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Leave out tensors that can't be read, which 'show' lists.")
+]
 _AllowUnmatched = Annotated[
     bool, typer.Option("--allow-unmatched", help="Go on if a glob, a layer or a rule of the plan matches nothing.")
 ]
@@ -64,6 +67,7 @@ def get(
     positions: _Positions = None,
     tp_plan: _TpPlan = None,
     allow_unmatched: _AllowUnmatched = False,
+    skip_unreadable: _SkipUnreadable = False,
 ) -> None:
     """Write the files of an artifact to DEST, byte for byte.
 
@@ -79,6 +83,7 @@ def get(
         plan=_read_plan(tp_plan),
         positions=parse_range("--positions", positions) if positions is not None else None,
         allow_unmatched=allow_unmatched,
+        skip_unreadable=skip_unreadable,
     )
     if tp_plan and shard is None:
         raise BadInput("--tp-plan", "says how to split, not which part; add --shard RANK/WORLD")

@@ -50,6 +50,10 @@ def _values(found: StoredVersion, manifest: Manifest, staged: Sequence[StagedCop
             }
             for name, tensor in zip(TensorNames(manifest).of_each, manifest.tensors, strict=True)
         ],
+        "unreadable": [
+            {"name": unread.name, "file": manifest.files[unread.file].path, "why": unread.why}
+            for unread in manifest.unread
+        ],
         "kv": _kv_values(manifest),
         "blobs": [{"digest": blob.digest.hex(), "bytes": blob.length} for blob in manifest.blobs],
         "tiers": {
@@ -88,4 +92,6 @@ def _text(found: StoredVersion, manifest: Manifest, staged: Sequence[StagedCopy]
             for name, tensor in TensorNames(manifest).items()
         ]
         parts.append(table(("TENSOR", "DTYPE", "SHAPE", "SIZE"), rows))
+    if manifest.unread:
+        parts.append(table(("UNREADABLE TENSOR", "WHY"), [(unread.name, unread.why) for unread in manifest.unread]))
     return "\n\n".join(parts)

@@ -59,6 +59,15 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Unread:
+    """A tensor of file number `file` that is stored with it and has no span, and why."""
+
+    file: int
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """An identity whose bytes these blobs are (numbers into the manifest's blob list): the prefix block of `tokens`
     tokens that ends a sequence, or with 0 tokens what the artifact as a whole was computed from.
@@ -92,6 +101,7 @@ class Manifest:
     blobs: tuple[BlobName, ...]
     claims: tuple[Claim, ...] = ()
     shape: KvShape | None = None
+    unread: tuple[Unread, ...] = ()
     _starts: dict[int, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -103,7 +113,7 @@ class Manifest:
         return canonical(self.fields())
 
     def fields(self) -> dict[str, Any]:
-        """Return what is packed; `claims` and `shape` only where there are any."""
+        """Return what is packed; `claims`, `shape` and `unread` only where there are any."""
         fields: dict[str, Any] = {
             "format": _FORMAT,
             "kind": self.kind,
@@ -118,6 +128,8 @@ class Manifest:
             fields["claims"] = [[claim.id.hex(), claim.tokens, list(claim.blobs)] for claim in self.claims]
         if self.shape:
             fields["shape"] = self.shape.fields()
+        if self.unread:
+            fields["unread"] = [[unread.file, unread.name, unread.why] for unread in self.unread]
         return fields
 
     def needs(self) -> Needs:
@@ -167,6 +179,7 @@ def parse_manifest(value: Any) -> Manifest:
                 for id_, tokens, blobs in value.get("claims", ())
             ),
             shape=parse_shape(value["shape"]) if "shape" in value else None,
+            unread=tuple(Unread(_count(file), _text(name), _text(why)) for file, name, why in value.get("unread", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, FormatError):
@@ -223,6 +236,8 @@ def _check(manifest: Manifest) -> None:
         raise FormatError("manifest: a claim has more tokens or blobs than the row of an identity can say")
     if len({claim.id for claim in manifest.claims}) != len(manifest.claims):
         raise FormatError("manifest claims an identity twice")
+    if any(unread.file >= len(manifest.files) for unread in manifest.unread):
+        raise FormatError("manifest: a tensor that has no span lies in no file")
     for tensor in manifest.tensors:
         span = tensor.span
         if tensor.file >= len(manifest.files) or span.start + span.length > manifest.files[tensor.file].size:

@@ -36,6 +36,14 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class UnreadTensor:
+    """A tensor whose bytes in its file are not its values, and why not."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpan:
     """One tensor as `length` bytes from `start` of a file, row-major unless `stride` (elements) says otherwise."""
 

@@ -15,7 +15,7 @@ import ast
 import re
 
 from ..errors import FormatError
-from ..tensor import NAME_MAX_BYTES, RANK_MAX, Source, TensorSpan, dense_bytes
+from ..tensor import NAME_MAX_BYTES, RANK_MAX, Source, TensorSpan, UnreadTensor, dense_bytes
 from .zip_members import Member, looks_zipped, read_members
 
 ARRAY_NAME = "array"
@@ -29,16 +29,17 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def read_table(source: Source) -> tuple[TensorSpan, ...]:
+def read_table(source: Source, unread: list[UnreadTensor] | None = None) -> tuple[TensorSpan, ...]:
     """Return the array of an `.npy` file, named "array", or those of an `.npz`, as its first bytes tell.
 
-    An array whose dtype has no plain tensor form gives no span, nor does a compressed member of an `.npz`.
+    An array whose dtype has no plain tensor form gives no span, nor does a compressed member of an `.npz`. These are
+    added to `unread`.
     Raises FormatError for a malformed archive or header, missing elements, or python objects.
     """
+    unread = [] if unread is None else unread
     if looks_zipped(source):
-        return _read_archive(source)
-    span = _read_array(source, Member(ARRAY_NAME, 0, source.size, stored=True))
-    return () if span is None else (span,)
+        return _read_archive(source, unread)
+    return tuple(_read_array(source, Member(ARRAY_NAME, 0, source.size, stored=True), unread))
 
 
 def read_header(source: Source) -> tuple[object, tuple[int, ...], int]:
@@ -48,21 +49,24 @@ def read_header(source: Source) -> tuple[object, tuple[int, ...], int]:
     return descr, shape, start
 
 
-def _read_archive(source: Source) -> tuple[TensorSpan, ...]:
+def _read_archive(source: Source, unread: list[UnreadTensor]) -> tuple[TensorSpan, ...]:
     """Return the arrays that an `.npz` archive stores uncompressed, each named after its member."""
-    spans = []
+    spans: list[TensorSpan] = []
     for member in read_members(source):
-        if member.stored and member.name.endswith(".npy"):
-            name = member.name.removesuffix(".npy")
-            if len(name.encode()) > NAME_MAX_BYTES:
-                raise FormatError(f"array name is longer than {NAME_MAX_BYTES} bytes")
-            span = _read_array(source, Member(name, member.start, member.length, stored=True))
-            spans += [] if span is None else [span]
+        if not member.name.endswith(".npy"):
+            continue
+        name = member.name.removesuffix(".npy")
+        if len(name.encode()) > NAME_MAX_BYTES:
+            raise FormatError(f"array name is longer than {NAME_MAX_BYTES} bytes")
+        if member.stored:
+            spans += _read_array(source, Member(name, member.start, member.length, stored=True), unread)
+        else:
+            unread.append(UnreadTensor(name, "is compressed in its file"))
     return tuple(spans)
 
 
-def _read_array(source: Source, place: Member) -> TensorSpan | None:
-    """Return the span of the array whose `.npy` bytes lie at `place`, or None if its dtype has none."""
+def _read_array(source: Source, place: Member, unread: list[UnreadTensor]) -> list[TensorSpan]:
+    """Return the span of the array whose `.npy` bytes lie at `place`, or nothing if its dtype has none."""
     where = f"array {place.name[:80]!r}"
     header, header_length = _read_header(source, place, where)
     descr, shape, fortran = _check_header(header, where)
@@ -70,12 +74,13 @@ def _read_array(source: Source, place: Member) -> TensorSpan | None:
         raise FormatError(f"{where} holds python objects, which only pickle can read")
     dtype = _dtype_of(descr)
     if dtype is None:
-        return None
+        unread.append(UnreadTensor(place.name, f"has dtype {str(descr)[:40]}, which is no plain little-endian one"))
+        return []
     length = dense_bytes(dtype, shape)
     if header_length + length > place.length:
         raise FormatError(f"{where} is cut short: {place.length - header_length} bytes, wanted {length}")
     stride = _column_major(shape) if fortran else None
-    return TensorSpan(place.name, dtype, shape, place.start + header_length, length, stride)
+    return [TensorSpan(place.name, dtype, shape, place.start + header_length, length, stride)]
 
 
 def _read_header(source: Source, place: Member, where: str) -> tuple[object, int]:

@@ -11,8 +11,8 @@ dtypes that safetensors has no name for, tensors with a pending conjugation, sto
 """
 
 from ..errors import FormatError
-from ..tensor import DTYPE_BITS, NAME_MAX_BYTES, TENSORS_MAX_COUNT, Source, TensorSpan
-from .torch_values import Mapping, StoredTensor
+from ..tensor import DTYPE_BITS, NAME_MAX_BYTES, TENSORS_MAX_COUNT, Source, TensorSpan, UnreadTensor
+from .torch_values import Mapping, StoredTensor, Unread
 from .weights_pickle import OPCODES_MAX_COUNT, PICKLE_MAX_BYTES, read_pickle
 from .zip_members import Member, looks_zipped, read_members
 
@@ -23,17 +23,18 @@ _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _RECORD = "/data.pkl"
 
 
-def read_table(source: Source) -> tuple[TensorSpan, ...]:
+def read_table(source: Source, unread: list[UnreadTensor] | None = None) -> tuple[TensorSpan, ...]:
     """Return the tensors of a torch checkpoint by place in the file; names are its keys joined by dots.
 
-    Lists and tuples count as dicts with keys 0, 1, and so on. Raises FormatError for a legacy (not zip) file,
-    a name that weights-only loading does not allow, big-endian bytes, a tensor that leaves its storage.
+    Tensors without a span are added to `unread`. Lists and tuples count as dicts with keys 0, 1, and so on. Raises
+    FormatError for a legacy (not zip) file, a name that weights-only loading does not allow, big-endian bytes, a tensor
+    that leaves its storage.
     """
     if looks_pickled(source):
         raise FormatError("legacy torch.save format: re-save with torch >= 1.6 or store it as bytes")
     if not looks_zipped(source):
         raise FormatError("file is no torch checkpoint: it does not start as a zip archive does")
-    return read_archive(source, read_members(source))
+    return read_archive(source, read_members(source), unread)
 
 
 def looks_pickled(source: Source) -> bool:
@@ -47,7 +48,9 @@ def find_folders(members: tuple[Member, ...]) -> list[str]:
     return [name.removesuffix(_RECORD) for name in names if name.count("/") == 1]
 
 
-def read_archive(source: Source, members: tuple[Member, ...]) -> tuple[TensorSpan, ...]:
+def read_archive(
+    source: Source, members: tuple[Member, ...], unread: list[UnreadTensor] | None = None
+) -> tuple[TensorSpan, ...]:
     """Do what `read_table` does, for a zip archive whose members are known."""
     folders = find_folders(members)
     if len(folders) != 1:
@@ -63,8 +66,14 @@ def read_archive(source: Source, members: tuple[Member, ...]) -> tuple[TensorSpa
     tree = read_pickle(_read_record(source, records["data.pkl"], PICKLE_MAX_BYTES))
     walk = _Walk()
     walk.collect(tree)
-    spans = [_place(name, tensor, records) for name, tensor in walk.found.items()]
-    return tuple(sorted(filter(None, spans), key=lambda span: (span.start, span.length, span.name)))
+    spans = []
+    for name, tensor in walk.found.items():
+        placed = tensor.why if isinstance(tensor, Unread) else _place(name, tensor, records)
+        if isinstance(placed, TensorSpan):
+            spans.append(placed)
+        elif unread is not None:
+            unread.append(UnreadTensor(name, placed))
+    return tuple(sorted(spans, key=lambda span: (span.start, span.length, span.name)))
 
 
 def _read_record(source: Source, record: Member, limit: int) -> bytes:
@@ -81,7 +90,8 @@ class _Walk:
     """
 
     def __init__(self) -> None:
-        self.found: dict[str, StoredTensor] = {}
+        self.found: dict[str, StoredTensor | Unread] = {}
+        self._unnamed = 0  # keys on the path that are no text
         self._path: list[str] = []
         self._visits_left = OPCODES_MAX_COUNT
         self._names_left = NAMES_MAX_BYTES
@@ -91,13 +101,16 @@ class _Walk:
         self._visits_left -= 1
         if self._visits_left < 0 or len(self._path) > _DEPTH_MAX:
             raise FormatError(f"torch file nests deeper than {_DEPTH_MAX} or shares values too often to list")
-        if isinstance(value, StoredTensor):
-            self._add(value)
+        if isinstance(value, StoredTensor | Unread):
+            self._add(Unread("stands under a key that is no text") if self._unnamed else value)
         elif isinstance(value, Mapping):
             for key, inner in value.pairs:
-                # Other keys, such as tuples, have no agreed text; what they lead to is kept as bytes only.
-                if key is None or isinstance(key, str | int | float):
-                    self._descend(str(key), inner)
+                # Other keys, such as tuples, have no agreed text, and making one of a hostile key could take for ever.
+                # What they lead to is kept as bytes only.
+                unnamed = not (key is None or isinstance(key, str | int | float))
+                self._unnamed += unnamed
+                self._descend("?" if unnamed else str(key), inner)
+                self._unnamed -= unnamed
         elif isinstance(value, list | tuple):
             for place, inner in enumerate(value):
                 self._descend(str(place), inner)
@@ -107,7 +120,7 @@ class _Walk:
         self.collect(value)
         self._path.pop()
 
-    def _add(self, tensor: StoredTensor) -> None:
+    def _add(self, tensor: StoredTensor | Unread) -> None:
         name = ".".join(self._path) if self._path else TENSOR_NAME
         try:
             length = len(name.encode())
@@ -116,26 +129,32 @@ class _Walk:
         self._names_left -= length
         if length > NAME_MAX_BYTES or self._names_left < 0 or len(self.found) >= TENSORS_MAX_COUNT:
             raise FormatError(f"torch file has too many tensors or a name longer than {NAME_MAX_BYTES} bytes")
+        if name in self.found and self._unnamed:
+            return  # shown alike, and named already
         if name in self.found:
             raise FormatError(f"torch file has two tensors that are both named {name[:80]!r}")
         self.found[name] = tensor
 
 
-def _place(name: str, tensor: StoredTensor, records: dict[str, Member]) -> TensorSpan | None:
-    """Return where a tensor lies in the file, or None if its bytes there are not its values."""
+def _place(name: str, tensor: StoredTensor, records: dict[str, Member]) -> TensorSpan | str:
+    """Return where a tensor lies in the file, or why its bytes there are not its values."""
     where = f"tensor {name[:80]!r}"
     record = records.get(f"data/{tensor.storage.key}")
     if record is None:
         raise FormatError(f"{where} refers to a storage that the archive lacks")
-    if tensor.dtype is None or tensor.storage.dtype is None or not record.stored:
-        return None
+    if tensor.why:
+        return tensor.why
+    if tensor.dtype is None or tensor.storage.dtype is None:
+        return "has a dtype that safetensors has no name for"
+    if not record.stored:
+        return "is compressed in its file"
     storage_bytes = tensor.storage.count * _element_bytes(tensor.storage.dtype)
     if storage_bytes > record.length:
         raise FormatError(f"{where} has a storage of {storage_bytes} bytes, its record has {record.length}")
     shape, stride = tensor.shape, None if _is_row_major(tensor) else tensor.stride
     if tensor.dtype == "F4":  # torch counts pairs, safetensors counts elements
         if stride is not None or not shape:
-            return None
+            return "is of 4-bit floats that do not lie back to back"
         shape = (*shape[:-1], shape[-1] * 2)
     if 0 in shape:
         return TensorSpan(name, tensor.dtype, shape, record.start, 0)

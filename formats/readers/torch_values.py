@@ -48,6 +48,17 @@ _PARAMETERS = {
     "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state",
     "torch.nn.parameter.Parameter",
 }  # fmt: skip
+_OTHER_TENSORS = {
+    f"torch._utils._rebuild_{name}": why
+    for name, why in {
+        "sparse_tensor": "is sparse",
+        "qtensor": "is quantised",
+        "nested_tensor": "is nested",
+        "meta_tensor_no_storage": "has no values (meta)",
+        "wrapper_subclass": "is of a class of its own",
+        "device_tensor_from_numpy": "is stored as a NumPy array",
+    }.items()
+}
 # Classes of old tensors; sparse ones exist for fewer types.
 _TENSOR_KINDS = _STORAGE_ELEMENTS.keys() - {"ComplexDouble", "ComplexFloat"}
 _TENSOR_CLASSES = {f"torch.{place}{kind}Tensor" for place in ("", "cuda.") for kind in _TENSOR_KINDS} | {
@@ -82,13 +93,24 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A view of a storage, offset and stride in elements of `dtype`; None if its bytes are not its values."""
+    """A view of a storage, offset and stride in elements of `dtype`; None if it has no safetensors name.
+
+    `why` says, if it is not empty, why its bytes are not its values.
+    """
 
     storage: Storage
     dtype: str | None
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A tensor that is not one run of values in a storage, and why not."""
+
+    why: str
 
 
 @dataclass(slots=True)
@@ -128,10 +150,13 @@ def call(function: object, arguments: object) -> object:
         return _make_tensor(arguments, None, arguments[6:7])
     if path == "torch._utils._rebuild_tensor_v3":
         return _make_tensor(arguments, arguments[6:7], arguments[7:8])
-    if not isinstance(first, StoredTensor):
+    if path in _OTHER_TENSORS:
+        return Unread(_OTHER_TENSORS[path])
+    if not isinstance(first, StoredTensor | Unread):
         return None
     if path == "torch._utils._rebuild_device_tensor_from_cpu_tensor":
-        return first if first.dtype == _element_type(arguments[1:2]) else None
+        same = isinstance(first, Unread) or first.dtype == _element_type(arguments[1:2])
+        return first if same else Unread("is stored in another dtype than it has")
     return first if path in _PARAMETERS else None
 
 
@@ -160,12 +185,12 @@ def _make_tensor(
     if not isinstance(storage, Storage):
         raise FormatError("torch pickle has a tensor without a storage")
     dtype = storage.dtype if named is None else _element_type(named)
-    if flags and isinstance(flags[0], Mapping) and flags[0].pairs:
-        dtype = None
+    pending = flags and isinstance(flags[0], Mapping) and flags[0].pairs
     extents, steps = _whole_numbers(shape), _whole_numbers(stride)
     if len(extents) != len(steps):
         raise FormatError(f"torch pickle has a tensor of {len(extents)} extents and {len(steps)} strides")
-    return StoredTensor(storage, dtype, _whole_numbers((offset,))[0], extents, steps)
+    why = "is yet to be conjugated or negated" if pending else ""
+    return StoredTensor(storage, dtype, _whole_numbers((offset,))[0], extents, steps, why)
 
 
 def _element_type(named: tuple[object, ...]) -> str | None:

@@ -42,17 +42,26 @@ class Artifact:
         return _layout(TensorNames(self.manifest).values())[1]
 
     def tensors(
-        self, names: Iterable[str] | None = None, *, into: "memoryview | bytearray | None" = None
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        into: "memoryview | bytearray | None" = None,
+        skip_unreadable: bool = False,
     ) -> dict[str, "torch.Tensor"]:
         """Return verified tensors in host memory by name: all tensors, or those in `names`.
+
+        If some can't be read (sparse, quantised, of a dtype that safetensors lacks, ...), all is refused unless
+        `skip_unreadable` leaves them out.
 
         They lie in one buffer of huge pages, which is freed with the last tensor. With `into` they lie there instead:
         at least `tensor_bytes` writable bytes, which the caller leaves alone while the tensors are in use. Tensors
         that share their bytes in the file share memory here. Block-quantised types come as raw bytes.
-        Raises NotFound for an unknown name, BadInput if the files of the artifact differ in it or `into` does not fit,
-        Corrupt if a blob is bad.
+        Raises NotFound for an unknown name, BadInput if it can't be read, if the files of the artifact differ in it or
+        if `into` does not fit, Corrupt if a blob is bad.
         """
         known, text = TensorNames(self.manifest), self._version.text
+        if names is None and not skip_unreadable:
+            known.check_read(text, known.unread.keys())
         chosen = known if names is None else {name: known[known.find(f"{text}: {name}", name)] for name in names}
         starts, total = _layout(chosen.values())
         buffer = memoryview(make_buffer(total) if into is None else into).cast("B")
@@ -77,13 +86,15 @@ class Artifact:
     def side_by_side(self) -> tuple[dict[FileRange, int], tuple[TensorSpan, ...]]:
         """Return the layout of one buffer that holds every tensor, then every file without tensors.
 
-        The first part gives the place in the buffer of each range of file bytes. The second gives the tensors by
-        place; a file counts as a tensor named `FILE_PREFIX` + path.
+        Files with tensors that can't be read are there as well, so nothing is left out. The first part gives the place
+        in the buffer of each range of file bytes. The second gives the tensors by place; a file counts as a tensor
+        named `FILE_PREFIX` + path.
         """
         tensors = TensorNames(self.manifest)
         starts, total = _layout(tensors.values())
         spans = [replace(tensor.span, name=name, start=starts[_range(tensor)]) for name, tensor in tensors.items()]
         with_tensors = {tensor.file for tensor in self.manifest.tensors}
+        with_tensors -= {unread.file for unread in self.manifest.unread}
         for number, file in enumerate(self.manifest.files):
             if number not in with_tensors:
                 starts[number, 0, file.size] = total

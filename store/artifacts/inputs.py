@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...formats.errors import FormatError
 from ...formats.manifest import check_path
 from ...formats.readers.sniff import read_table
-from ...formats.tensor import DTYPE_BITS, TensorSpan
+from ...formats.tensor import DTYPE_BITS, TensorSpan, UnreadTensor
 from ..disk import name_text
 from ..errors import BadInput, NotFound, StorageFailed, reason
 from .sources import FileSource, MemorySource, Source
@@ -24,13 +24,17 @@ FILES_MAX_COUNT = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One file to be stored: where it goes in the artifact, its bytes, and the tensors that were found in it."""
+    """One file to be stored: where it goes in the artifact, its bytes, and the tensors that were found in it.
+
+    `unread` are tensors whose bytes are not their values.
+    """
 
     path: str
     mode: int
     source: Source
     format: str
     spans: tuple[TensorSpan, ...]
+    unread: tuple[UnreadTensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +112,14 @@ def _input_file(path: Path, relative: str, opaque: Sequence[str], look_inside: b
     source = FileSource(path)
     form: str = "bytes"
     spans: tuple[TensorSpan, ...] = ()
+    unread: list[UnreadTensor] = []
     if look_inside and not any(fnmatch.fnmatchcase(relative, glob) for glob in opaque):
         try:
-            form, spans = read_table(relative, source)
+            form, spans = read_table(relative, source, unread)
         except FormatError as error:
             hint = f"to store it as bytes, unread, add --opaque '{relative}'"
             raise BadInput(str(path), str(error), hint=hint) from None
-    return InputFile(_checked(relative), source.mode, source, form, spans)
+    return InputFile(_checked(relative), source.mode, source, form, spans, tuple(unread))
 
 
 def _walk(top: Path) -> list[tuple[Path, list[str]]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...formats.catalog import LIVE
 from ...formats.identity import identity_key, key_id
-from ...formats.manifest import KINDS, BlobName, Claim, Manifest, StoredFile, Tensor
+from ...formats.manifest import KINDS, BlobName, Claim, Manifest, StoredFile, Tensor, Unread
 from ..errors import BadInput, Conflict, Corrupt
 from ..progress import Progress, ignore_progress
 from .commit import ATTEMPTS_COUNT, PutParts, PutResult, Wish, commit, kept_being_collected, owning, storing
@@ -123,7 +123,13 @@ def _manifest(digest_key: bytes, inputs: Inputs, stored: Sequence[FileCuts], wis
     if wish.kind == "weights" and "config" in dict(identity) and not inputs.single:  # a model that describes itself
         identity = add_weights(identity, digest_key, inputs, stored)
     claims = tuple(_claims(digest_key, wish))
-    return Manifest(wish.kind, identity, inputs.single, inputs.directories, files, tensors, tuple(numbers), claims)
+    blobs = tuple(numbers)
+    unread = tuple(
+        Unread(number, left.name, left.why) for number, file in enumerate(inputs.files) for left in file.unread
+    )
+    return Manifest(
+        wish.kind, identity, inputs.single, inputs.directories, files, tensors, blobs, claims, unread=unread
+    )
 
 
 def _stored_file(stored: FileCuts, numbers: dict[BlobName, int]) -> StoredFile:

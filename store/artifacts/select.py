@@ -47,6 +47,7 @@ class Selection:
     plan: tuple[tuple[str, str], ...] = ()
     positions: tuple[int, int] | None = None  # of tokens; the artifact's identity must say which it holds
     allow_unmatched: bool = False  # a glob, a layer or a rule of the plan may pick nothing
+    skip_unreadable: bool = False  # tensors that can't be read are left out
 
     def __bool__(self) -> bool:
         return bool(self.globs or self.layers or self.slices or self.shard or self.positions)
@@ -101,6 +102,8 @@ def select(manifest: Manifest, wanted: Selection) -> list[TensorPart]:
     picked = _picked(named, wanted) | slices.keys()
     if not (wanted.globs or wanted.layers or wanted.slices):
         picked = set(named)
+        if not wanted.skip_unreadable:
+            named.check_read("tensors", named.unread.keys())
     parts = []
     for name, tensor in named.items():
         if name not in picked:
@@ -123,10 +126,15 @@ def _picked(named: TensorNames, wanted: Selection) -> set[str]:
     picked: set[str] = set()
     for glob in wanted.globs:
         picked |= (names := named.matching(f"--tensor {glob}", glob))
+        left = {name for name in named.unread if fnmatch.fnmatchcase(name, glob)}
+        if not wanted.skip_unreadable:
+            named.check_read(f"--tensor {glob}", left)
         if not names:
             _unmatched(wanted, f"--tensor {glob}", "matches no tensor")
     layers = {name: layer_of(tensor.span.name) for name, tensor in named.items()}
     for layer in wanted.layers:
+        if not wanted.skip_unreadable:
+            named.check_read(f"--layer {layer}", {name for name in named.unread if layer_of(name) == layer})
         if layer not in layers.values():
             _unmatched(wanted, f"--layer {layer}", "no tensor belongs to this layer")
     for pattern, _ in wanted.plan:

@@ -6,7 +6,7 @@ all of them. If the bytes differ, each goes by PATH:NAME.
 
 import fnmatch
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 from ...formats.manifest import Manifest, Tensor
 from ..errors import BadInput, NotFound
@@ -25,6 +25,7 @@ class TensorNames(Mapping[str, Tensor]):
         self._named: dict[str, str] = {}  # from PATH:NAME
         self._apart: dict[str, list[str]] = defaultdict(list)  # from the own name of tensors that differ
         self.of_each: list[str] = []  # the name of every tensor of the manifest
+        self.unread: dict[str, str] = {}  # why tensors can't be read, by name
         for tensor in manifest.tensors:
             own, placed = tensor.span.name, f"{manifest.files[tensor.file].path}:{tensor.span.name}"
             name = own if len(same[own]) == 1 else placed
@@ -33,6 +34,9 @@ class TensorNames(Mapping[str, Tensor]):
             self._tensors.setdefault(name, tensor)
             self._named[placed] = name
             self.of_each.append(name)
+        for left in manifest.unread:
+            placed = f"{manifest.files[left.file].path}:{left.name}"
+            self.unread[placed if left.name in same or left.name in self.unread else left.name] = left.why
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
@@ -49,6 +53,7 @@ class TensorNames(Mapping[str, Tensor]):
             return name
         if asked in self._apart:
             raise _differ(where, self._apart[asked])
+        self.check_read(where, {asked})
         raise NotFound(where, "no such tensor", hint="'arstore show NAME' lists the tensors")
 
     def matching(self, where: str, glob: str) -> set[str]:
@@ -59,6 +64,14 @@ class TensorNames(Mapping[str, Tensor]):
             if fnmatch.fnmatchcase(own, glob) and names.isdisjoint(apart):
                 raise _differ(where, apart)
         return names
+
+    def check_read(self, where: str, names: Set[str]) -> None:
+        """Raise BadInput if one of these names, which may be any, is of a tensor that can't be read."""
+        left = [f"{name} {why}" for name, why in self.unread.items() if name in names]
+        if left:
+            shown = ", ".join(left[:_SHOWN_MAX]) + (", …" if len(left) > _SHOWN_MAX else "")
+            hint = "leave such tensors out with --skip-unreadable (skip_unreadable=True), or get the files"
+            raise BadInput(where, f"{len(left)} tensors can't be read: {shown}", hint=hint)
 
 
 def _content(manifest: Manifest, tensor: Tensor) -> object:
