@@ -25,8 +25,19 @@ def open_host(store_id: bytes, tenant: bytes, budget_bytes: int | None, disk: Di
 def host_directory(store_id: bytes, tenant: bytes) -> Path:
     """Return where a tenant's extents lie. The directory exists once anything was staged."""
     given = setting("host_dir")
-    parent = Path(given).absolute() if given else Path(f"/dev/shm/arstore-{os.geteuid()}")
+    parent = Path(given).absolute() if given else Path("/dev/shm")
+    if _is_open_to_others(parent):  # as /dev/shm is, and the root of a tmpfs that was just mounted
+        parent = parent / f"arstore-{os.geteuid()}"
     return parent / directory_name(store_id, tenant)
+
+
+def _is_open_to_others(directory: Path) -> bool:
+    """Say whether a directory is there and belongs to somebody else, or lets others in."""
+    try:
+        status = directory.stat()
+    except OSError:
+        return False
+    return status.st_uid != os.geteuid() or bool(status.st_mode & 0o077)
 
 
 def directory_name(store_id: bytes, tenant: bytes) -> str:

@@ -45,6 +45,8 @@ def test_a_full_memory_file_system_is_no_room(store: Store, tmp_path: Path, monk
 def test_a_directory_that_is_not_ours_alone_is_refused(
     store: Store, tmp_path: Path, host: Path, which: str, how: str
 ) -> None:
+    if which == "parent" and how in ("open to all", "somebody else's"):
+        pytest.skip("has a test of its own")
     store.put(tensors=weights(), name="m")
     place = store.tiers.arenas.host().directory
     place = place if which == "directory" else place.parent
@@ -66,6 +68,37 @@ def test_a_directory_that_is_not_ours_alone_is_refused(
     assert ran.code == 1
     assert "mode 0700" in ran.error
     assert not any(away.iterdir())
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o755, 0o770])
+def test_a_place_that_others_may_enter_gets_a_directory_of_ours_alone(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    """As the root of a fresh tmpfs is."""
+    store.put(tensors=weights(), name="m")
+    (place := tmp_path / "fresh").mkdir()
+    place.chmod(mode)
+    monkeypatch.setenv("ARSTORE_HOST_DIR", str(place))
+    assert cli("prefetch", "m").code == 0
+    own = place / f"arstore-{os.geteuid()}"
+    assert [path.name for path in place.iterdir()] == [own.name]
+    assert own.stat().st_mode & 0o777 == 0o700
+    with store.prefetch(["m"]) as staged:
+        assert staged["m"].keys() == weights().keys()
+    assert cli("unstage", "--all").code == 0
+
+
+def test_a_place_that_somebody_else_took_before_is_refused(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(tensors=weights(), name="m")
+    (place := tmp_path / "fresh").mkdir()
+    place.chmod(0o1777)
+    (place / f"arstore-{os.geteuid()}").mkdir(mode=0o777)
+    (place / f"arstore-{os.geteuid()}").chmod(0o777)
+    monkeypatch.setenv("ARSTORE_HOST_DIR", str(place))
+    ran = cli("prefetch", "m")
+    assert (ran.code, "is not a directory of yours alone" in ran.error) == (1, True)
 
 
 @SHARED
