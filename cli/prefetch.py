@@ -19,7 +19,11 @@ from .report import report, write_timeline
 from .session import PARTIAL, Session, session_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..store.plan.model import RequestId
     from ..store.plan.planfile import Plan
+    from ..store.staging.done_list import DoneList
 
 _TTL = "1h"
 
@@ -37,6 +41,8 @@ class Asked:
     wait: bool
     command: list[str]
     timeline: Path | None
+    redo: bool = False
+    from_start: bool = False
 
 
 def register(app: typer.Typer) -> None:
@@ -63,6 +69,12 @@ def prefetch(
     timeline: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write what moved when, in Chrome's trace format.")
     ] = None,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Run CMD again for the requests of a JOB that it did not finish.")
+    ] = False,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Do all requests of a JOB, also those that an earlier run did.")
+    ] = False,
 ) -> None:
     """Stage artifacts in host or device memory. Every byte is verified on the way.
 
@@ -72,6 +84,9 @@ def prefetch(
     All objects must fit into the budget together, which is half of the memory file system unless set. If they don't,
     nothing is staged and the exit code is 14. Of a JOB or PLAN with CMD, what does not fit is staged while CMD works.
     If some of several objects can't be staged, the exit code is 4.
+
+    If CMD ends before all requests of a JOB are done, the exit code is 4 (or CMD's), and the report names them. The
+    file JOB.done lists those that are done, and the next run of the same JOB goes on with the others.
     """
     command = foreign_words(context)
     if command == []:
@@ -87,6 +102,8 @@ def prefetch(
         wait,
         command,
         timeline,
+        redo,
+        from_start,
     )
     code = _carry_out(asked)
     if command:
@@ -102,9 +119,41 @@ def _carry_out(asked: Asked) -> int:
     if asked.timeline is not None:
         asked.session.check_report(asked.timeline)
     with asked.session.open() as store:
-        plan = _plan_in(asked, store)
+        done = _done_list(asked, store)
+        plan = _plan_in(asked, store, done)
         _check_target(asked.to or (plan.job.tiers[0].name if plan else "host"), asked.command)
-        return _run_planned(asked, store, plan) if plan is not None and asked.command else _stage(asked, store, plan)
+        if plan is None or not asked.command:
+            return _stage(asked, store, plan)
+        while True:
+            before = len(done.ids) if done else 0
+            code, unfinished = _run_planned(asked, store, plan, done)
+            if done is None or not (unfinished or code):
+                break
+            if not (asked.redo and unfinished and len(done.ids) > before):
+                return code
+            asked.session.say(f"runs the command again for {len(unfinished)} requests")
+            plan = store.tiers.plan(asked.names[0], to=asked.to, budget_bytes=asked.budget_bytes, done=done.ids)
+        if done:
+            done.clear()
+        return code
+
+
+def _done_list(asked: Asked, store: Store) -> "DoneList | None":
+    """Return the list of the requests that are done; None if no command works through those of a JOB."""
+    from ..store.plan.job import holds_plan, read_bounded
+
+    is_job = bool(asked.command) and len(asked.names) == 1 and _is_file(asked.names[0], store)
+    if not is_job or holds_plan(read_bounded(Path(asked.names[0]))):
+        if asked.redo or asked.from_start:
+            raise BadInput("--redo, --from-start", "are for a JOB and a command that works through its requests")
+        return None
+    say = asked.session.say
+    done = store.tiers.done_list(asked.names[0], lambda error: say(f"warning: no list of what is done: {error}"))
+    if asked.from_start:
+        done.clear()
+    if done.ids:
+        say(f"{len(done.ids)} requests are done already, see {done.path}; --from-start does all")
+    return done
 
 
 def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:
@@ -133,8 +182,10 @@ def _stage(asked: Asked, store: Store, plan: "Plan | None") -> int:
         return run_prefetched(prefetched, directory, command, to, tiers.arenas.disk, budget_bytes=asked.budget_bytes)
 
 
-def _run_planned(asked: Asked, store: Store, plan: "Plan") -> int:
-    """Run the command while the plan is carried out; return the exit code."""
+def _run_planned(
+    asked: Asked, store: Store, plan: "Plan", done: "DoneList | None"
+) -> "tuple[int, Sequence[RequestId]]":
+    """Run the command while the plan is carried out; return the exit code, and the requests that are not finished."""
     from ..store.staging.command import report_run, run_planned
 
     tiers = store.tiers
@@ -143,19 +194,21 @@ def _run_planned(asked: Asked, store: Store, plan: "Plan") -> int:
     with ExitStack() as shown:
         progress = shown.enter_context(asked.session.progress_of_tiers())
         run = tiers.run(plan, from_=asked.from_, host_only=True, progress=progress)
-        code = run_planned(run, directory, asked.command, to, tiers.arenas.disk, on_start=shown.close)
+        on_done = done.add if done else lambda _: None
+        disk = tiers.arenas.disk
+        code = run_planned(run, directory, asked.command, to, disk, on_start=shown.close, on_done=on_done)
     staging = report_run(run)
-    report(asked.session, staging, plan.predicted_s, to_stderr=True)
+    report(asked.session, staging, plan.predicted_s, to_stderr=True, unfinished=run.unfinished)
     try:
         write_timeline(asked.timeline, run.timeline)
     except StoreError as error:
         if not code:
             raise
         asked.session.say(f"error: {error}")
-    return code or (PARTIAL if staging.failed else 0)
+    return code or (PARTIAL if staging.failed or run.unfinished else 0), run.unfinished
 
 
-def _plan_in(asked: Asked, store: Store) -> "Plan | None":
+def _plan_in(asked: Asked, store: Store, done: "DoneList | None") -> "Plan | None":
     """Return the plan of the one JOB or PLAN file that is asked for; None where artifacts are."""
     if len(asked.names) > 1 or not _is_file(asked.names[0], store):
         return None
@@ -167,7 +220,8 @@ def _plan_in(asked: Asked, store: Store) -> "Plan | None":
         raise BadInput("--ttl", "what is staged for the requests of a command does not stay")
     text = read_bounded(path)
     if not holds_plan(text):
-        return store.tiers.plan(path, to=asked.to, budget_bytes=asked.budget_bytes)
+        ids = done.ids if done else frozenset()
+        return store.tiers.plan(path, to=asked.to, budget_bytes=asked.budget_bytes, done=ids)
     plan = unpack_plan(text, str(path))
     if asked.to is not None and kind_of(asked.to) != plan.job.tiers[0].name:
         raise BadInput(f"--to {asked.to}", f"the plan is to {plan.job.tiers[0].name}", hint="plan again")

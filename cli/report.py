@@ -1,13 +1,13 @@
 """Report: what a prefetch prints when it is done, and the timeline that it writes."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..store.artifacts.refs import split_object
 from ..store.disk import Disk
-from ..store.plan.model import BLOCK
+from ..store.plan.model import BLOCK, RequestId
 from ..store.staging.prefetch import StagedObject, StagingReport
 from .render import rate, size
 from .session import Session, degraded_values, tell
@@ -19,11 +19,22 @@ _LINES_MAX = 20
 _DIGITS = 12
 
 
-def report(session: Session, staging: StagingReport, predicted_s: float | None, *, to_stderr: bool) -> None:
-    """Print what is staged. If a command runs, stdout is the command's, so this goes to stderr."""
+def report(
+    session: Session,
+    staging: StagingReport,
+    predicted_s: float | None,
+    *,
+    to_stderr: bool,
+    unfinished: Sequence[RequestId] = (),
+) -> None:
+    """Print what is staged, and the requests that a command did not finish.
+
+    If a command runs, stdout is the command's, so this goes to stderr.
+    """
     values: dict[str, object] = {
         "staged": [_values(one) for one in staging.staged],
         "failed": [{"name": name, "why": str(error)} for name, error in staging.failed],
+        "unfinished": list(unfinished),
         "degraded": degraded_values(staging.degraded),
         "bytes": staging.bytes,
         "moved_bytes": staging.moved_bytes,
@@ -33,6 +44,9 @@ def report(session: Session, staging: StagingReport, predicted_s: float | None, 
     session.warn_degraded(staging.degraded)
     lines = [*_lines(staging)]
     lines += [f"not staged: {_short(name)}: {error}" for name, error in staging.failed]
+    if unfinished:
+        shown = ", ".join(map(str, unfinished[:_LINES_MAX])) + (", …" if len(unfinished) > _LINES_MAX else "")
+        lines.append(f"requests not finished: {len(unfinished)}: {shown}")
     moved, seconds = staging.moved_bytes, staging.moving_s
     lines.append(f"{size(moved)} moved in {seconds:.2f} s{rate(moved, seconds)}")
     if to_stderr and not session.quiet:

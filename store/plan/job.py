@@ -5,7 +5,7 @@ Only these two files are read, and no store is asked: `compose` gets the objects
 """
 
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,6 +64,13 @@ class JobFile:
     block_bytes: int | None = None
     block_tokens: int = BLOCK_TOKENS
     identity: tuple[tuple[str, object], ...] = ()  # of the KV that requests' tokens stand for
+    requests_path: Path | None = None
+
+    def without(self, done: Set[RequestId]) -> "JobFile":
+        """Return the job without the requests that are done; nobody waits for them."""
+        left = [request for request in self.requests if request.id not in done]
+        freed = [replace(request, after=tuple(id_ for id_ in request.after if id_ not in done)) for request in left]
+        return replace(self, requests=tuple(freed))
 
 
 ObjectsOf = Callable[[JobRequest], Sequence[Object]]
@@ -93,7 +100,7 @@ def read_job(path: Path) -> JobFile:
         path=path,
         to=to,
         weights=weights,
-        budget=tuple((tier, _size(budget, tier, plain=False)) for tier in BUDGETS if tier in budget),
+        budget=tuple((tier, _size(budget, tier)) for tier in BUDGETS if tier in budget),
         tokens_per_s=tokens_per_s,
         block_bytes=_size(job, "block_bytes") if "block_bytes" in job else None,
         block_tokens=job.whole("block_tokens", least=1) if "block_tokens" in job else BLOCK_TOKENS,
@@ -184,7 +191,7 @@ def _with_requests(job: JobFile, path: Path) -> JobFile:
         for name in request.after:
             if name not in lines:
                 raise BadInput(f"{path} line {lines[request.id]}", f"after is {name!r}, which is no request's id")
-    return replace(job, requests=tuple(requests))
+    return replace(job, requests=tuple(requests), requests_path=path)
 
 
 def _request(text: bytes, where: str, line: int) -> JobRequest:
@@ -222,10 +229,10 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, text
 
 
-def _size(fields: Fields, name: str, *, plain: bool = True) -> int:
-    """Return a size in bytes, given as text like 16GiB, or `plain` as a number; raise BadInput unless it is above 0."""
+def _size(fields: Fields, name: str) -> int:
+    """Return a size in bytes, given as a number or as text like 16GiB; raise BadInput unless it is above 0."""
     given = fields.get(name)
-    value = given if plain else None
+    value = given
     with suppress(BadInput):
         value = parse_size(given) if isinstance(given, str) else given
     if type(value) is not int or not 0 < value <= WHOLE_MAX:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..disk import Disk
 from ..errors import NotFound, StorageFailed, fresh, reason
-from ..plan.model import BLOCK
+from ..plan.model import BLOCK, RequestId
 from ..tiers.device import DeviceTier, parse_device
 from ..tiers.filling import take_lock
 from ..tiers.ipc import Handle, share
@@ -68,13 +68,21 @@ def _on_accelerator(prefetched: Prefetched, to: str, budget_bytes: int | None) -
 
 
 def run_planned(
-    run: Run, directory: Path, command: Sequence[str], to: str, disk: Disk, *, on_start: Callable[[], object]
+    run: Run,
+    directory: Path,
+    command: Sequence[str],
+    to: str,
+    disk: Disk,
+    *,
+    on_start: Callable[[], object],
+    on_done: Callable[[RequestId], object] = lambda _: None,
 ) -> int:
     """Run a command while a plan is carried out for it in the tiers up to host; return the command's exit code.
 
     The command starts when all objects are in place or, if they don't fit at once, those of the first request. It finds
     the objects that stay for the whole run by `arstore.attach()`, and each request by `attach().requests()`. `on_start`
-    is called just before it starts.
+    is called just before it starts, `on_done` with each request that is done. `run.unfinished` has the other ones,
+    unless the command never asked for a request. What a device's process has done is not known here.
 
     Raises, before it starts, NoRoom if the plan does not fit beside objects in use, and the error that kept away an
     object that every request needs.
@@ -93,8 +101,16 @@ def run_planned(
             session = RunSession(janitor.path, to, tuple((names[number], keys[number]) for number in kept), tuple(keys))
             on_start()
             disk.replace_file(session.plan_path, json.dumps(plan.fields()).encode())
-            with serving(run.lanes[0], keys, session.socket_path, disk):
+            ids = [plan.job.requests[number].id for number in plan.order] if not run.first else []
+
+            def told(step: int) -> None:
+                if step < len(ids):
+                    on_done(ids[step])
+
+            with serving(run.lanes[0], keys, session.socket_path, disk, told) as server:
                 code = _run(command, session, disk)
+            if server.given:
+                run.unfinished = tuple(id_ for step, id_ in enumerate(ids) if step not in server.done)
             run.lanes[0].wait_for_moves(0)  # raises the error that broke the lane: CMD saw only that it ended
             return code
 
@@ -162,7 +178,8 @@ class Janitor:
 
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_SENT_TO_ALL = (signal.SIGINT, signal.SIGQUIT)  # the terminal sends them to the command as well
+# A terminal sends these to the command as well. Without one they are passed on.
+_SENT_TO_ALL = (signal.SIGINT, signal.SIGQUIT)
 
 
 def _run(command: Sequence[str], session: RunSession, disk: Disk) -> int:
@@ -170,11 +187,13 @@ def _run(command: Sequence[str], session: RunSession, disk: Disk) -> int:
     disk.replace_file(session.path, session.packed())
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []
+    passed: list[int] = []
 
     def passed_on(number: int, _: object) -> None:
         if process is None:
             early.append(number)
-        elif number in _PASSED_ON:
+        elif number in _PASSED_ON or not _terminal_sends_all():
+            passed.append(number)
             process.send_signal(number)
 
     # A signal that is ignored, as under nohup, stays ignored, so that the command ignores it as well.
@@ -192,4 +211,20 @@ def _run(command: Sequence[str], session: RunSession, disk: Disk) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if signal.SIGINT in early + passed:  # the user ended the run, whatever the command made of it
+        return 128 + signal.SIGINT
     return 128 - code if code < 0 else code
+
+
+def _terminal_sends_all() -> bool:
+    """Say whether a terminal is there whose Ctrl-C reaches this process and its command alike."""
+    try:
+        fd = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(fd)

@@ -122,7 +122,7 @@ class Lane:
             before <= self._over or before in self._over_ahead for before in waits
         )
 
-    def finish(self, step: int) -> None:
+    def finish(self, step: int, *, done: bool = True) -> None:
         with self._changed:
             began = self._began.pop(step, None)
             self._over_ahead.add(step)

@@ -1,6 +1,6 @@
 """Plan job: reads a JOB file, looks up what this store and its tiers have of it, and has `plan/` plan it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from ..errors import BadInput
 from ..kv.kv import Kv
 from ..kv.match import find_blocks, find_shape
 from ..plan.job import JobFile, JobRequest, compose, hashed_objects, read_job
-from ..plan.model import BLOCK, Object, PlannedTier
+from ..plan.model import BLOCK, Object, PlannedTier, RequestId
 from ..plan.planfile import Plan
 from ..plan.planner import make_plan
 from ..tiers.device import kind_of
@@ -28,9 +28,10 @@ def plan_file(
     order: str,
     to: str | None,
     budget_bytes: int | None,
+    done: Set[RequestId] = frozenset(),
 ) -> Plan:
-    """Return the plan of a JOB file, see `Tiers.plan`."""
-    job = read_job(path)
+    """Return the plan of a JOB file without requests that are `done`, see `Tiers.plan`."""
+    job = read_job(path).without(done)
     to = to or job.to
     target = kind_of(to)
     if target not in ("host", "device"):

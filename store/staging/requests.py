@@ -59,17 +59,18 @@ def requests_of(plan: Plan, steps: Steps) -> Generator[Ready, None, None]:
     labels = labels_of(plan)
     blocks = {number for number, object_ in enumerate(plan.job.objects) if object_.id.startswith(BLOCK)}
     while (step := steps.next()) is not None:
-        request, process = plan.job.requests[plan.order[step]], os.getpid()
+        request, process, done = plan.job.requests[plan.order[step]], os.getpid(), False
         try:
             own_blocks = [number for number in request.objects if number in blocks]
             ready = Ready(request.id, steps.take(step), labels, own_blocks)
             try:
                 yield ready
+                done = True  # its user asks for the next one, and neither left the loop nor failed in it
             finally:
                 ready.release()
         finally:
             if os.getpid() == process:  # after a fork, the step is the parent's
-                steps.finish(step)
+                steps.finish(step, done=done)
 
 
 def labels_of(plan: Plan) -> dict[int, str]:

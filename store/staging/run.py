@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 from ..errors import BadInput, StorageFailed, StoreError, without_frames
-from ..plan.model import NEVER, Move, steps_below
+from ..plan.model import NEVER, Move, RequestId, steps_below
 from ..plan.planfile import Plan
 from ..plan.timeline import Event, Timed
 from ..progress import BytesTold, TierProgress, ignore_tiers
@@ -22,6 +22,7 @@ class Run:
     """A plan that is being carried out, in a with block. Any number of threads may iterate over its requests.
 
     `failed` has the objects that could not be brought, `degraded` the tiers that were not there, each with its error.
+    `unfinished` are the requests that a command did not finish; see `run_planned`.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Run:
         self._began = time.monotonic()
         self._lost: dict[str, StoreError] = {}
         self.lanes: list[Lane] = []
+        self.unfinished: tuple[RequestId, ...] = ()
 
     def __enter__(self) -> "Run":
         """Make room in every tier, then begin to move. Raises NoRoom, with nothing moved.

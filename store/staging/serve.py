@@ -4,9 +4,10 @@ One line of JSON each way:
     ["next"]        a step, or null after the last
     ["take", STEP]  its objects, once all of them came or failed, or null if the run has ended:
                     {"held": {number: key}, "failed": {number: [kind, where, why]}}
-    ["over", STEP]  the step is over; no answer
+    ["over", STEP, DONE]  the step is over, and whether its work was done; no answer
     ["own", NAME]   whether all steps from here on are given to this client only
-When a connection closes, all steps that it was given are over. So a process that is killed holds nothing up.
+When a connection closes, all steps that it was given are over and not done. So a process that is killed holds nothing
+up, and its steps are known.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +30,35 @@ from .steps import StepObjects, Steps
 _ASK_MAX_BYTES = 256
 _ANSWER_MAX_BYTES = 1 << 28
 _RETRY_S = 0.05
+_LAST_WORDS_S = 2.0  # for a client that outlives the command and waits for a step
 
 
-class _StepsServer:
-    """Answers connections, each in a thread of its own."""
+class StepsServer:
+    """Answers connections, each in a thread of its own. `given` and `done` are the steps that were."""
 
-    def __init__(self, steps: Steps, keys: Sequence[str], listener: socket.socket) -> None:
-        self._steps, self._keys, self._listener = steps, keys, listener
-        self._connections = set[socket.socket]()
+    def __init__(
+        self, steps: Steps, keys: Sequence[str], listener: socket.socket, on_done: Callable[[int], object]
+    ) -> None:
+        self._steps, self._keys, self._listener, self._on_done = steps, keys, listener, on_done
+        self.given, self.done = set[int](), set[int]()
+        self._connections = dict[socket.socket, threading.Thread]()
         self._owner: str | None = None
         self._closed = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
+        """Take what clients have said so far, then end all connections."""
         self._closed = True
-        for connection in (self._listener, *self._connections):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        connections = dict(self._connections)
+        for how in (socket.SHUT_RD, socket.SHUT_RDWR):  # first no more is read than was said already
+            for connection in connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(how)
+            deadline = time.monotonic() + _LAST_WORDS_S
+            for thread in connections.values():
+                thread.join(max(deadline - time.monotonic(), 0))
         self._listener.close()
 
     def _accept(self) -> None:
@@ -55,11 +68,12 @@ class _StepsServer:
             except OSError:  # the listener is closed, or too many files are open at the moment
                 time.sleep(_RETRY_S)
                 continue
-            self._connections.add(connection)
+            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            self._connections[connection] = thread
             try:
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+                thread.start()
             except RuntimeError:  # too many threads; the client finds the connection closed
-                self._connections.discard(connection)
+                self._connections.pop(connection, None)
                 connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
@@ -70,15 +84,21 @@ class _StepsServer:
                 while (line := stream.readline(_ASK_MAX_BYTES)).endswith(b"\n"):
                     word, *rest = json.loads(line)
                     if word == "over":
+                        self._finish(rest[0], rest[1] is True and rest[0] in owed)
                         owed.discard(rest[0])
-                        self._steps.finish(rest[0])
                         continue
                     stream.write(json.dumps(self._answer(word, rest, owed)).encode() + b"\n")
                     stream.flush()
             finally:
-                self._connections.discard(connection)
+                self._connections.pop(connection, None)
                 for step in owed:
-                    self._steps.finish(step)
+                    self._finish(step, done=False)
+
+    def _finish(self, step: int, done: bool) -> None:
+        if done:
+            self.done.add(step)
+            self._on_done(step)
+        self._steps.finish(step, done=done)
 
     def _answer(self, word: str, rest: list[Any], owed: set[int]) -> object:
         if word == "own":
@@ -87,6 +107,7 @@ class _StepsServer:
         if word == "next":
             step = self._steps.next()
             owed |= {step} if step is not None else set()
+            self.given |= owed
             return step
         owed.add(rest[0])
         with contextlib.suppress(StorageFailed):
@@ -95,15 +116,20 @@ class _StepsServer:
 
 
 @contextlib.contextmanager
-def serving(steps: Steps, keys: Sequence[str], path: Path, disk: Disk) -> Iterator[None]:
-    """Serve steps at a socket while the body runs. After it, clients that wait get StorageFailed."""
+def serving(
+    steps: Steps, keys: Sequence[str], path: Path, disk: Disk, on_done: Callable[[int], object] = lambda _: None
+) -> Iterator[StepsServer]:
+    """Serve steps at a socket while the body runs. After it, clients that wait get StorageFailed.
+
+    `on_done` is called with each step whose work was done.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with _short_path(path) as name, disk_errors(path):
         listener.bind(name)
         listener.listen()
-    server = _StepsServer(steps, keys, listener)
+    server = StepsServer(steps, keys, listener, on_done)
     try:
-        yield
+        yield server
     finally:
         server.close()
         disk.remove(path)
@@ -152,9 +178,9 @@ class StepsClient:
         failed = {int(number): _parse_error(*error) for number, error in answer["failed"].items()}
         return StepObjects(dict(held), failed)
 
-    def finish(self, step: int) -> None:
+    def finish(self, step: int, *, done: bool = True) -> None:
         with contextlib.suppress(StorageFailed):  # the run has ended, and so has every step
-            self._ask(["over", step], answered=False)
+            self._ask(["over", step, done], answered=False)
 
     def stop(self) -> None:
         for connection in list(self._connections):

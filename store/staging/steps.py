@@ -32,8 +32,8 @@ class Steps(Protocol):
         """Return the objects of a step, once all of them came or failed. Raises StorageFailed if the run has ended."""
         ...
 
-    def finish(self, step: int) -> None:
-        """Say that a step is over. Its objects may then be evicted."""
+    def finish(self, step: int, *, done: bool = True) -> None:
+        """Say that a step is over, and whether its work was done. Its objects may then be evicted."""
         ...
 
     def stop(self) -> None:

@@ -17,7 +17,11 @@ from .prefetch import Prefetched, StagingOptions, WantedObject, stage
 from .unstage import StagedCopy, drop_after_erase, unstage, wipe_before_erase
 
 if TYPE_CHECKING:
+    from collections.abc import Set
+
+    from ..plan.model import RequestId
     from ..plan.planfile import Plan
+    from .done_list import DoneList
     from .run import Run
 
 
@@ -121,15 +125,34 @@ class Tiers:
     # ---- plan and run
 
     def plan(
-        self, path: str | Path, *, order: str = "given", to: str | None = None, budget_bytes: int | None = None
+        self,
+        path: str | Path,
+        *,
+        order: str = "given",
+        to: str | None = None,
+        budget_bytes: int | None = None,
+        done: "Set[RequestId]" = frozenset(),
     ) -> "Plan":
         """Return the staging plan of a JOB file. Nothing moves; tiers that were never measured are measured first.
 
-        `to` and the target's budget override those of the JOB.
+        `to` and the target's budget override those of the JOB. Requests that are `done` are left out.
         """
         from .plan_job import plan_file  # loaded here so that commands that plan nothing start faster
 
-        return plan_file(self.arenas, self.get, self.kv, Path(path), order=order, to=to, budget_bytes=budget_bytes)
+        return plan_file(
+            self.arenas, self.get, self.kv, Path(path), order=order, to=to, budget_bytes=budget_bytes, done=done
+        )
+
+    def done_list(self, path: str | Path, on_failure: "Callable[[StoreError], object]") -> "DoneList":
+        """Return the list of the requests of a JOB file that are done. One of all requests is begun anew."""
+        from ..plan.job import read_job
+        from .done_list import DoneList
+
+        job = read_job(Path(path))
+        done = DoneList(Path(path), job.requests_path, self.arenas.disk, on_failure)
+        if done.ids.issuperset(request.id for request in job.requests):
+            done.clear()
+        return done
 
     def run(
         self,

@@ -126,7 +126,7 @@ def test_a_killed_get_leaves_nothing_at_its_destination(store: Path, tmp_path: P
     assert cli("put", source, "big").code == 0
     out = tmp_path / "restored" / "big.safetensors"
     process = stopped("get", "big", out, part=".arstore-", written_bytes=40 * MIB)
-    assert list(tmp_path.glob("restored/.arstore-*/0"))
+    assert list(tmp_path.glob("restored/.arstore-*/tree"))
     process.kill()
     assert ended(process).code == -signal.SIGKILL
     assert not out.exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -83,21 +84,48 @@ def test_signals_reach_the_command_and_its_code_comes_back(store: Store, host: P
         out, _ = process.communicate(timeout=PATIENCE_S)
         return process.returncode, heard + out
 
-    def ctrl_c(pid: int) -> None:
-        os.kill(pid, signal.SIGINT)  # the part of it that we see is not sent on
-        time.sleep(0.3)
-        os.killpg(pid, signal.SIGINT)
-
     loop = "echo up; while :; do sleep 0.02; done"
     for name, number in (("TERM", signal.SIGTERM), ("USR1", signal.SIGUSR1)):
         command = ["bash", "-c", f"trap 'echo {name}; exit 5' {name}; {loop}"]
         assert run(command, lambda pid, number=number: os.kill(pid, number)) == (5, f"{name}\n")  # type: ignore[misc]
-    # Each arrival as a byte, however fast one follows the other.
-    count = "import os, signal, time; signal.signal(signal.SIGINT, lambda *_: None); os.set_blocking(1, False)\n"
-    count += "signal.set_wakeup_fd(1); os.write(1, b'up\\n')\nwhile True: time.sleep(1)"
-    ended_by_term = (128 + signal.SIGTERM, chr(signal.SIGINT))
-    assert run([sys.executable, "-c", count], ctrl_c, then_end=True) == ended_by_term  # one SIGINT, from the terminal
+    # An interrupt of arstore alone, as a supervisor sends it, ends the run, whatever the command makes of it.
+    for command in ("echo up; exec sleep 60", f"trap 'exit 0' INT; {loop}"):
+        assert run(["bash", "-c", command], lambda pid: os.kill(pid, signal.SIGINT))[0] == 130
     assert run(["bash", "-c", loop], lambda pid: os.killpg(pid, signal.SIGINT))[0] == 130
+    assert left(host) == []
+
+
+COUNT = """
+import os, signal, time
+signal.signal(signal.SIGINT, lambda *_: None)
+os.set_blocking(1, False)
+signal.set_wakeup_fd(1, warn_on_full_buffer=False)
+os.write(1, b"up\\n")
+while True: time.sleep(1)
+"""
+
+
+def test_ctrl_c_on_a_terminal_reaches_the_command_once(store: Store, host: Path) -> None:
+    """The terminal sends it to arstore and to the command. What arstore gets it doesn't pass on."""
+    store.put(tensors=weights(), name="m")
+    reading, writing = os.pipe()
+    child, terminal = pty.fork()
+    if not child:
+        os.dup2(writing, 1)
+        words = ["-c", "from arstore.cli.main import main; main()", "-q", "prefetch", "m", "--", sys.executable]
+        os.execv(sys.executable, [sys.executable, *words, "-c", COUNT])
+    os.close(writing)
+    assert os.read(reading, 3) == b"up\n", os.read(terminal, 10_000)
+    os.write(terminal, b"\x03")
+    assert os.read(reading, 1) == bytes([signal.SIGINT])
+    os.kill(child, signal.SIGTERM)
+    rest = b""
+    while part := os.read(reading, 10):
+        rest += part
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
+    assert bytes([signal.SIGINT]) not in rest  # it came once
+    os.close(reading)
+    os.close(terminal)
     assert left(host) == []
 
 

@@ -166,11 +166,11 @@ def test_copies_over_their_time_go_first_then_those_with_the_least_time(
     keys = stage_three(store, tmp_path)
     os.utime(host / f"{extents(host)[0].parent.name}/{keys[1]}.extent", (1, 1))  # b's time is over
     put_file(store, tmp_path, "d", 64 * 1000)
-    assert cli("prefetch", "d", "--ttl", "4h", "--budget", str(3 * 64_000)).code == 0
+    assert cli("prefetch", "d", "--ttl", "4h", "--budget", f"{3 * 64_000}B").code == 0
     there = {path.stem for path in extents(host)}
     assert there == {keys[0], keys[2], store.get("d").summary.id}
     put_file(store, tmp_path, "e", 64 * 1000)
-    assert cli("prefetch", "e", "--budget", str(3 * 64_000)).code == 0
+    assert cli("prefetch", "e", "--budget", f"{3 * 64_000}B").code == 0
     assert {path.stem for path in extents(host)} == there - {keys[0]} | {store.get("e").summary.id}
 
 
@@ -178,13 +178,13 @@ def test_a_prefetch_without_room_moves_nothing_and_removes_nothing(store: Store,
     stage_three(store, tmp_path)
     put_file(store, tmp_path, "d", 64 * 1000)
     with store.prefetch(["b"]):
-        ran = cli("prefetch", "d", "--budget", str(2 * 64_000 - 1))
+        ran = cli("prefetch", "d", "--budget", f"{2 * 64_000 - 1}B")
         assert (ran.code, len(ran.error.splitlines())) == (14, 1)
         assert len(extents(host)) == 3  # a and c could have gone, and it would not have helped
-        assert cli("prefetch", "d", "--budget", str(2 * 64_000)).code == 0  # to the byte
+        assert cli("prefetch", "d", "--budget", f"{2 * 64_000}B").code == 0  # to the byte
         assert {path.stem for path in extents(host)} == {store.get(name).summary.id for name in "bd"}
-    assert cli("prefetch", "b", "d", "--budget", str(2 * 64_000)).code == 0  # run again, it is all there
-    assert cli("prefetch", "a", "b", "c", "--budget", str(3 * 64_000 - 1)).code == 14
+    assert cli("prefetch", "b", "d", "--budget", f"{2 * 64_000}B").code == 0  # run again, it is all there
+    assert cli("prefetch", "a", "b", "c", "--budget", f"{3 * 64_000 - 1}B").code == 14
     assert {path.stem for path in extents(host)} == {store.get(name).summary.id for name in "bd"}
     assert len(left(host)) == len(extents(host))
 

@@ -282,8 +282,8 @@ def test_an_artifact_that_does_not_fit_is_not_published(store: Store, tmp_path: 
     published(store, tmp_path)
     put(store, tmp_path, "n")
     with store.prefetch(["m"], to="shared"):
-        assert cli("prefetch", "n", "--to", "shared", "--budget", str(2 * LENGTH - 1)).code == 14
-        assert cli("prefetch", "n", "--to", "shared", "--budget", str(2 * LENGTH)).code == 0
+        assert cli("prefetch", "n", "--to", "shared", "--budget", f"{2 * LENGTH - 1}B").code == 14
+        assert cli("prefetch", "n", "--to", "shared", "--budget", f"{2 * LENGTH}B").code == 0
     assert len(lying(memory)) == 2
 
 
