@@ -65,9 +65,12 @@ def plan(
 
 
 def _text(made: "Plan") -> str:
+    computed = [made.job.objects[move.object] for move in made.lanes[0] if move.made]
+    tokens = f", {sum(object_.tokens for object_ in computed)} tokens" if computed else ""
     lines = [
         f"requests   {len(made.order)}",
         f"moves      {sum(map(len, made.lanes))}, {made.refetches} of them of what was evicted before",
+        f"computed   {len(computed)} prefix blocks{tokens}",
         *(
             f"peak       {size(peak)} in {tier.name}"
             for tier, peak in zip(made.job.tiers, made.peak_bytes, strict=True)

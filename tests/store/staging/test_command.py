@@ -89,8 +89,8 @@ def test_signals_reach_the_command_and_its_code_comes_back(store: Store, host: P
         command = ["bash", "-c", f"trap 'echo {name}; exit 5' {name}; {loop}"]
         assert run(command, lambda pid, number=number: os.kill(pid, number)) == (5, f"{name}\n")  # type: ignore[misc]
     # An interrupt of arstore alone, as a supervisor sends it, ends the run, whatever the command makes of it.
-    for command in ("echo up; exec sleep 60", f"trap 'exit 0' INT; {loop}"):
-        assert run(["bash", "-c", command], lambda pid: os.kill(pid, signal.SIGINT))[0] == 130
+    for script in ("echo up; exec sleep 60", f"trap 'exit 0' INT; {loop}"):
+        assert run(["bash", "-c", script], lambda pid: os.kill(pid, signal.SIGINT))[0] == 130
     assert run(["bash", "-c", loop], lambda pid: os.killpg(pid, signal.SIGINT))[0] == 130
     assert left(host) == []
 

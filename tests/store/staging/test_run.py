@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import json
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from arstore import BadInput, Corrupt, NoRoom, Store
+from arstore.store.config import default_store
 from arstore.store.errors import StorageFailed
 from arstore.store.plan.planfile import Plan
 from arstore.store.plan.timeline import Timed, occupancy
@@ -208,6 +210,31 @@ def test_blocks_to_be_computed_come_between_those_that_are_fetched(store: Store,
     ran = arstore("prefetch", job(tmp_path, requests, more, to=to), "--", sys.executable, "-c", show)
     assert ran.code == 0, ran.err
     assert ran.out.splitlines() == [f"{number} 2 []" for number in range(6)]
+
+
+def test_all_that_is_staged_is_delivered_with_its_positions(store: Store, tmp_path: Path) -> None:
+    """Where computing is as fast as loading, a plan has the front computed while later blocks are loaded."""
+    torch.manual_seed(0)
+    tokens = list(range(2560))
+    kv = {f"layers.{n}.{side}": torch.randn(2560, 2, 16).bfloat16() for n in range(2) for side in ("key", "value")}
+    store.kv.put(kv, name="kv", tokens=tokens, identity=IDENTITY)
+    speed = {"bytes_per_s": 1e6, "latency_s": 0.0, "measured": "2026-01-01T00:00:00Z"}
+    (default_store() / "tiers.json").write_text(json.dumps(dict.fromkeys(("local", "host", "device"), speed)))
+    more = f"{IDENTITY_TABLE}[recompute]\ntokens_per_second = {256 * 1e6 / BLOCK:.0f}\n"
+    plan = store.tiers.plan(job(tmp_path, [{"id": "a", "tokens": tokens}], more))
+    made = [plan.job.objects[move.object].tokens for move in plan.lanes[0] if move.made]
+    moved = [move for move in plan.lanes[0] if not move.made]
+    assert made
+    assert moved, "the plan computes all or nothing"
+    with store.tiers.run(plan) as run:
+        for request in run:
+            placed = request.placed_blocks
+            assert len(placed) == len(moved)  # nothing is staged that is not delivered
+            assert request.blocks == []  # the front is in none of them
+            assert request.to_compute == [range(sum(made))]
+            for at, block in placed.items():
+                assert torch.equal(block["layers.1.value"], kv["layers.1.value"][at.start : at.stop])
+            assert [*placed][-1].stop == 2560
 
 
 def test_a_move_waits_until_the_move_before_it_has_made_room(
