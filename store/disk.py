@@ -17,7 +17,11 @@ from .errors import NoRoom, StorageFailed, reason
 from .progress import BytesTold, ignore_bytes
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = {
+    errno.ENOSPC: "free some space, or run 'arstore gc'",
+    errno.EDQUOT: "free some space of your quota, or run 'arstore gc'",
+    errno.EFBIG: "raise the limit that 'ulimit -f' shows, or use a file system that takes files as large",
+}
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -28,8 +32,8 @@ def disk_errors(where: object) -> Iterator[None]:
         yield
     except OSError as error:
         why = reason(error)
-        if error.errno in _NO_ROOM:
-            raise NoRoom(str(where), why, hint="free some space, or run 'arstore gc'") from error
+        if error.errno in NO_ROOM:
+            raise NoRoom(str(where), why, hint=NO_ROOM[error.errno]) from error
         raise StorageFailed(str(where), why) from error
 
 

@@ -15,6 +15,7 @@ commits ago. So a reader must be brief.
 """
 
 import contextlib
+import errno
 import mmap
 import os
 import threading
@@ -36,6 +37,7 @@ _WRITER, _READERS = 1 << 62, (1 << 62) + 1
 _WAIT_S = 300.0  # no transaction takes as long
 # The map is address space alone, which some machines limit. It has room for twice the file, and is made anew when full.
 _MAP_MIN_BYTES = 64 << 20
+_PROBE_BYTES = 1 << 20
 
 
 class Environment:
@@ -112,6 +114,10 @@ class Environment:
                 with contextlib.suppress(lmdb.MapFullError, lmdb.MapResizedError):
                     return self._commit(change, wait_s)
                 self._grow()
+        except lmdb.Error as error:
+            if os.strerror(errno.EIO) in str(error):  # also what LMDB says of a write that ended halfway
+                Disk().reserve(self._fd, os.fstat(self._fd).st_size + _PROBE_BYTES)  # raises NoRoom if that was why
+            raise
         finally:
             self._last_write.renew()
 

@@ -1,6 +1,7 @@
 """Tables: named LMDB databases in which every value ends in a check."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,7 @@ import lmdb
 
 from ...formats.catalog import close_row, open_row
 from ...formats.errors import FormatError
+from ..disk import NO_ROOM
 from ..errors import Corrupt, NoRoom, ReadOnly, StorageFailed
 from .environment import close_environment, open_environment
 
@@ -118,6 +120,7 @@ def _lmdb_errors(path: Path) -> Iterator[None]:
     except lmdb.Error as error:
         if "LMDB data format" in str(error):  # its two format fields have no exception class of their own
             raise Corrupt(str(path), str(error), hint=_REBUILD) from error
-        if "No space" in str(error):
-            raise NoRoom(str(path), "no space left on device", hint="free some space, or run 'arstore gc'") from error
+        for code, hint in NO_ROOM.items():  # LMDB's errors have no number here, but the system's text
+            if os.strerror(code) in str(error):
+                raise NoRoom(str(path), os.strerror(code).lower(), hint=hint) from error
         raise StorageFailed(str(path), str(error)) from error

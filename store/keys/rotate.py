@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...formats.frames import KEY_BYTES
-from ..config import KEYS_DIR, Config, write_config
+from ..config import CONFIG_NAME, KEYS_DIR, Config, write_config
 from ..disk import Disk
 from ..errors import BadInput, Conflict, KeyRefused
 from ..locks import locked
 from ..outputs import check_key_place
 from .keyring import Keyring
-from .unlock import Secrets, Stanzas, check_passphrase, fresh_secret, new_key_file
+from .unlock import STANZAS_NAME, Secrets, Stanzas, check_passphrase, fresh_secret, new_key_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class Rekeying:
         """
         self.keyring.check_writable()
         with locked(self.root / KEYS_DIR):
+            sweep_unfinished(self.root, self.disk)
             return _rotate(self, key_file, drop_others=drop_others, dry_run=dry_run)
 
 
@@ -61,6 +62,16 @@ class Rotated:
 
     key_file: Path
     dropped: tuple[str, ...]
+
+
+def sweep_unfinished(root: Path, disk: Disk) -> None:
+    """Remove new configs and stanzas that killed processes left. Call it with the lock of the keys' directory held.
+
+    Whoever writes one of them holds that lock.
+    """
+    for directory, name in ((root, CONFIG_NAME), (root / KEYS_DIR, STANZAS_NAME)):
+        for left in directory.glob(f".{name}.*"):
+            disk.remove(left)
 
 
 def _current(parts: Rekeying) -> Stanzas:

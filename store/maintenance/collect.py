@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from ...formats.catalog import BlobRow
 from ..artifacts.drop import drop, released
 from ..artifacts.names import StoredVersion
+from ..config import KEYS_DIR
 from ..errors import Conflict
+from ..keys.rotate import sweep_unfinished
+from ..locks import locked
 from ..parts import Parts
 from .reclaim import reclaim
 from .retention import KEEP_ALL, Retention, choose
@@ -62,6 +65,8 @@ def collect(
     with parts.spending_reserve(), parts.leases.hold(SCOPE, "gc", lock_wait_s):
         if not dry_run:
             parts.recover()
+            with locked(parts.root / KEYS_DIR):
+                sweep_unfinished(parts.root, parts.disk)
         outdated = _outdated(parts, retention, now_s)
         for version in outdated if not dry_run else ():
             with contextlib.suppress(Conflict):  # somebody else removed it meanwhile

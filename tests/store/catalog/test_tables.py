@@ -1,6 +1,8 @@
 """Tables: checked rows in LMDB, transactions that are undone, and one environment a process."""
 
+import errno
 import os
+import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,7 +13,7 @@ import lmdb
 import pytest
 
 from arstore.store.catalog.tables import Rows, Tables
-from arstore.store.errors import Corrupt, StorageFailed
+from arstore.store.errors import Corrupt, NoRoom, StorageFailed
 from tests.support.catalog_rows import opened_tables
 
 
@@ -162,3 +164,36 @@ def test_a_file_that_is_no_catalog_is_corrupt(tmp_path: Path) -> None:
     with pytest.raises(Corrupt) as caught:
         Tables(tmp_path / "catalog", ("names",), bytes(32))
     assert caught.value.hint == "run 'arstore repair --rebuild-catalog'"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_an_error_of_lmdb_for_lack_of_room_is_no_room(tables: Tables, code: int) -> None:
+    def change(rows: Rows) -> None:
+        raise lmdb.Error(f"mdb_txn_commit: {os.strerror(code)}")
+
+    with pytest.raises(NoRoom) as caught:
+        tables.write(change)
+    assert caught.value.hint
+    assert ("ulimit -f" in caught.value.hint) == (code == errno.EFBIG)
+
+
+def test_a_limit_of_file_sizes_is_named(tmp_path: Path) -> None:
+    """The catalog's file may not grow: the writer gets NoRoom, and nothing has changed."""
+    with opened_tables(tmp_path / "catalog") as tables:
+        put(tables, b"key", b"value")
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+        def fill(rows: Rows) -> None:
+            for at in range(2000):
+                rows.put("names", b"%d" % at, bytes(4000))
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+        try:
+            with pytest.raises(NoRoom) as caught:
+                tables.write(fill)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert caught.value.hint
+        assert "ulimit -f" in caught.value.hint
+        assert get(tables, b"key") == b"value"
+        tables.write(fill)

@@ -13,7 +13,7 @@ import pytest
 from arstore import BadInput, KeyRefused, Store
 from arstore.formats.errors import FormatError
 from arstore.formats.keypage import PAGE_BYTES, open_root
-from arstore.store.config import read_config, root_path
+from arstore.store.config import default_store, read_config, root_path
 from arstore.store.disk import Disk
 from arstore.store.keys.unlock import Secrets, open_masters
 from tests.support.command import cli
@@ -328,3 +328,15 @@ def test_a_key_file_of_somebody_else_is_never_taken(tmp_path: Path, root: Path) 
         assert (tmp_path / name).read_text() == content
     assert cli("key", "rotate", "--key-file", tmp_path).code == 2
     assert readable(root)
+
+
+@pytest.mark.parametrize("words", [("gc",), ("key", "rotate")])
+def test_what_a_killed_rotation_left_unfinished_is_swept(tmp_path: Path, words: tuple[str, ...]) -> None:
+    assert cli("init").code == 0
+    root = default_store()
+    left = [root / ".config.toml.0123456789ab", root / "keys" / ".stanzas.json.0123456789ab"]
+    for path in left:
+        path.write_bytes(b"half of it")
+    assert cli(*words).code == 0
+    assert not any(path.exists() for path in left)
+    assert cli("ls").code == 0
