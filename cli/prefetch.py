@@ -45,19 +45,31 @@ class Asked:
     from_start: bool = False
 
 
+_Names = Annotated[
+    list[str], typer.Argument(metavar="NAME…", help="Names or ids of artifacts, or one JOB or PLAN file.")
+]
+_To = Annotated[
+    str | None,
+    typer.Option(metavar="TIER", help="host, shared, device or device:cuda:0. [default: host, or as JOB says]"),
+]
+_Wait = Annotated[bool, typer.Option("--wait", help="Wait for another process that stages the same object.")]
+_Timeline = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write what moved when, in Chrome's trace format.")
+]
+_Redo = Annotated[bool, typer.Option("--redo", help="Run CMD again for the requests of a JOB that it did not finish.")]
+_FromStart = Annotated[
+    bool, typer.Option("--from-start", help="Do all requests of a JOB, also those that an earlier run did.")
+]
+
+
 def register(app: typer.Typer) -> None:
     app.command(cls=RunsAnother)(prefetch)
 
 
 def prefetch(
     context: typer.Context,
-    names: Annotated[
-        list[str], typer.Argument(metavar="NAME…", help="Names or ids of artifacts, or one JOB or PLAN file.")
-    ],
-    to: Annotated[
-        str | None,
-        typer.Option(metavar="TIER", help="host, shared, device or device:cuda:0. [default: host, or as JOB says]"),
-    ] = None,
+    names: _Names,
+    to: _To = None,
     budget: Annotated[str | None, typer.Option(metavar="SIZE", help="The most bytes the tier may hold.")] = None,
     ttl: Annotated[
         str | None, typer.Option(metavar="TIME", help="How long copies stay. [default: 1h; with CMD: until it ends]")
@@ -65,16 +77,10 @@ def prefetch(
     from_: Annotated[
         str | None, typer.Option("--from", metavar="TIER", help="Read from this tier first: local or shared.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for another process that stages the same object.")] = False,
-    timeline: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write what moved when, in Chrome's trace format.")
-    ] = None,
-    redo: Annotated[
-        bool, typer.Option("--redo", help="Run CMD again for the requests of a JOB that it did not finish.")
-    ] = False,
-    from_start: Annotated[
-        bool, typer.Option("--from-start", help="Do all requests of a JOB, also those that an earlier run did.")
-    ] = False,
+    wait: _Wait = False,
+    timeline: _Timeline = None,
+    redo: _Redo = False,
+    from_start: _FromStart = False,
 ) -> None:
     """Stage artifacts in host or device memory. Every byte is verified on the way.
 

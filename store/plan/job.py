@@ -7,7 +7,7 @@ Only these two files are read, and no store is asked: `compose` gets the objects
 import tomllib
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,7 +64,7 @@ class JobFile:
     block_bytes: int | None = None
     block_tokens: int = BLOCK_TOKENS
     identity: tuple[tuple[str, object], ...] = ()  # of the KV that requests' tokens stand for
-    requests_path: Path | None = None
+    requests_path: Path | None = field(default=None, compare=False)
 
     def without(self, done: Set[RequestId]) -> "JobFile":
         """Return the job without the requests that are done; nobody waits for them."""
