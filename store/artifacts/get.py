@@ -119,6 +119,7 @@ def write_whole(dest: Path, blocks: Iterable[memoryview], total: int, disk: Disk
 def _write_blobs(artifact: Artifact, tree: Path, disk: Disk, progress: Progress) -> None:
     """Write every file into a tree whose directories are there, with several threads."""
     blobs, files = artifact.manifest.blobs, artifact.manifest.files
+    total = artifact.manifest.plain_bytes  # summed up once, or many files would take the square of their number
     artifact.check_blobs()  # a blob that is missing or in quarantine is refused before anything is written
 
     def write(task: tuple[int, int, list[int]]) -> int:
@@ -130,7 +131,7 @@ def _write_blobs(artifact: Artifact, tree: Path, disk: Disk, progress: Progress)
             read += artifact.read_blob(member, buffer[at : at + length])
             at += length
         disk.write_file_at(tree / file_name(files[number].path), buffer[:at], offset)
-        progress(at, artifact.manifest.plain_bytes)
+        progress(at, total)
         return read
 
     for file in files:

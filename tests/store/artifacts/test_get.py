@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arstore import BadInput, Corrupt, Store, create_store, open_store
+from arstore.formats.manifest import Manifest
 from tests.support.checkpoints import (
     MAKERS,
     assert_equal_tensors,
@@ -230,3 +231,23 @@ def test_any_tree_comes_back(store: Store, tree: dict[str, object]) -> None:
         assert again.blobs_new == 0
         store.get_to("tree", out)
         assert snapshot(out) == snapshot(source)
+
+
+def test_the_size_of_all_files_is_summed_up_a_few_times_only(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each file would take the square of their number."""
+    (folder := tmp_path / "many").mkdir()
+    for number in range(200):
+        (folder / f"{number}").write_text(str(number))
+    store.put(folder, name="many")
+    real, sums = Manifest.plain_bytes, list[int]()
+
+    def counted(manifest: Manifest) -> int:
+        sums.append(1)
+        return int(real.__get__(manifest))
+
+    monkeypatch.setattr(Manifest, "plain_bytes", property(counted))
+    store.get_to("many", tmp_path / "out")
+    assert len(sums) < 5
+    assert (tmp_path / "out" / "199").read_text() == "199"
