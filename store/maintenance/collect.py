@@ -62,7 +62,11 @@ def collect(
     parts: Parts, margins: Margins, retention: Retention, now_s: int, *, dry_run: bool, lock_wait_s: float
 ) -> Collected:
     """Collect garbage; raise Fenced if another collection runs for longer than `lock_wait_s`."""
-    with parts.spending_reserve(), parts.leases.hold(SCOPE, "gc", lock_wait_s):
+    only_looks = dry_run and parts.keyring.read_only  # it can't take a lease, and needs none
+    with (
+        parts.spending_reserve(),
+        contextlib.nullcontext() if only_looks else parts.leases.hold(SCOPE, "gc", lock_wait_s),
+    ):
         if not dry_run:
             parts.recover()
             with locked(parts.root / KEYS_DIR):

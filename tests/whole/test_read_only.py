@@ -34,6 +34,7 @@ def reading(tmp_path: Path) -> list[tuple[object, ...]]:
         ("kv", "get", *KV, tmp_path / "kv.out"), ("why-miss", "--kind", "kv", *KV[2:4], "--revision", "other", *KV[6:]),
         ("prefetch", "model"), ("unstage", "--all"), ("tiers",), ("lease", "ls"), ("tenant", "ls"),
         ("rm", "model", "--dry-run"), ("erase", "model", "--dry-run"),
+        ("gc", "--dry-run"),
     ]  # fmt: skip
 
 
