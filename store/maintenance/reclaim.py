@@ -34,7 +34,7 @@ def reclaim(directory: Path, survey: Survey, garbage: Garbage, disk: Disk, *, dr
         if not path.exists() and (dry_run or live):
             continue
         # If a row has no file, one is made: its lock tells whether a put is making the segment just now.
-        fd = disk.open(path, create=not live and not dry_run)
+        fd = disk.open_as_allowed(path)[0] if dry_run else disk.open(path, create=not live)
         try:
             dead = [run for run in dead_ranges(live, row.durable_bytes) if _allocated(fd, *run)]
             size = sum(_allocated(fd, *run) for run in dead)
