@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import PATIENCE_S, PROGRAM
+from tests.support.planning import write_speeds
 from tests.support.stocked import cli, store, work
 
 __all__ = ["store", "work"]  # fixtures
@@ -112,6 +113,7 @@ def test_a_job_names_its_files_in_utf_8_in_every_locale(store: Path, locale: dic
     assert cli("put", "a.txt", "x").code == 0
     Path("job.toml").write_text('[job]\nto = "host"\nrequests = "ü.jsonl"\n', encoding="utf-8")
     Path("ü.jsonl").write_text('{"id": 1, "artifacts": ["x"]}\n')
+    write_speeds()
     assert json.loads(ran(locale, "plan", "job.toml", "--json"))["order"] == [1]
     Path("é").mkdir()
     Path("é/key").write_bytes(Path(os.environ.get("ARSTORE_KEY_FILE") or json_key_file()).read_bytes())

@@ -21,6 +21,7 @@ from arstore.store.errors import StorageFailed
 from arstore.store.outputs import Outputs
 from tests.support.checkpoints import snapshot
 from tests.support.command import PATIENCE_S, PROGRAM, cli
+from tests.support.planning import write_speeds
 
 
 @pytest.fixture
@@ -97,6 +98,7 @@ def test_a_report_does_not_go_to_a_disk_or_a_socket(store: Store, tmp_path: Path
 def test_a_report_goes_into_a_pipe_a_device_and_standard_output(root: Path, tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text('[job]\nto = "host"\nweights = ["f"]\nrequests = "r.jsonl"\n')
     (tmp_path / "r.jsonl").write_text('{"id": 1, "artifacts": ["f"]}\n')
+    write_speeds()
     os.mkfifo(tmp_path / "pipe")
     received = list[bytes]()
     reader = threading.Thread(target=lambda: received.append((tmp_path / "pipe").read_bytes()), daemon=True)

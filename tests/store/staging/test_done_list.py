@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from arstore import create_store, open_store
-from arstore.store.config import default_store
 from arstore.store.disk import Disk
 from arstore.store.errors import StorageFailed, StoreError
 from arstore.store.staging.done_list import DoneList
 from tests.support.command import PATIENCE_S, PROGRAM, Ran, arstore
+from tests.support.planning import write_speeds
 
 COUNT = 6
 # Each word of the arguments is one worker: what it does at its second request. Done requests go to a file.
@@ -45,8 +45,7 @@ for number, ready in enumerate(arstore.attach().requests()):
 def job(tmp_path: Path) -> Path:
     """A JOB of some requests that each need one artifact."""
     create_store()
-    speed = {"bytes_per_s": 1e9, "latency_s": 0.0, "measured": "2026-01-01T00:00:00Z"}
-    (default_store() / "tiers.json").write_text(json.dumps(dict.fromkeys(("local", "host", "device"), speed)))
+    write_speeds()
     with open_store() as store:
         store.put(tensors={"w": torch.ones(8)}, name="part")
     lines = [json.dumps({"id": f"r{n}", "artifacts": ["part"]}) for n in range(COUNT)]

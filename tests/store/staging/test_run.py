@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import json
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 from arstore import BadInput, Corrupt, NoRoom, Store
-from arstore.store.config import default_store
 from arstore.store.errors import StorageFailed
 from arstore.store.plan.planfile import Plan
 from arstore.store.plan.timeline import Timed, occupancy
@@ -20,7 +18,7 @@ from arstore.store.staging.requests import Ready
 from arstore.store.tiers.arena import Arena
 from arstore.store.tiers.tier import Held
 from tests.support.command import arstore
-from tests.support.planning import IDENTITY, IDENTITY_TABLE, SIZE, job
+from tests.support.planning import IDENTITY, IDENTITY_TABLE, SIZE, job, write_speeds
 from tests.support.runs import NAMES, store, tight, value_of
 from tests.support.staging import damage, left
 
@@ -218,8 +216,7 @@ def test_all_that_is_staged_is_delivered_with_its_positions(store: Store, tmp_pa
     tokens = list(range(2560))
     kv = {f"layers.{n}.{side}": torch.randn(2560, 2, 16).bfloat16() for n in range(2) for side in ("key", "value")}
     store.kv.put(kv, name="kv", tokens=tokens, identity=IDENTITY)
-    speed = {"bytes_per_s": 1e6, "latency_s": 0.0, "measured": "2026-01-01T00:00:00Z"}
-    (default_store() / "tiers.json").write_text(json.dumps(dict.fromkeys(("local", "host", "device"), speed)))
+    write_speeds(1e6)
     more = f"{IDENTITY_TABLE}[recompute]\ntokens_per_second = {256 * 1e6 / BLOCK:.0f}\n"
     plan = store.tiers.plan(job(tmp_path, [{"id": "a", "tokens": tokens}], more))
     made = [plan.job.objects[move.object].tokens for move in plan.lanes[0] if move.made]
